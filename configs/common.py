@@ -1,0 +1,93 @@
+"""Every field that an experiment can set, with its default. The other configs start from here."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  """Returns the defaults; `arg` of the other configs only changes values, never adds fields."""
+  c = ConfigDict()
+  c.seed = 0  # decides initial parameters, batches, augmentation and dropout
+  c.task = 'classification'
+  c.dtype = 'auto'  # compute dtype: float32, bfloat16, or auto = bfloat16 on GPU and TPU
+
+  c.batch_size = 128  # examples per optimiser step, over all devices and processes
+  c.eval_batch_size = 0  # 0 = batch_size
+  c.num_epochs = 10.0  # passes over the training split
+  c.num_steps = 0  # optimiser steps; where set, it stands instead of num_epochs
+  c.grad_accum_steps = 1  # micro-batches that a step's batch is computed in, to save memory
+
+  c.log_every = 0  # steps between lines in metrics.jsonl; 0 = twenty per evaluation
+  c.eval_every = 0  # steps between evaluations; 0 = once per epoch
+  c.checkpoint_every = 0  # steps between checkpoints; 0 = with each evaluation
+
+  c.monitor = 'test/accuracy'  # decides best checkpoint, early stopping, plateau; *loss: lower wins
+  c.early_stopping_patience = 0  # evaluations without a better monitor before stopping; 0 = never
+
+  c.model = ConfigDict()
+  c.model.name = 'vit'
+  c.model.hidden_size = 192
+  c.model.mlp_dim = 768
+  c.model.num_layers = 12
+  c.model.num_heads = 3
+  c.model.patches = ConfigDict({'size': (16, 16)})  # height, width in pixels
+  c.model.stride = placeholder(tuple)  # smaller than the patch: patches overlap; None = patch size
+  c.model.patch_embedding = 'conv'  # conv or linear: one function, two ways to compute it
+  c.model.classifier = 'token'  # token, gap, gmp, gsp, map, none
+  c.model.positional_embedding = 'learned_1d'  # or sinusoidal_1d, sinusoidal_2d, none
+  c.model.posemb_init_stddev = 0.02  # of learned position embeddings
+  c.model.representation_size = placeholder(int)  # width of a tanh layer before the head
+  c.model.dropout_rate = 0.0
+  c.model.attention_dropout_rate = 0.0
+  c.model.stochastic_depth = 0.0  # drop rate of the last block; grows linearly from 0
+  c.model.norm_epsilon = 1e-6
+  c.model.activation = 'gelu'  # gelu (tanh approximation), gelu_exact, relu
+  c.model.remat = False  # recompute blocks in the backward pass, to save memory
+
+  c.data = ConfigDict()
+  c.data.name = 'digits'  # digits, folder, or a TFDS data set
+  c.data.dir = ''  # the image folder, or where TFDS keeps data; '' = $TFDS_DATA_DIR, then its default
+  c.data.train_split = 'train'
+  c.data.test_split = 'test'
+  c.data.image_size = ()  # (height, width) that the model sees; () = as stored
+  c.data.channels = 0  # 1 or 3; 0 = as stored
+  c.data.crop = 'resize'  # resize, central, or inception (random at training time)
+  c.data.mean = (0.5,)  # per channel, or one for all; of pixels scaled to [0, 1]
+  c.data.std = (0.5,)
+  c.data.resident = 'auto'  # keep the decoded set on the device: yes, no, auto = where it fits
+  c.data.num_workers = 0  # worker processes of a streamed set; 0 = threads
+  c.data.num_threads = 8
+  c.data.prefetch = 4  # batches made ahead
+
+  c.augment = ConfigDict()
+
+  c.loss = ConfigDict()
+  c.loss.name = 'softmax'  # softmax, or sigmoid (binary cross-entropy summed over classes)
+  c.loss.label_smoothing = 0.0
+
+  c.optimizer = ConfigDict()
+  c.optimizer.name = 'adamw'  # sgd, adam, adamw, lion, lamb
+  c.optimizer.learning_rate = 1e-3  # the schedule's peak
+  c.optimizer.weight_decay = 0.0  # coupled (added to gradients, as PyTorch) for sgd and adam
+  c.optimizer.no_decay = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'  # '' = decay everything
+  c.optimizer.momentum = placeholder(float)  # sgd
+  c.optimizer.nesterov = placeholder(bool)  # sgd
+  c.optimizer.b1 = placeholder(float)  # adam, adamw, lion, lamb
+  c.optimizer.b2 = placeholder(float)
+  c.optimizer.eps = placeholder(float)  # adam, adamw, lamb
+
+  c.schedule = ConfigDict()
+  c.schedule.name = 'cosine'  # constant, linear, cosine, rsqrt
+  c.schedule.warmup_steps = 0  # linear warmup from 0
+  c.schedule.timescale = 10_000  # rsqrt: steps before the decay sets in
+
+  c.plateau = ConfigDict()  # reduce on plateau, on top of the schedule
+  c.plateau.factor = 1.0  # the learning rate is multiplied by it; 1 = off
+  c.plateau.patience = 5  # evaluations without a better monitor
+  c.plateau.cooldown = 0  # evaluations to wait after a reduction
+  c.plateau.min_scale = 0.0  # smallest product of factors
+
+  c.grad_clip_norm = 0.0  # clip gradients to this global norm; 0 = off
+  c.ema_decay = 0.0  # of the parameters' moving average, which is then what is evaluated; 0 = off
+  c.freeze = ()  # regexes of parameter paths that stay as they are
+  return c

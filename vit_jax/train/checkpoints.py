@@ -1,0 +1,209 @@
+"""Checkpoints: asynchronous, atomic, last and best kept (Orbax), each verified when it is read."""
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vit_jax.errors import UsageError
+
+
+def monitor_sign(monitor: str) -> int:
+  """Returns 1 where a higher value of the monitored metric is better, -1 for losses."""
+  return -1 if monitor.endswith('loss') else 1
+
+
+def checksum(state: Any) -> int:
+  """Returns the CRC-32 of all leaves, in order: Orbax itself doesn't notice flipped bits."""
+  crc = 0
+  for leaf in jax.tree.leaves(state):
+    crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).reshape(-1), crc)
+  return crc
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Swallows what background readers of a damaged checkpoint print after the first error."""
+  asyncio_logger = logging.getLogger('asyncio')
+  level = asyncio_logger.level
+  asyncio_logger.setLevel(logging.CRITICAL)
+  try:
+    with contextlib.redirect_stderr(io.StringIO()):
+      try:
+        yield
+      except Exception:
+        time.sleep(0.3)  # the other readers are still failing
+        raise
+  finally:
+    asyncio_logger.setLevel(level)
+
+
+class Checkpointer:
+  """The checkpoints of one run directory: the last two, and the best by the monitored metric.
+
+  Process 0 alone reads and writes; what it reads reaches the other processes by broadcast, so
+  that they need no shared file system.
+  """
+
+  def __init__(self, directory: Path, monitor: str, read_only: bool = False):
+    """Opens `directory`, and makes it unless `read_only`; `monitor` names the metric of best."""
+    self._directory = directory
+    self._monitor, self._sign = monitor, monitor_sign(monitor)
+    self._manager = None
+    if jax.process_index() == 0 and (directory.exists() or not read_only):
+      self._read_only = read_only
+      directory.mkdir(parents=True, exist_ok=True)
+      self._open()
+
+  def _open(self):
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=preservation_policy.AnyPreservationPolicy(
+        [
+          preservation_policy.LatestN(2),
+          preservation_policy.BestN(
+            get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False
+          ),
+        ]
+      ),
+      create=False,
+      cleanup_tmp_directories=not self._read_only,
+      read_only=self._read_only,
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix='process_0'
+      ),
+    )
+    self._manager = ocp.CheckpointManager(self._directory.resolve(), options=options)
+
+  def _rank(self, metrics: dict[str, float]) -> tuple[float, int]:
+    """The sort key of a checkpoint: of equally good ones, the earliest is best."""
+    return self._sign * metrics[self._monitor], -metrics['step']
+
+  def save(self, state: Any, meta: dict[str, Any], metrics: dict[str, float] | None) -> None:
+    """Starts to save `state`; returns when the devices' buffers may change again.
+
+    Args:
+      state: a TrainState; arrays on devices or host.
+      meta: JSON-able host-side state.
+      metrics: those of an evaluation at this step, or None.
+    """
+    if self._manager is None:
+      return
+    state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        meta=ocp.args.JsonSave(meta | {'crc32': checksum(state)}),
+      ),
+      metrics=None if metrics is None else metrics | {'step': step},
+      force=True,
+    )
+
+  def best_step(self) -> int | None:
+    """Returns the step of the best checkpoint that has metrics, or None."""
+    if self._manager is None:
+      return None
+    self.wait()
+    ranked = {}
+    for step in self._manager.all_steps():
+      with contextlib.suppress(FileNotFoundError, ValueError):
+        if metrics := self._manager.metrics(step):
+          ranked[step] = self._rank(metrics)
+    return max(ranked, key=ranked.get, default=None)
+
+  def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+    with _quiet():
+      found = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
+        ),
+      )
+    if checksum(found['state']) != found['meta'].pop('crc32', None):
+      raise ValueError('contents differ from their checksum')
+    return found['state'], found['meta']
+
+  def _restore(self, template: Any, first: int | None) -> tuple[Any, dict[str, Any]] | None:
+    """Restores `first`, else the newest, else the one before it, and so on."""
+    if self._manager is None:
+      return None
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if first is not None:
+      steps = [first, *(s for s in steps if s != first)]
+    for step in steps:
+      try:
+        return self._read(step, template)
+      except Exception as e:  # whatever a damaged file makes Orbax raise
+        reason = f'{type(e).__name__}: {e}'.splitlines()[0][:120]
+        print(
+          f'{self._directory / str(step)}: damaged checkpoint ({reason}); '
+          'falling back to the one before it',
+          flush=True,
+        )
+        if not self._read_only:
+          self._set_aside(step)
+    if steps:
+      raise UsageError(f'{self._directory}: every checkpoint is damaged ({len(steps)} tried)')
+    return None
+
+  def _set_aside(self, step: int) -> None:
+    """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
+    aside = self._directory / f'damaged_{step}'
+    shutil.rmtree(aside, ignore_errors=True)
+    (self._directory / str(step)).rename(aside)
+    self._manager.close()
+    self._open()
+
+  def restore(
+    self, template: Any, step: int | None = None
+  ) -> tuple[Any, dict[str, Any]] | None:
+    """Returns (state, meta) of the newest intact checkpoint, or None where there is none.
+
+    Args:
+      template: a state of the same structure; its values don't matter.
+      step: the checkpoint to try first, where it isn't the newest.
+
+    Raises:
+      UsageError: there are checkpoints, and all are damaged.
+    """
+    template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+    if jax.process_count() == 1:
+      return self._restore(template, step)
+    return self._restore_and_broadcast(template, step)
+
+  def _restore_and_broadcast(self, template, step):
+    """Sends what process 0 restored to all; its meta serves host-side state that all agree on."""
+    found = self._restore(template, step)
+    state, meta = found or (template, {})
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    length = multihost_utils.broadcast_one_to_all(np.int32(len(text) if found else -1))
+    if length < 0:
+      return None
+    text = np.resize(text, length) if jax.process_index() == 0 else np.zeros(length, np.uint8)
+    state, text = multihost_utils.broadcast_one_to_all((state, text))
+    return jax.tree.map(np.asarray, state), json.loads(bytes(np.asarray(text)).decode())
+
+  def wait(self) -> None:
+    """Blocks until everything saved is on disk."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and frees Orbax's threads."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+      self._manager.close()

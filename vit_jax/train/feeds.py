@@ -1,0 +1,144 @@
+"""Feeds: how batches reach the compiled steps, from the device's memory or streamed from the host.
+
+Both kinds have the same two calls, so that the loop doesn't know which it has, and give the same
+batches; they differ in how many steps a dispatch runs.
+"""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.data import loader as loaders
+from vit_jax.train import step as steps_lib
+from vit_jax.train.state import TrainState
+
+_MAX_STEPS = 64  # of one dispatch
+_DISPATCH_SECONDS = 0.2  # aim: long against the cost of a dispatch, short against a person's patience
+
+
+def put_on_devices(arrays: Any) -> Any:
+  """Returns `arrays` on every local device, laid out as mapped functions take shared arguments."""
+  put = jax.pmap(lambda x, _: x, axis_name='batch', in_axes=(None, 0), out_axes=None)
+  return put(arrays, np.zeros(jax.local_device_count()))
+
+
+def max_in_flight() -> int:
+  """Returns how many dispatches may wait to be run.
+
+  None on CPU: with several virtual devices, executions that wait for each other's threads hang.
+  """
+  return 0 if jax.default_backend() == 'cpu' else 2
+
+
+class ResidentTrainFeed:
+  """Trains on data that stay on the device, several steps in one dispatch."""
+
+  def __init__(self, train_step: Callable, loader: loaders.ResidentLoader):
+    self._steps = steps_lib.map_over_devices(
+      steps_lib.many_train_steps(train_step, _MAX_STEPS), donate=True
+    )
+    self._loader, self._arrays = loader, put_on_devices(loader.arrays)
+    self._num_steps, self._last = 1, None
+
+  def _pace(self) -> int:
+    """Adapts the steps of a dispatch to the time that the last one took."""
+    now = time.monotonic()
+    if self._last is not None:
+      then, num_steps = self._last
+      fitting = _DISPATCH_SECONDS * num_steps / max(now - then, 1e-6)
+      self._num_steps = int(np.clip(fitting, 1, min(2 * self._num_steps, _MAX_STEPS)))
+    return self._num_steps
+
+  def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
+    """Runs up to `limit` steps from `step`; returns (state, metrics of each step, how many)."""
+    num_steps = min(self._pace(), limit)
+    self._last = time.monotonic(), num_steps
+    rows = self._loader.indices(step, num_steps)
+    index = np.pad(rows['index'], [(0, 0), (0, _MAX_STEPS - num_steps), (0, 0)])
+    rows = {
+      'index': index,
+      'slot': np.broadcast_to(rows['slot'][:, None], index.shape),
+      'weight': np.ones(index.shape, np.float32),
+    }
+    state, metrics = self._steps(state, rows, (self._arrays, np.int32(num_steps)))
+    return state, metrics, num_steps
+
+  def close(self) -> None:
+    """Frees the data."""
+    self._arrays = None
+
+
+class StreamedTrainFeed:
+  """Trains on batches that the host makes, one step in a dispatch."""
+
+  def __init__(self, train_step: Callable, loader: loaders.StreamedLoader):
+    self._step = steps_lib.map_over_devices(lambda s, batch, _: train_step(s, batch), donate=True)
+    self._loader, self._batches, self._next_step = loader, None, None
+
+  def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
+    """Runs one step; returns (state, its metrics, 1)."""
+    del limit
+    if step != self._next_step:
+      self.close()
+      self._batches = self._loader.batches(step)
+    state, metrics = self._step(state, next(self._batches), ())
+    self._next_step = step + 1
+    return state, metrics, 1
+
+  def close(self) -> None:
+    """Stops the threads or processes that make batches."""
+    if self._batches is not None:
+      self._batches.close()
+    self._batches = self._next_step = None
+
+
+def _add_up(results: Iterator[Any]) -> Any:
+  """Sums metrics on the host, in float64, with a bounded number of dispatches under way."""
+  total, waiting = None, collections.deque()
+
+  def take():
+    metrics = jax.tree.map(np.float64, jax.device_get(waiting.popleft()))
+    return metrics if total is None else jax.tree.map(np.add, total, metrics)
+
+  for result in results:
+    waiting.append(result)
+    while len(waiting) > max_in_flight():
+      total = take()
+  while waiting:
+    total = take()
+  return total
+
+
+class ResidentEvalFeed:
+  """Evaluates on data that stay on the device."""
+
+  def __init__(self, eval_step: Callable, loader: loaders.ResidentLoader):
+    self._step = steps_lib.map_over_devices(
+      lambda params, rows, shared: eval_step(params, steps_lib.gather(shared[0], rows, shared[1]))
+    )
+    self._arrays, self._rows = put_on_devices(loader.arrays), loader.indices()
+
+  def __call__(self, params: Any) -> Any:
+    """Returns the metrics of `params` as (sum, count) pairs over every example."""
+    return _add_up(
+      self._step(params, self._rows, (self._arrays, np.int32(i)))
+      for i in range(self._rows['index'].shape[1])
+    )
+
+
+class StreamedEvalFeed:
+  """Evaluates on batches that the host makes."""
+
+  def __init__(self, eval_step: Callable, loader: loaders.StreamedLoader):
+    self._step = steps_lib.map_over_devices(lambda params, batch, _: eval_step(params, batch))
+    self._loader = loader
+
+  def __call__(self, params: Any) -> Any:
+    """Returns the metrics of `params` as (sum, count) pairs over every example."""
+    with contextlib.closing(self._loader.batches()) as batches:
+      return _add_up(self._step(params, batch, ()) for batch in batches)

@@ -1,0 +1,210 @@
+"""The training loop: steps, evaluations, checkpoints, and every way in which a run can end."""
+
+import collections
+import contextlib
+import errno
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UsageError
+from vit_jax.train import feeds, results, run_directory, writers
+from vit_jax.train.checkpoints import Checkpointer, monitor_sign
+from vit_jax.train.experiment import Experiment
+from vit_jax.train.metrics import NonFiniteError, Window, quotients
+from vit_jax.train.signals import Interrupted, StopSignal
+from vit_jax.train.state import make_plateau
+
+
+def _is_main() -> bool:
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def _disk_errors(workdir: Path) -> Iterator[None]:
+  """Turns a full or broken disk, as Python or Orbax report it, into a UsageError."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as e:
+    codes = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
+    if getattr(e, 'errno', None) in codes or 'No space left' in str(e):
+      reason = getattr(e, 'strerror', None) or 'No space left on device'
+      raise UsageError(
+        f'--workdir: {workdir} cannot be written ({reason}); what was saved before is intact'
+      ) from e
+    raise
+
+
+class Run:
+  """A run's state, on devices and on the host, and the steps that change it."""
+
+  def __init__(self, experiment: Experiment, workdir: Path):
+    self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
+    self.checkpointer = Checkpointer(workdir / 'checkpoints', self.config.monitor)
+    self.state, self.step = experiment.initial_state(), 0
+    # What a checkpoint holds besides the state: the best evaluation, evaluations since, ...
+    self.meta = {'best': None, 'waited': 0, 'stopped': False, 'window': {}}
+    if found := self.checkpointer.restore(self.state):
+      self.state, self.meta = found
+      self.step = int(self.state.step)
+    self.window = Window(self.meta['window'])
+    self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
+
+  @property
+  def done(self) -> bool:
+    return self.step >= self.config.num_steps or self.meta['stopped']
+
+  def next_boundary(self) -> int:
+    """Returns the next step after which something happens besides training."""
+    c = self.config
+    periods = (c.log_every, c.eval_every, c.checkpoint_every)
+    return min(c.num_steps, *((self.step // period + 1) * period for period in periods))
+
+  def evaluate(self, eval_feed) -> dict[str, float]:
+    """Returns the test metrics, having updated whatever follows the monitored one."""
+    metrics = quotients(eval_feed(self.state.eval_params))
+    metrics = {f'test/{name}': value for name, value in metrics.items()}
+    value = metrics[self.config.monitor] * monitor_sign(self.config.monitor)
+    best = self.meta['best']
+    if best is None or value > best['value'] * monitor_sign(self.config.monitor):
+      self.meta |= {'best': {'step': self.step, 'value': metrics[self.config.monitor]}, 'waited': 0}
+    else:
+      self.meta['waited'] += 1
+    patience = self.config.early_stopping_patience
+    self.meta['stopped'] = bool(patience) and self.meta['waited'] >= patience
+    if plateau := make_plateau(self.config):
+      # optax reduces the scale where a value doesn't fall.
+      old = jax.device_get(self.state.plateau)
+      _, new = plateau.update({}, old, value=np.float32(-value))
+      self.state = self.state.replace(plateau=jax.device_get(new))
+    return metrics
+
+  def save(self, metrics: dict[str, float] | None) -> None:
+    """Starts to save a checkpoint; `metrics` are those of an evaluation at this step."""
+    self.meta['window'] = self.window.to_json()
+    self.checkpointer.save(self.state, self.meta, metrics)
+
+  def train(self, train_feed, eval_feed, writer, progress, stop_signal) -> None:
+    """Runs to the end of the run.
+
+    Raises:
+      Interrupted: a signal came; the run is saved.
+      NonFiniteError: nothing was saved since.
+    """
+    config, pending = self.config, collections.deque()
+    first, logged = True, (0.0, 0)
+    while not self.done:
+      boundary, start = self.next_boundary(), time.monotonic()
+      self.state, metrics, n = train_feed(self.state, self.step, boundary - self.step)
+      pending.append((self.step, metrics, n))
+      self.step += n
+      at_boundary = self.step == boundary
+      signum = stop_signal.agreed(at_boundary)
+      while len(pending) > (0 if at_boundary or signum else feeds.max_in_flight()):
+        done_step, metrics, n_done = pending.popleft()
+        self.window.add(done_step, jax.device_get(metrics), n_done)
+      if not first:  # the first dispatch compiles
+        self.seconds += time.monotonic() - start
+        self.timed_steps += n
+      first = False
+      progress.advance(self.step)
+      if at_boundary and (self.step % config.log_every == 0 or self.step == config.num_steps):
+        logged = self._log(writer, progress, logged)
+      if at_boundary:
+        self._evaluate_and_save(eval_feed, writer, progress)
+      if signum and not self.done:
+        self.save(None)
+        self.checkpointer.wait()
+        raise Interrupted(f'stopped and saved after step {self.step}', signum)
+
+  def _log(self, writer, progress, logged: tuple[float, int]) -> tuple[float, int]:
+    values = self.window.report()
+    seconds, steps = self.seconds - logged[0], self.timed_steps - logged[1]
+    if steps:
+      values['images_per_second'] = steps * self.config.batch_size / seconds
+    writer.write(self.step, values)
+    names = {'loss': 'train/loss', 'accuracy': 'train/accuracy', 'images/s': 'images_per_second'}
+    progress.report(self.step, {k: values[name] for k, name in names.items() if name in values})
+    return self.seconds, self.timed_steps
+
+  def _evaluate_and_save(self, eval_feed, writer, progress) -> None:
+    config, metrics = self.config, None
+    last = self.step == config.num_steps
+    if last or self.step % config.eval_every == 0:
+      metrics = self.evaluate(eval_feed)
+      writer.write(self.step, metrics)
+      progress.note(f'step {self.step}  {writers.format_values(metrics)}')
+    improved = metrics is not None and self.meta['waited'] == 0
+    if last or improved or self.meta['stopped'] or self.step % config.checkpoint_every == 0:
+      self.save(metrics)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+  """Trains the experiment in `workdir`, or goes on where a run there stopped.
+
+  Args:
+    config: the experiment, see configs/common.py.
+    workdir: the run directory.
+
+  Returns:
+    The content of results.json.
+
+  Raises:
+    UsageError: a mistake in the configuration or the folder.
+    Interrupted: SIGTERM or Ctrl-C; the run was saved.
+    NonFiniteError: loss or gradients weren't finite; the last good checkpoint is kept.
+  """
+  experiment = Experiment(config)
+  run_directory.claim(workdir, experiment.config, write=_is_main())
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(_disk_errors(workdir))
+    run = Run(experiment, workdir)
+    stack.callback(run.checkpointer.close)
+    writer = stack.enter_context(writers.open_writer(workdir, run.step, _is_main()))
+    progress = stack.enter_context(writers.Progress(run.step, run.config.num_steps, _is_main()))
+    progress.note(experiment.describe())
+    if run.step:
+      progress.note(f'{workdir}: going on after step {run.step}')
+    if not run.done:
+      try:
+        with experiment.train_feed() as train_feed, StopSignal() as stop_signal:
+          run.train(train_feed, experiment.eval_feed(), writer, progress, stop_signal)
+      except NonFiniteError as e:
+        kept = run.checkpointer.latest_step()
+        kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
+        raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
+      finally:
+        writer.draw(workdir.name)
+    run.checkpointer.wait()
+    summary = results.collect(run, writer.history)
+    if _is_main():
+      run_directory.write_json(workdir / 'results.json', summary)
+      progress.note(results.table(summary))
+  return summary
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+  """Evaluates the best checkpoint in `workdir` (the last, where none was evaluated) and prints it.
+
+  Raises:
+    UsageError: no run or checkpoint there, or all are damaged.
+  """
+  run_directory.read_config(workdir)
+  experiment = Experiment(config)
+  run_directory.claim(workdir, experiment.config, write=False)
+  checkpointer = Checkpointer(workdir / 'checkpoints', config.monitor, read_only=True)
+  found = checkpointer.restore(experiment.initial_state(), checkpointer.best_step())
+  checkpointer.close()
+  if found is None:
+    raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
+  state, _ = found
+  metrics = quotients(experiment.eval_feed()(state.eval_params))
+  metrics = {'step': int(state.step), **{f'test/{name}': v for name, v in metrics.items()}}
+  if _is_main():
+    print(writers.format_values(metrics), flush=True)
+  return metrics

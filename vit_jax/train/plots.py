@@ -1,0 +1,33 @@
+"""The plots of a run directory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
+  """Draws each metric that was measured on train and test, over steps, in a panel of its own.
+
+  Args:
+    history: lines of metrics.jsonl, with 'step' and keys like 'train/loss', 'test/accuracy'.
+    title: of the figure.
+  """
+  series = {}
+  for line in history:
+    for key, value in line.items():
+      if key.startswith(('train/', 'test/')):
+        series.setdefault(key, []).append((line['step'], value))
+  names = [n for n in ('loss', 'accuracy') if any(key.endswith(f'/{n}') for key in series)]
+  figure = Figure(figsize=(5 * max(len(names), 1), 3.6), layout='constrained')
+  figure.suptitle(title)
+  for axis, name in zip(figure.subplots(1, max(len(names), 1), squeeze=False)[0], names, strict=False):
+    for split, style in (('train', '-'), ('test', 'o-')):
+      if points := series.get(f'{split}/{name}'):
+        steps, values = zip(*points, strict=True)
+        scale = 100 if name == 'accuracy' else 1
+        axis.plot(steps, [v * scale for v in values], style, label=split, markersize=3, linewidth=1.3)
+    axis.set(xlabel='step', ylabel='accuracy (%)' if name == 'accuracy' else name)
+    axis.grid(alpha=0.3)
+    axis.legend()
+  return figure

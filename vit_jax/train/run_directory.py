@@ -1,0 +1,80 @@
+"""The run directory: whose it is, and the small files in it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UsageError
+
+# Fields that change how fast or from where a run reads, not what it computes.
+_FREE_FIELDS = ('data.dir', 'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch')
+
+
+def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  return {
+    name: value
+    for key, sub in tree.items()
+    for name, value in _flatten(sub, f'{prefix}.{key}' if prefix else key).items()
+  }
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` so that the file is either the old or the new one, whatever happens."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  os.replace(temporary, path)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+  """Returns the configuration of the run in `workdir`.
+
+  Raises:
+    UsageError: there is none, or it can't be read.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise UsageError(f'--workdir: {workdir} holds no run (no config.json)')
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise UsageError(f'{path}: not valid JSON ({e})') from e
+
+
+def claim(workdir: Path, config: ConfigDict, write: bool = True) -> None:
+  """Makes `workdir` this experiment's: a new or empty folder, or one of the same configuration.
+
+  Args:
+    workdir: the run directory.
+    config: the resolved configuration.
+    write: whether this process writes config.json; all processes check.
+
+  Raises:
+    UsageError: it can't be written, holds something else, or a run of another configuration.
+  """
+  new = json.loads(config.to_json_best_effort())
+  if (workdir / 'config.json').exists():
+    old_fields, new_fields = _flatten(read_config(workdir)), _flatten(new)
+    differing = [
+      f'{name} {old_fields.get(name)!r} there, {new_fields.get(name)!r} now'
+      for name in sorted(old_fields.keys() | new_fields.keys())
+      if old_fields.get(name) != new_fields.get(name) and name not in _FREE_FIELDS
+    ]
+    if differing:
+      raise UsageError(
+        f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing)}); '
+        'give another --workdir'
+      )
+  elif workdir.is_dir() and any(workdir.iterdir()):
+    raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
+  if not write:
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / 'config.json', new)
+  except OSError as e:
+    raise UsageError(f'--workdir: {workdir} cannot be written ({e.strerror})') from e

@@ -1,0 +1,157 @@
+"""The train and evaluation steps: plain functions of (state, batch), mapped over devices once.
+
+Every function here sees one device's part of the batch; 'batch' is the axis of the devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from vit_jax.data import augment
+from vit_jax.tasks import Metrics, Task
+from vit_jax.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+
+def make_train_step(
+  config: ConfigDict,
+  model: nn.Module,
+  task: Task,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  num_classes: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Returns `train_step(state, batch) -> (state, metrics)`, for use under an axis named 'batch'.
+
+  The batch has uint8 `image` [B, H, W, C], `label`, float32 `weight` [B] and int32 `slot` [B], the
+  row's place in the global batch. Augmentation keys come from (seed, step, slot), so they don't
+  depend on how many devices share the batch; dropout keys come from (seed, step, device). The
+  gradient is that of the global batch's weighted mean loss, however it is split. `metrics` are the
+  task's (sum, count) pairs over the global batch, with `learning_rate` and `grad_norm`.
+  """
+
+  def loss_fn(params, batch, key):
+    outputs = model.apply({'params': params}, batch['image'], train=True, rngs={'dropout': key})
+    metrics = task(outputs, batch)
+    return metrics['loss'][0], metrics
+
+  def add_up(params, batch, key):
+    """Sums gradients and metrics over micro-batches."""
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    parts = config.grad_accum_steps
+    if parts == 1:
+      return grad_fn(params, batch, key)
+    keys, batches = jax.random.split(key, parts), _split(batch, parts)
+    first = jax.tree.map(lambda x: x[0], batches)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, params, first, keys[0])
+    )
+
+    def body(total, xs):
+      return jax.tree.map(jnp.add, total, grad_fn(params, *xs)), None
+
+    return jax.lax.scan(body, zeros, (batches, keys))[0]
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    augment_key, dropout_key = jax.random.split(step_key)
+    keys = jax.vmap(lambda slot: jax.random.fold_in(augment_key, slot))(batch['slot'])
+    batch = augment.augment(
+      config.augment, keys, batch, num_classes, config.data.mean, config.data.std
+    )
+    dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
+
+    grads, metrics = jax.lax.psum(add_up(state.params, batch, dropout_key), 'batch')
+    grads = jax.tree.map(lambda g: g / metrics['loss'][1], grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    scale = 1.0 if state.plateau is None else state.plateau.scale
+    updates = jax.tree.map(lambda u: u * scale, updates)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+      ema_params = optax.incremental_update(params, ema_params, 1 - config.ema_decay)
+
+    one = jnp.ones(())
+    metrics |= {
+      'learning_rate': (schedule(state.step) * scale * one, one),
+      'grad_norm': (optax.tree.norm(grads), one),
+    }
+    state = state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
+    )
+    return state, metrics
+
+  return train_step
+
+
+def make_eval_step(
+  config: ConfigDict, model: nn.Module, task: Task
+) -> Callable[[Any, Batch], Metrics]:
+  """Returns `eval_step(params, batch) -> metrics`, summed over the axis 'batch'."""
+
+  def eval_step(params, batch):
+    image = augment.normalize(batch['image'], config.data.mean, config.data.std)
+    return jax.lax.psum(task(model.apply({'params': params}, image, train=False), batch), 'batch')
+
+  return eval_step
+
+
+def gather(arrays: Batch, rows: Batch, i: jax.Array) -> Batch:
+  """Returns batch i of a resident data set.
+
+  Args:
+    arrays: the whole set, leading axis examples.
+    rows: what each batch is made of, leading axes [num_batches, B]: `index` int32 into the set,
+      and anything that goes into the batch as it is (`weight`, `slot`).
+    i: which batch.
+  """
+  batch = {name: array[i] for name, array in rows.items()}
+  index = batch.pop('index')
+  return {name: array[index] for name, array in arrays.items()} | batch
+
+
+def many_train_steps(train_step: Callable, max_steps: int) -> Callable:
+  """Returns `steps(state, rows, (arrays, n)) -> (state, metrics)`: n steps on resident data.
+
+  n is data, not shape, so that one program serves every n up to `max_steps`, and n steps give
+  the same bits however they are divided. Entry i of every metric is that of the i-th step.
+  """
+
+  def steps(state, rows, shared):
+    arrays, n = shared
+    shapes = jax.eval_shape(train_step, state, gather(arrays, rows, 0))[1]
+    log = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
+
+    def body(i, carry):
+      state, log = carry
+      state, metrics = train_step(state, gather(arrays, rows, i))
+      return state, jax.tree.map(lambda entries, m: entries.at[i].set(m), log, metrics)
+
+    return jax.lax.fori_loop(0, n, body, (state, log))
+
+  return steps
+
+
+def map_over_devices(step: Callable, donate: bool = False) -> Callable:
+  """Compiles `step(carry, mapped, shared)` for all devices; the one place that does.
+
+  `carry` (donated, if so asked), `shared` and the result are ordinary trees, the same on every
+  device; `mapped` has a leading axis of local devices.
+  """
+  return jax.pmap(
+    step,
+    axis_name='batch',
+    in_axes=(None, 0, None),
+    out_axes=None,
+    donate_argnums=0 if donate else (),
+  )

@@ -1,0 +1,115 @@
+"""What a run leaves and shows: metrics.jsonl, TensorBoard events, curves, progress, a summary."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from vit_jax.train import plots
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+  """Returns the lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+  lines = []
+  if path.exists():
+    for line in path.read_text().splitlines():
+      try:
+        lines.append(json.loads(line))
+      except ValueError:
+        break
+  return lines
+
+
+class MetricWriter:
+  """Appends metrics to metrics.jsonl and TensorBoard, and draws plots/curves.png from them."""
+
+  def __init__(self, workdir: Path, start_step: int):
+    """Opens the files; lines after `start_step`, which a resumed run writes again, are dropped."""
+    self._workdir, path = workdir, workdir / 'metrics.jsonl'
+    self.history = [line for line in read_history(path) if line['step'] <= start_step]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in self.history))
+    self._file = path.open('a', buffering=1)
+    self._tensorboard = SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=start_step + 1, write_to_disk=True
+    )
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Appends one line; `values` maps names like 'train/loss' to numbers."""
+    self.history.append({'step': step, **values})
+    self._file.write(json.dumps(self.history[-1]) + '\n')
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+
+  def draw(self, title: str) -> None:
+    """Draws plots/curves.png."""
+    (self._workdir / 'plots').mkdir(exist_ok=True)
+    plots.curves(self.history, title).savefig(self._workdir / 'plots' / 'curves.png', dpi=120)
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    self._file.close()
+    self._tensorboard.close()
+
+
+def format_values(values: dict[str, float]) -> str:
+  """Returns 'loss 0.123  accuracy 98.1 %' for a line of text."""
+  parts = []
+  for name, value in values.items():
+    shown = f'{100 * value:.2f} %' if name.endswith('accuracy') else f'{value:.4g}'
+    parts.append(f'{name} {shown}')
+  return '  '.join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+  """Returns h:mm:ss."""
+  minutes, seconds = divmod(round(seconds), 60)
+  return f'{minutes // 60}:{minutes % 60:02}:{seconds:02}'
+
+
+class Progress:
+  """One bar on a terminal, plain lines elsewhere, nothing where `enabled` is False."""
+
+  def __init__(self, start_step: int, num_steps: int, enabled: bool = True):
+    self._enabled, self._num_steps = enabled, num_steps
+    self._start_step, self._start_time = start_step, time.monotonic()
+    self._bar = None
+    if enabled and sys.stderr.isatty():
+      self._bar = tqdm(total=num_steps, initial=start_step, unit='step', dynamic_ncols=True)
+
+  def advance(self, step: int) -> None:
+    """Moves the bar to `step`."""
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def report(self, step: int, values: dict[str, float]) -> None:
+    """Shows training metrics after `step`, with the time left at the pace so far."""
+    if self._bar is not None:
+      self._bar.set_postfix_str(format_values(values), refresh=False)
+      return
+    pace = (time.monotonic() - self._start_time) / max(step - self._start_step, 1)
+    left = format_seconds(pace * (self._num_steps - step))
+    self.note(f'step {step}/{self._num_steps}  {format_values(values)}  {left} left')
+
+  def note(self, text: str) -> None:
+    """Prints a line of its own."""
+    if not self._enabled:
+      return
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stdout)
+    else:
+      print(text, flush=True)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+def summary_table(rows: list[tuple[str, str]]) -> str:
+  """Returns two aligned columns."""
+  width = max(len(name) for name, _ in rows)
+  return '\n'.join(f'  {name:<{width}}  {value}' for name, value in rows)
