@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.errors import UsageError
+
 
 def get_config() -> ConfigDict:
   """Returns the defaults; `arg` of the other configs only changes values, never adds fields."""
@@ -59,7 +61,17 @@ def get_config() -> ConfigDict:
   c.data.num_threads = 8
   c.data.prefetch = 4  # batches made ahead
 
-  c.augment = ConfigDict()
+  c.augment = ConfigDict()  # on the device, in this order; 0, False: off
+  c.augment.crop_padding = 0  # pixels of zeros around, then a random crop of the old size
+  c.augment.flip = False  # left to right, half of the time
+  c.augment.shift = 0  # pixels, up to, in each direction
+  c.augment.rand_augment = ConfigDict({'num_ops': 0, 'magnitude': 9.0})  # magnitude 0 to 30
+  c.augment.color_jitter = ConfigDict()
+  c.augment.color_jitter.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+  c.augment.random_erasing = ConfigDict()
+  c.augment.random_erasing.update(probability=0.0, area=(0.02, 1 / 3), aspect=(0.3, 10 / 3))
+  c.augment.mixup_alpha = 0.0
+  c.augment.cutmix_alpha = 0.0  # with mixup: one of the two for each pair, at random
 
   c.loss = ConfigDict()
   c.loss.name = 'softmax'  # softmax, or sigmoid (binary cross-entropy summed over classes)
@@ -91,3 +103,9 @@ def get_config() -> ConfigDict:
   c.ema_decay = 0.0  # of the parameters' moving average, which is then what is evaluated; 0 = off
   c.freeze = ()  # regexes of parameter paths that stay as they are
   return c
+
+
+def refuse_arg(config: str, arg: str) -> None:
+  """Raises UsageError where a config that takes no argument (after the colon) is given one."""
+  if arg:
+    raise UsageError(f'--config: {config} takes no argument, but was given {arg!r}')

@@ -13,9 +13,13 @@ class UsageError(ValueError):
 
 
 def nearest(given: str, allowed: Collection[str]) -> str:
-  """Returns "; did you mean 'X'?" for the closest allowed name, or '' where none is close."""
-  close = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.6)
-  return f"; did you mean '{close[0]}'?" if close else ''
+  """Returns "; did you mean 'X'?" for the closest allowed name, or '' where none is close.
+
+  Case doesn't count: 'SGD' is close to 'sgd'.
+  """
+  names = {name.lower(): name for name in allowed}
+  close = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=0.6)
+  return f"; did you mean '{names[close[0]]}'?" if close else ''
 
 
 def check_choice(field: str, given: Any, allowed: Collection[str]) -> None:

@@ -176,8 +176,8 @@ def random_erasing(
   key: chex.PRNGKey,
   image: jax.Array,
   probability: float,
-  area: Sequence[float] = (0.02, 0.33),
-  aspect: Sequence[float] = (0.3, 3.3),
+  area: Sequence[float] = (0.02, 1 / 3),
+  aspect: Sequence[float] = (0.3, 10 / 3),
 ) -> jax.Array:
   """Zeroes a random rectangle of image float [H, W, C] with `probability` (arXiv:1708.04896).
 
@@ -186,20 +186,20 @@ def random_erasing(
   `aspect`, and it must fit: the first of ten draws that does is used, if any.
   """
   height, width, _ = image.shape
-  keys = jax.random.split(key, 5)
-  shape = (_ERASING_ATTEMPTS,)
-  pixels = height * width * jax.random.uniform(keys[0], shape, minval=area[0], maxval=area[1])
+  shape_key, place_key, coin_key = jax.random.split(key, 3)
+  areas, aspects = jax.random.uniform(shape_key, (2, _ERASING_ATTEMPTS))
+  pixels = height * width * (area[0] + (area[1] - area[0]) * areas)
   low, high = map(math.log, aspect)
-  ratio = jnp.exp(jax.random.uniform(keys[1], shape, minval=low, maxval=high))
+  ratio = jnp.exp(low + (high - low) * aspects)
   heights = jnp.round(jnp.sqrt(pixels * ratio)).astype(jnp.int32)
   widths = jnp.round(jnp.sqrt(pixels / ratio)).astype(jnp.int32)
   fits = (heights < height) & (widths < width)
   first = jnp.argmax(fits)
   box_height, box_width = heights[first], widths[first]
-  top = jax.random.randint(keys[2], (), 0, height - box_height + 1)
-  left = jax.random.randint(keys[3], (), 0, width - box_width + 1)
+  room = jnp.stack([height - box_height, width - box_width])
+  top, left = jax.random.randint(place_key, (2,), 0, room + 1)
   inside = _box_mask(image.shape, top, top + box_height, left, left + box_width)
-  erase = jax.random.bernoulli(keys[4], probability) & fits.any()
+  erase = jax.random.bernoulli(coin_key, probability) & fits.any()
   return jnp.where(inside & erase, 0, image)
 
 

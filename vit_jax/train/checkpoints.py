@@ -113,6 +113,11 @@ class Checkpointer:
       force=True,
     )
 
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest checkpoint on disk, or None."""
+    self.wait()
+    return None if self._manager is None else self._manager.latest_step()
+
   def best_step(self) -> int | None:
     """Returns the step of the best checkpoint that has metrics, or None."""
     if self._manager is None:

@@ -165,7 +165,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stack.enter_context(_disk_errors(workdir))
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
-    writer = stack.enter_context(writers.open_writer(workdir, run.step, _is_main()))
+    writer = stack.enter_context(writers.MetricWriter(workdir, run.step, _is_main()))
     progress = stack.enter_context(writers.Progress(run.step, run.config.num_steps, _is_main()))
     progress.note(experiment.describe())
     if run.step:

@@ -1,5 +1,6 @@
-"""Optimisers, through optax: what `config.optimizer` and its neighbours say, as one transformation."""
+"""Optimisers, through optax: what the config says about them, as one transformation."""
 
+import itertools
 import re
 from typing import Any
 
@@ -34,8 +35,17 @@ def _regex(field: str, pattern: str) -> re.Pattern:
     raise UsageError(f'{field}: {pattern!r} is not a regular expression ({e})') from e
 
 
+def _matches(pattern: re.Pattern, name: str) -> bool:
+  ancestors = itertools.accumulate(name.split('/'), '{}/{}'.format)
+  return any(pattern.fullmatch(path) for path in ancestors)
+
+
 def trainable_mask(freeze: tuple[str, ...], params: Any) -> Any:
-  """Returns a tree of bools, False where a whole path matches one of the `freeze` regexes.
+  """Returns a tree of bools, False on parameters that one of the `freeze` regexes matches.
+
+  A regex matches a parameter where it matches the whole of its path or of a parent's:
+  'embedding/bias' freezes one array, 'embedding' all below it,
+  'Transformer/encoderblock_[0-5]' six blocks.
 
   Raises:
     UsageError: a regex that doesn't compile or matches no parameter, or nothing is left to train.
@@ -43,9 +53,9 @@ def trainable_mask(freeze: tuple[str, ...], params: Any) -> Any:
   names = path_names(params)
   patterns = [_regex('config.freeze', p) for p in freeze]
   for pattern in patterns:
-    if not any(pattern.fullmatch(name) for name in jax.tree.leaves(names)):
+    if not any(_matches(pattern, name) for name in jax.tree.leaves(names)):
       raise UsageError(f'config.freeze: {pattern.pattern!r} matches no parameter')
-  mask = jax.tree.map(lambda name: not any(p.fullmatch(name) for p in patterns), names)
+  mask = jax.tree.map(lambda name: not any(_matches(p, name) for p in patterns), names)
   if not any(jax.tree.leaves(mask)):
     raise UsageError(f'config.freeze: {tuple(freeze)!r} leaves no parameter to train')
   return mask
@@ -67,7 +77,8 @@ def make_optimizer(
     schedule: step -> learning rate.
 
   Raises:
-    UsageError: an unknown optimiser, an option that it doesn't have, a bad regex or number.
+    UsageError: an unknown optimiser, an option that it doesn't have or that needs another, a bad
+      regex or number.
   """
   opt = config.optimizer
   check_choice('config.optimizer.name', opt.name, _OPTIMIZERS)
@@ -78,6 +89,8 @@ def make_optimizer(
       raise UsageError(
         f'config.optimizer.{name}: {opt.name} has no such option; it has {", ".join(allowed)}'
       )
+  if opt.nesterov and not opt.momentum:
+    raise UsageError(f'config.optimizer.nesterov: needs a momentum above 0, not {opt.momentum}')
   for field, value in (
     ('optimizer.weight_decay', opt.weight_decay),
     ('grad_clip_norm', config.grad_clip_norm),

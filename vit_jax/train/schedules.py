@@ -1,5 +1,6 @@
 """Learning-rate schedules: step -> learning rate, each with linear warmup."""
 
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -10,7 +11,8 @@ SCHEDULES = ('constant', 'linear', 'cosine', 'rsqrt')
 
 def rsqrt_schedule(peak: float, timescale: int) -> optax.Schedule:
   """Returns peak * sqrt(timescale / (step + timescale)), as arXiv 2106.04560 (big_vision)."""
-  return lambda step: peak * (timescale / (step + timescale)) ** 0.5
+  # During warmup, optax evaluates it at negative steps too, where the root may not exist.
+  return lambda step: peak * jnp.sqrt(timescale / (jnp.maximum(step, 0) + timescale))
 
 
 def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:

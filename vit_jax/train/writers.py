@@ -1,5 +1,6 @@
 """What a run leaves and shows: metrics.jsonl, TensorBoard events, curves, progress, a summary."""
 
+import contextlib
 import json
 import sys
 import time
@@ -24,12 +25,18 @@ def read_history(path: Path) -> list[dict[str, Any]]:
   return lines
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
   """Appends metrics to metrics.jsonl and TensorBoard, and draws plots/curves.png from them."""
 
-  def __init__(self, workdir: Path, start_step: int):
-    """Opens the files; lines after `start_step`, which a resumed run writes again, are dropped."""
-    self._workdir, path = workdir, workdir / 'metrics.jsonl'
+  def __init__(self, workdir: Path, start_step: int, enabled: bool = True):
+    """Opens the files; lines after `start_step`, which a resumed run writes again, are dropped.
+
+    Only the history is kept where not `enabled`: one process of several writes.
+    """
+    self._workdir, self._enabled, self.history = workdir, enabled, []
+    if not enabled:
+      return
+    path = workdir / 'metrics.jsonl'
     self.history = [line for line in read_history(path) if line['step'] <= start_step]
     path.write_text(''.join(json.dumps(line) + '\n' for line in self.history))
     self._file = path.open('a', buffering=1)
@@ -40,19 +47,23 @@ class MetricWriter:
   def write(self, step: int, values: dict[str, float]) -> None:
     """Appends one line; `values` maps names like 'train/loss' to numbers."""
     self.history.append({'step': step, **values})
+    if not self._enabled:
+      return
     self._file.write(json.dumps(self.history[-1]) + '\n')
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
 
   def draw(self, title: str) -> None:
-    """Draws plots/curves.png."""
+    """Draws plots/curves.png, where there is anything to draw."""
+    if not (self._enabled and self.history):
+      return
     (self._workdir / 'plots').mkdir(exist_ok=True)
     plots.curves(self.history, title).savefig(self._workdir / 'plots' / 'curves.png', dpi=120)
 
-  def close(self) -> None:
-    """Flushes and closes the files."""
-    self._file.close()
-    self._tensorboard.close()
+  def __exit__(self, *unused):
+    if self._enabled:
+      self._file.close()
+      self._tensorboard.close()
 
 
 def format_values(values: dict[str, float]) -> str:
@@ -70,7 +81,7 @@ def format_seconds(seconds: float) -> str:
   return f'{minutes // 60}:{minutes % 60:02}:{seconds:02}'
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
   """One bar on a terminal, plain lines elsewhere, nothing where `enabled` is False."""
 
   def __init__(self, start_step: int, num_steps: int, enabled: bool = True):
@@ -103,13 +114,6 @@ class Progress:
     else:
       print(text, flush=True)
 
-  def close(self) -> None:
-    """Leaves the bar as it stands."""
+  def __exit__(self, *unused):
     if self._bar is not None:
       self._bar.close()
-
-
-def summary_table(rows: list[tuple[str, str]]) -> str:
-  """Returns two aligned columns."""
-  width = max(len(name) for name, _ in rows)
-  return '\n'.join(f'  {name:<{width}}  {value}' for name, value in rows)

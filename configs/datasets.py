@@ -1,0 +1,57 @@
+"""What the configs know about data sets: splits, image sizes, normalisation, augmentation."""
+
+import os
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UsageError
+
+_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+
+# name -> changes to config.data, changes to config.augment. Others: ImageNet's, at 224 pixels.
+_DATASETS = {
+  'digits': ({}, {'shift': 1}),
+  'mnist': ({'mean': (0.1307,), 'std': (0.3081,)}, {'shift': 2}),
+  'fashion_mnist': ({'mean': (0.2860,), 'std': (0.3530,)}, {'crop_padding': 2, 'flip': True}),
+  'cifar10': (
+    {'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616)},
+    {'crop_padding': 4, 'flip': True},
+  ),
+  'cifar100': (
+    {'mean': (0.5071, 0.4865, 0.4409), 'std': (0.2673, 0.2564, 0.2762)},
+    {'crop_padding': 4, 'flip': True},
+  ),
+  'imagenet2012': (
+    {'test_split': 'validation', 'image_size': (224, 224), 'crop': 'inception', **_IMAGENET},
+    {'flip': True},
+  ),
+}
+_PHOTOGRAPHS = (
+  {'image_size': (224, 224), 'channels': 3, 'crop': 'inception', **_IMAGENET},
+  {'flip': True},
+)
+
+
+def split_arg(arg: str, default_size: str) -> tuple[str, str]:
+  """Splits 'SIZE,DATASET' or 'DATASET'.
+
+  Raises:
+    UsageError: more parts than two, or an empty one.
+  """
+  parts = arg.split(',')
+  if len(parts) == 1:
+    parts = [default_size, *parts]
+  if len(parts) != 2 or not all(parts):
+    raise UsageError(f"--config: {arg!r} is not 'SIZE,DATASET', as in 'Ti/4,cifar10'")
+  return parts[0], parts[1]
+
+
+def apply(config: ConfigDict, dataset: str) -> None:
+  """Sets `config.data` and `config.augment` for a data set, or for a folder where it is a path."""
+  data, augment = _DATASETS.get(dataset, _PHOTOGRAPHS)
+  config.data.update(data)
+  config.augment.update(augment)
+  if os.sep in dataset:
+    config.data.name, config.data.dir = 'folder', dataset
+  else:
+    config.data.name = dataset

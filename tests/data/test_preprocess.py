@@ -1,0 +1,170 @@
+import math
+
+import numpy as np
+import pytest
+
+from vit_jax.data.preprocess import inception_box, make_preprocess
+from vit_jax.errors import UsageError
+
+
+def record(height, width, channels=3, seed=0):
+  shape = (height, width, channels)
+  image = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+  return {'image': image, 'label': 3}
+
+
+def rng(seed=0):
+  return np.random.default_rng(seed)
+
+
+def cubic(x):
+  """Keys' cubic kernel with a = -1/2."""
+  x = np.abs(x)
+  near = 1.5 * x**3 - 2.5 * x**2 + 1
+  far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+  return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def resize_weights(stored, wanted):
+  """Antialiased bicubic: the kernel widens by the factor of reduction. [wanted, stored]."""
+  scale = stored / wanted
+  width = max(scale, 1)
+  centres = (np.arange(wanted) + 0.5) * scale
+  weights = cubic((np.arange(stored) + 0.5 - centres[:, None]) / width)
+  return weights / weights.sum(1, keepdims=True)
+
+
+def resize(image, height, width):
+  rows, columns = resize_weights(image.shape[0], height), resize_weights(image.shape[1], width)
+  horizontal = np.clip(np.einsum('hwc,vw->hvc', image.astype(float), columns), 0, 255)
+  return np.clip(np.einsum('hvc,uh->uvc', horizontal, rows), 0, 255)
+
+
+def test_as_stored_is_the_same_record():
+  given = record(5, 7)
+  assert make_preprocess((), 0, 'resize', train=True)(given, None) is given
+
+
+@pytest.mark.parametrize('shape', [(4, 6), (20, 30), (9, 31)])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_resize_is_antialiased_bicubic(shape, channels):
+  given = record(13, 17, channels)
+  made = make_preprocess(shape, 0, 'resize', train=True)(given, None)
+  assert made['image'].shape == (*shape, channels)
+  assert made['image'].dtype == np.uint8
+  assert made['label'] == 3
+  expected = resize(given['image'], *shape)
+  np.testing.assert_allclose(made['image'], expected, atol=1.6)
+
+
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('size', [(30, 20), (20, 50), (16, 16)])
+def test_central_is_the_middle_of_256_by_224(size, train):
+  height, width = 14, 21
+  given = record(*size)
+  made = make_preprocess((height, width), 0, 'central', train)(given, None)['image']
+  scale = 256 / 224 * max(height / size[0], width / size[1])
+  covered = resize(given['image'], round(size[0] * scale), round(size[1] * scale))
+  top, left = (covered.shape[0] - height) // 2, (covered.shape[1] - width) // 2
+  expected = covered[top : top + height, left : left + width]
+  np.testing.assert_allclose(made, expected, atol=1.6)
+
+
+def test_central_of_a_photo_is_that_of_big_vision():
+  """224 of a smaller side of 256, on a picture whose pixels tell where they are."""
+  y, x = np.mgrid[:256, :341]
+  given = {'image': np.stack([y, x % 256, x // 256 * 255], -1).astype(np.uint8)}
+  made = make_preprocess((224, 224), 0, 'central', train=False)(given, None)['image']
+  np.testing.assert_array_equal(made, given['image'][16:240, 58:282])
+
+
+def test_inception_evaluates_as_central():
+  given = record(40, 30)
+  inception = make_preprocess((16, 16), 0, 'inception', train=False)
+  assert not inception.random
+  central = make_preprocess((16, 16), 0, 'central', train=False)
+  np.testing.assert_array_equal(inception(given, None)['image'], central(given, None)['image'])
+
+
+def test_inception_resizes_the_drawn_part():
+  given = record(60, 40)
+  inception = make_preprocess((8, 12), 0, 'inception', train=True)
+  assert inception.random
+  for seed in range(5):
+    left, top, right, bottom = inception_box(60, 40, rng(seed))
+    expected = resize(given['image'][top:bottom, left:right], 8, 12)
+    np.testing.assert_allclose(inception(given, rng(seed))['image'], expected, atol=1.6)
+
+
+def test_inception_boxes_have_the_areas_and_aspects_of_the_paper():
+  height, width = 300, 400
+  generator = rng()
+  boxes = np.array([inception_box(height, width, generator) for _ in range(3000)])
+  left, top, right, bottom = boxes.T
+  assert left.min() == top.min() == 0
+  assert (right.max(), bottom.max()) == (width, height)
+  w, h = right - left, bottom - top
+  aspect, area = w / h, w * h / (width * height)
+  assert 0.74 < aspect.min() < 0.77
+  assert 1.3 < aspect.max() < 1.35
+  assert 0.079 < area.min() < 0.085
+  assert area.max() > 0.95
+  # Until parts stop fitting (here at 3/4 of the area), areas are uniform, aspects log-uniform.
+  small = area < 0.7
+  np.testing.assert_allclose(
+    np.quantile(area[small], [0.25, 0.5, 0.75]), [0.235, 0.39, 0.545], atol=0.02
+  )
+  assert abs(np.log(aspect[small]).mean()) < 0.02
+  # Places are uniform where they fit.
+  room = (width - w) > 100
+  assert abs((left / np.maximum(width - w, 1))[room].mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize('size', [(1, 500), (500, 1), (10, 400), (1, 1)])
+def test_inception_of_narrow_images_falls_back_to_the_middle(size):
+  for seed in range(20):
+    left, top, right, bottom = inception_box(*size, rng(seed))
+    assert 0 <= left < right <= size[1]
+    assert 0 <= top < bottom <= size[0]
+    if max(size) > 10 * min(size):
+      assert (left, top) == ((size[1] - right + left) // 2, (size[0] - bottom + top) // 2)
+      assert max((right - left) / (bottom - top), (bottom - top) / (right - left)) < 1.5
+
+
+def test_channels():
+  grey, colour = record(5, 6, 1)['image'], record(5, 6, 3)['image']
+  to_colour = make_preprocess((), 3, 'resize', train=False)
+  to_grey = make_preprocess((), 1, 'resize', train=False)
+  np.testing.assert_array_equal(to_colour({'image': grey}, None)['image'], np.repeat(grey, 3, -1))
+  np.testing.assert_array_equal(to_colour({'image': colour}, None)['image'], colour)
+  luma = to_grey({'image': colour}, None)['image']
+  assert luma.shape == (5, 6, 1)
+  np.testing.assert_allclose(luma[..., 0], colour @ [0.299, 0.587, 0.114], atol=1)
+  assert make_preprocess((4, 4), 3, 'central', train=True)({'image': grey}, None)[
+    'image'
+  ].shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (((8,), 0, 'resize'), r'config.data.image_size: \(8,\) is not \(height, width\)'),
+    (((8, 0), 0, 'resize'), r'config.data.image_size: \(8, 0\)'),
+    (((8, 8, 3), 0, 'resize'), 'config.data.image_size'),
+    (((8, 8), 2, 'resize'), 'config.data.channels: 2 is not one of 0, 1, 3'),
+    (((8, 8), 0, 'centre'), "config.data.crop: 'centre' .* did you mean 'central'"),
+    (((), 0, 'inception'), r"config.data.image_size: crop 'inception' needs"),
+  ],
+)
+def test_mistakes(args, message):
+  with pytest.raises(UsageError, match=message) as error:
+    make_preprocess(*args, train=True)
+  assert '\n' not in str(error.value)
+
+
+def test_log_aspect_is_symmetric():
+  """A part and its mirror image along the diagonal are as likely."""
+  generator = rng(1)
+  boxes = np.array([inception_box(1000, 1000, generator) for _ in range(2000)])
+  aspects = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
+  assert abs(np.log(aspects).mean()) < 4 * math.log(4 / 3) / math.sqrt(3 * 2000)

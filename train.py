@@ -1,0 +1,71 @@
+"""Trains or evaluates one experiment: python train.py --config=configs/digits.py."""
+
+import os
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from vit_jax import cli
+from vit_jax.errors import UsageError
+from vit_jax.train import loop
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', help_string='Experiment, as configs/digits.py or configs/vit.py:Ti/4,cifar10.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run directory; starting again in it resumes. Default: runs/<config name>.'
+)
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train, or evaluate what is there.')
+_DISTRIBUTED = flags.DEFINE_boolean(
+  'distributed', None, 'Several processes. Default: where Slurm or a Cloud TPU slice has several.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where no cluster environment says it.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator.', lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator.', lower_bound=0)
+
+
+def default_workdir(config_flag: str) -> Path:
+  """runs/digits for configs/digits.py, runs/vit-Ti-4-cifar10 for configs/vit.py:Ti/4,cifar10."""
+  path, _, arg = config_flag.partition(':')
+  return Path('runs') / '-'.join([Path(path).stem, *arg.replace('/', ' ').replace(',', ' ').split()])
+
+
+def _several_processes() -> bool:
+  """Whether the environment is a Slurm job or a Cloud TPU slice of more than one process."""
+  slurm = 'SLURM_PROCID' in os.environ and int(os.environ.get('SLURM_NTASKS', '1')) > 1
+  return slurm or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+
+
+def start_distributed() -> None:
+  """Connects the processes of a run, where there are several; must come before any use of JAX."""
+  given = [flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)]
+  if any(given) and not all(given):
+    raise UsageError('--coordinator, --num_processes and --process_id go together')
+  wanted = _DISTRIBUTED.value
+  if wanted is None:
+    wanted = any(given) or _several_processes()
+  if not wanted:
+    return
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  except (RuntimeError, ValueError) as e:
+    raise UsageError(f'--distributed: {str(e).splitlines()[0]}') from e
+
+
+def main() -> None:
+  """Runs the mode that the flags ask for."""
+  if _CONFIG.value is None:
+    raise UsageError('--config: give an experiment, as --config=configs/digits.py')
+  start_distributed()
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)
+  {'train': loop.train_and_evaluate, 'eval': loop.evaluate}[_MODE.value](_CONFIG.value, workdir)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,89 @@
+"""What the project's commands share: flags in, one line and an exit code out where it goes wrong."""
+
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from vit_jax.errors import UsageError, nearest
+from vit_jax.train.metrics import NonFiniteError
+from vit_jax.train.signals import Interrupted
+
+
+def _fields(config: ConfigDict, prefix: str = 'config') -> list[str]:
+  """Returns the dotted names of all fields."""
+  names = []
+  for key, value in config.items():
+    names.append(f'{prefix}.{key}')
+    if isinstance(value, ConfigDict):
+      names += _fields(value, names[-1])
+  return names
+
+
+def _check_config_flags(argv: list[str]) -> None:
+  """Raises UsageError for a config file that isn't there and for fields that it doesn't have."""
+  given = re.search(r'(?:^|\n)--?config[=\n](.+)', '\n'.join(argv))
+  if not given:
+    return
+  path = given[1].split(':')[0]
+  if not os.path.isfile(path):
+    there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
+    raise UsageError(f'--config: {path} does not exist{nearest(path, there)}')
+  config = config_flags.ConfigFileFlagParser('config').parse(given[1])
+  fields = _fields(config)
+  for arg in argv:
+    override = re.match(r'--?(?:no)?(config\.[\w.]*)', arg)
+    if override and override[1] not in fields:
+      raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, its complaints as one line; unknown fields are told before it sees them."""
+  try:
+    _check_config_flags(argv[1:])
+    rest = flags.FLAGS(argv)
+  except (flags.Error, ValueError, TypeError) as e:
+    innermost, cause = None, e
+    while cause is not None:  # a config's own error, under what its loader wraps around it
+      innermost = cause if isinstance(cause, UsageError) else innermost
+      cause = cause.__context__
+    _fail(innermost or ' '.join(str(e).split()))
+  if len(rest) > 1:
+    _fail(f'{rest[1]!r} is not a flag; flags are given as --name=value')
+  return rest
+
+
+def _fail(message: object, code: int = 2) -> NoReturn:
+  print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr, flush=True)
+  raise SystemExit(code)
+
+
+def run(command: Callable[[], None]) -> None:
+  """Parses the flags and runs `command`, with every way to end that a person can cause as a line.
+
+  Exit codes: 2 for mistakes (UsageError), 1 for a loss that isn't finite, 128 plus the signal's
+  number for SIGTERM and Ctrl-C. Everything unforeseen keeps its traceback.
+  """
+
+  def main(argv):
+    del argv
+    logging.set_verbosity(logging.ERROR)  # Orbax tells its every move
+    try:
+      command()
+    except UsageError as e:
+      _fail(e)
+    except NonFiniteError as e:
+      _fail(e, 1)
+    except Interrupted as e:
+      _fail(f'{e}; to go on: {shlex.join(["python", *sys.argv])}', 128 + e.signum)
+    except KeyboardInterrupt:
+      _fail('interrupted', 128 + signal.SIGINT)
+
+  app.run(main, flags_parser=_parse_flags)

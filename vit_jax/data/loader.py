@@ -1,0 +1,373 @@
+"""Records to batches: which record goes where, kept on the device or streamed from the host.
+
+(seed, step) decides everything: batch k is a function of the seed and k, so that training goes on
+at any step without the state of an iterator, and however many processes and devices share the
+global batch, it holds the same records in the same rows.
+"""
+
+import functools
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from vit_jax.data.preprocess import Preprocess
+from vit_jax.data.sources import Record, Source
+from vit_jax.errors import UsageError, check_choice
+
+Arrays = dict[str, np.ndarray]
+
+_RECORD_STREAM = 1  # of random numbers, apart from that of the order of examples
+_MAX_CHUNK = 64  # rows that one thread loads at a time
+_READ_AT_ONCE = 256  # records of a resident set, likewise
+_ENDLESS = 2**62
+_GIB = 2**30
+
+
+def _generator(*entropy: int) -> np.random.Generator:
+  return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+  """Returns the permutation int64 [num_examples] that is the order of examples in an epoch."""
+  order = _generator(seed, epoch).permutation(num_examples)
+  order.flags.writeable = False
+  return order
+
+
+@dataclass(frozen=True)
+class Plan:
+  """Which record is in which row of which batch, for the rows that this process holds.
+
+  Training goes through an endless stream of positions: position p is example p % N of epoch
+  p // N, and batch k holds positions k * B to (k + 1) * B - 1, so batches may span epochs.
+  Evaluation goes through the examples once, in order; rows left over in its last batch repeat
+  example 0 with weight 0.
+
+  Attributes:
+    num_examples: N.
+    batch_size: B, of the global batch.
+    seed: of the order of examples; None to evaluate.
+    num_devices: of this process; each holds a contiguous part of this process's contiguous part.
+    process_index: of this process.
+    process_count: how many share the global batch.
+  """
+
+  num_examples: int
+  batch_size: int
+  seed: int | None
+  num_devices: int
+  process_index: int
+  process_count: int
+
+  @property
+  def rows(self) -> int:
+    """Rows of each batch that this process holds."""
+    return self.batch_size // self.process_count
+
+  @property
+  def num_batches(self) -> int:
+    """Batches of an evaluation."""
+    return math.ceil(self.num_examples / self.batch_size)
+
+  @property
+  def slot(self) -> np.ndarray:
+    """Places of this process's rows in the global batch, int32 [num_devices, rows / devices]."""
+    first = self.process_index * self.rows
+    return np.arange(first, first + self.rows, dtype=np.int32).reshape(self.num_devices, -1)
+
+  def positions(self, first: int, count: int) -> np.ndarray:
+    """Returns int64 [count]: positions of rows `first` on, counted over batches of this process."""
+    step, row = np.divmod(np.arange(first, first + count), self.rows)
+    return step * self.batch_size + self.process_index * self.rows + row
+
+  def examples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (indices of examples int64, weights float32) of positions, in the same shape."""
+    if self.seed is None:
+      real = positions < self.num_examples
+      return np.where(real, positions, 0), real.astype(np.float32)
+    epochs, offsets = np.divmod(positions, self.num_examples)
+    index = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+      here = epochs == epoch
+      index[here] = epoch_order(self.seed, int(epoch), self.num_examples)[offsets[here]]
+    return index, np.ones(positions.shape, np.float32)
+
+
+def _stack(records: Sequence[Record]) -> Arrays:
+  """Stacks records: image uint8 [n, H, W, C]; label int32 [n] or float32 [n, num_classes]."""
+  labels = np.stack([r['label'] for r in records])
+  dtype = np.float32 if labels.ndim > 1 else np.int32
+  return {'image': np.stack([r['image'] for r in records]), 'label': labels.astype(dtype)}
+
+
+class ResidentLoader:
+  """A data set small enough to stay on the device, and the rows of its batches.
+
+  Attributes:
+    arrays: the whole set on the host: image uint8 [N, H, W, C], label int32 [N] or float32
+      [N, num_classes].
+  """
+
+  def __init__(self, source: Source, preprocess: Preprocess, plan: Plan, num_threads: int):
+    self.arrays = _decode_all(source, preprocess, num_threads)
+    self._plan = plan
+
+  def indices(self, start_step: int = 0, num_steps: int | None = None) -> Arrays:
+    """Returns what batches `start_step` on are made of, D local devices with R rows of each.
+
+    To train: index int32 [D, num_steps, R] into `arrays`, and slot int32 [D, R], the places of
+    the rows in the global batch. To evaluate, where `num_steps` is all batches if not given: index,
+    and weight float32 [D, num_steps, R].
+    """
+    plan = self._plan
+    num_steps = plan.num_batches - start_step if num_steps is None else num_steps
+    positions = plan.positions(start_step * plan.rows, num_steps * plan.rows)
+    positions = positions.reshape(num_steps, plan.num_devices, -1).swapaxes(0, 1)
+    index, weight = plan.examples(positions)
+    rest = {'weight': weight} if plan.seed is None else {'slot': plan.slot}
+    return {'index': index.astype(np.int32)} | rest
+
+
+def _decode_all(source: Source, preprocess: Preprocess, num_threads: int) -> Arrays:
+  """Decodes a whole data set, once, into arrays; a bar shows where it takes long."""
+  first = _stack([preprocess(source[0])])
+  arrays = {name: np.empty((len(source), *a.shape[1:]), a.dtype) for name, a in first.items()}
+
+  def decode(start):
+    indices = range(start, min(start + _READ_AT_ONCE, len(source)))
+    for i, record in zip(indices, source.read(indices), strict=True):
+      record = preprocess(record)
+      arrays['image'][i], arrays['label'][i] = record['image'], record['label']
+    return len(indices)
+
+  bar = tqdm(total=len(source), desc='Decoding', unit='image', delay=2, disable=None, leave=False)
+  with bar, ThreadPoolExecutor(max(num_threads, 1)) as pool:
+    for done in pool.map(decode, range(0, len(source), _READ_AT_ONCE)):
+      bar.update(done)
+  return arrays
+
+
+@dataclass(frozen=True)
+class _Chunk:
+  """Consecutive rows of a batch.
+
+  Grain takes it for one leaf and so pickles it through a pipe. Arrays would go through shared
+  memory, which containers have little of and which is left behind when workers are stopped early.
+  """
+
+  arrays: Arrays
+
+
+@dataclass(frozen=True)
+class _LoadChunk:
+  """Loads the i-th chunk of this process's rows, counted from step 0."""
+
+  source: Source
+  preprocess: Preprocess
+  plan: Plan
+  size: int
+
+  def __call__(self, i: int) -> _Chunk:
+    positions = self.plan.positions(i * self.size, self.size)
+    index, weight = self.plan.examples(positions)
+    records = [
+      self.preprocess(record, self._rng(position))
+      for position, record in zip(positions.tolist(), self.source.read(index.tolist()), strict=True)
+    ]
+    return _Chunk(_stack(records) | {'weight': weight})
+
+  def _rng(self, position: int) -> np.random.Generator | None:
+    if not self.preprocess.random:
+      return None
+    return _generator(self.plan.seed, _RECORD_STREAM, position)
+
+
+@dataclass(frozen=True)
+class StreamedLoader:
+  """Batches made on the host by threads, or by worker processes with threads, ahead of their use.
+
+  Host memory is bounded by `prefetch` batches, plus one that is in use.
+  """
+
+  source: Source
+  preprocess: Preprocess
+  plan: Plan
+  num_workers: int
+  num_threads: int
+  prefetch: int
+
+  def batches(self, start_step: int = 0) -> Iterator[Arrays]:
+    """Yields batches `start_step` on: without end to train, up to the last to evaluate.
+
+    Closing the generator stops its threads and processes. D local devices have R rows each:
+
+    image uint8 [D, R, H, W, C], label int32 [D, R] or float32 [D, R, num_classes], weight
+    float32 [D, R], and slot int32 [D, R], the places of the rows in the global batch.
+    """
+    plan = self.plan
+    size = max(n for n in range(1, _MAX_CHUNK + 1) if plan.rows % n == 0)
+    per_batch = plan.rows // size
+    stop = _ENDLESS if plan.seed is not None else plan.num_batches * per_batch
+    chunks = grain.MapDataset.range(start_step * per_batch, stop)
+    chunks = chunks.map(_LoadChunk(self.source, self.preprocess, plan, size))
+    iterator = iter(self._parallel(chunks, per_batch).batch(per_batch, batch_fn=list))
+    try:
+      for parts in iterator:
+        arrays = {
+          name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays
+        }
+        split = (plan.num_devices, plan.rows // plan.num_devices)
+        yield {n: a.reshape(*split, *a.shape[1:]) for n, a in arrays.items()} | {'slot': plan.slot}
+    finally:
+      iterator.close()
+
+  def _parallel(self, chunks: grain.MapDataset, per_batch: int) -> grain.IterDataset:
+    workers = max(self.num_workers, 1)
+    ahead = math.ceil(self.prefetch * per_batch / workers)
+    threads = min(max(self.num_threads, 1), ahead)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    chunks = chunks.to_iter_dataset(options)
+    if self.num_workers:
+      if not flags.FLAGS.is_parsed():  # in a notebook, say; Grain reads flags to start workers
+        flags.FLAGS.mark_as_parsed()
+      options = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=1)
+      chunks = chunks.mp_prefetch(options, worker_init_fn=_init_worker)
+    return chunks
+
+
+def _init_worker(worker_index: int, num_workers: int) -> None:
+  """Has a worker process live exactly as long as its parent wants, and end with it."""
+  del worker_index, num_workers
+  # Ctrl-C and cluster managers signal all processes, and the parent still has a step to finish.
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, signal.SIG_IGN)
+
+  def follow():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
+
+
+def train_loader(
+  source: Source, preprocess: Preprocess, *, batch_size: int, seed: int, **options: Any
+) -> ResidentLoader | StreamedLoader:
+  """Returns the loader of an endless stream of shuffled batches.
+
+  Args:
+    source: the records.
+    preprocess: for training; not a random one where `resident`.
+    batch_size: of the global batch.
+    seed: of the order of examples and of what `preprocess` draws.
+    **options: all of
+      num_devices: of this process.
+      process_index, process_count: this process, of those that share the global batch.
+      resident: decode the whole set now, to stay on the device; else make batches on the host.
+      num_workers: processes that make batches; 0: threads of this process.
+      num_threads: that decode images, in each process.
+      prefetch: batches made ahead.
+
+  Raises:
+    UsageError: a batch that doesn't divide over the devices, images of different sizes and no
+      image size, or a number out of range.
+  """
+  _check_at_least('config.seed', seed, 0)
+  return _make_loader(source, preprocess, 'config.batch_size', batch_size, seed, **options)
+
+
+def eval_loader(
+  source: Source, preprocess: Preprocess, *, batch_size: int, **options: Any
+) -> ResidentLoader | StreamedLoader:
+  """Returns the loader of every example once, in order; rows left over have weight 0.
+
+  Arguments and errors are those of `train_loader`.
+  """
+  return _make_loader(source, preprocess, 'config.eval_batch_size', batch_size, None, **options)
+
+
+def _make_loader(
+  source: Source,
+  preprocess: Preprocess,
+  batch_field: str,
+  batch_size: int,
+  seed: int | None,
+  *,
+  num_devices: int,
+  process_index: int,
+  process_count: int,
+  resident: bool,
+  num_workers: int,
+  num_threads: int,
+  prefetch: int,
+) -> ResidentLoader | StreamedLoader:
+  _check_at_least(batch_field, batch_size, 1)
+  _check_at_least('config.data.num_workers', num_workers, 0)
+  _check_at_least('config.data.num_threads', num_threads, 1)
+  _check_at_least('config.data.prefetch', prefetch, 1)
+  devices = num_devices * process_count
+  if batch_size % devices:
+    raise UsageError(f'{batch_field}: {batch_size} does not divide over {devices} devices')
+  if not preprocess.image_size and None in source.image_shape:
+    raise UsageError(
+      'config.data.image_size: () leaves images as they are stored, and these differ in size; '
+      'give (height, width)'
+    )
+  plan = Plan(len(source), batch_size, seed, num_devices, process_index, process_count)
+  if resident:
+    return ResidentLoader(source, preprocess, plan, num_threads)
+  return StreamedLoader(source, preprocess, plan, num_workers, num_threads, prefetch)
+
+
+def _check_at_least(field: str, given: int, least: int) -> None:
+  if given < least:
+    raise UsageError(f'{field}: {given} is less than {least}')
+
+
+def resolve_resident(
+  resident: str, sets: Sequence[tuple[Source, Preprocess]], devices: Sequence[Any]
+) -> tuple[bool, str]:
+  """Decides whether data sets stay on the devices; all processes of a run decide alike.
+
+  Args:
+    resident: 'yes', 'no', or 'auto': where nothing is random on the host and the decoded images
+      fit in a quarter of a device's memory; where that isn't known, as on CPU, in 1 GiB of host
+      memory, which virtual devices share.
+    sets: (source, preprocess) of everything that would stay.
+    devices: the local `jax.Device`s, each of which would hold a copy.
+
+  Returns:
+    The decision, and the reason for it in a few words.
+
+  Raises:
+    UsageError: unknown value, or 'yes' with a random `preprocess`.
+  """
+  check_choice('config.data.resident', resident, ('auto', 'yes', 'no'))
+  is_random = any(preprocess.random for _, preprocess in sets)
+  if resident == 'yes' and is_random:
+    raise UsageError(
+      "config.data.resident: 'yes' keeps each image as it is decoded once, and a random crop on "
+      "the host (config.data.crop='inception') needs it anew every time; give 'auto' or 'no'"
+    )
+  if resident != 'auto':
+    return resident == 'yes', f'config.data.resident={resident!r}'
+  if is_random:
+    return False, 'images are cropped at random on the host'
+  size = sum(len(source) * preprocess(source[0])['image'].nbytes for source, preprocess in sets)
+  # The whole memory, not what is free: that may differ between processes.
+  stats = devices[0].memory_stats() or {}
+  limit = stats['bytes_limit'] // 4 if 'bytes_limit' in stats else _GIB // len(devices)
+  relation = 'at most' if size <= limit else 'more than'
+  reason = f'{size / 2**20:,.0f} MiB decoded, {relation} the {limit / 2**20:,.0f} MiB for data'
+  return size <= limit, reason

@@ -1,0 +1,79 @@
+"""What a run amounts to: results.json and the summary table."""
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from typing import Any
+
+import jax
+
+from vit_jax.train.writers import format_values
+
+
+def _versions() -> dict[str, str]:
+  names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+  return {'python': platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def _peak_memory_mib() -> float:
+  """Peak resident memory of this process; getrusage counts in KiB, on macOS in bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def _metrics_at(history: list[dict[str, Any]], step: int) -> dict[str, float]:
+  lines = [line for line in history if line['step'] == step]
+  return {k: v for line in lines for k, v in line.items() if k.startswith(('train/', 'test/'))}
+
+
+def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
+  """Returns the content of results.json.
+
+  Args:
+    run: the loop's Run, at its end.
+    history: lines of metrics.jsonl.
+  """
+  best = run.meta['best']
+  steps_per_second = run.timed_steps / run.seconds if run.timed_steps else None
+  return {
+    'step': run.step,
+    'stopped_early': run.meta['stopped'],
+    'final': _metrics_at(history, run.step),
+    'best': {'step': best['step'], **_metrics_at(history, best['step'])},
+    'monitor': run.config.monitor,
+    'parameters': sum(x.size for x in jax.tree.leaves(run.state.params)),
+    'training': {
+      'seconds': run.seconds,  # of this process, without compilation and evaluation
+      'steps_per_second': steps_per_second,
+      'images_per_second': steps_per_second and steps_per_second * run.config.batch_size,
+      'resident': run.experiment.resident,
+    },
+    'device': {
+      'kind': jax.devices()[0].device_kind,
+      'platform': jax.default_backend(),
+      'count': jax.device_count(),
+      'processes': jax.process_count(),
+    },
+    'dtype': run.config.dtype,
+    'peak_host_memory_mib': _peak_memory_mib(),
+    'versions': _versions(),
+  }
+
+
+def table(results: dict[str, Any]) -> str:
+  """Returns the summary that a run ends with."""
+  speed = results['training']['images_per_second']
+  test = {k: v for k, v in results['final'].items() if k.startswith('test/')}
+  best = {k: v for k, v in results['best'].items() if k.startswith('test/')}
+  device = results['device']
+  rows = {
+    'steps': f'{results["step"]}' + (' (stopped early)' if results['stopped_early'] else ''),
+    'final': format_values(test),
+    'best': f'{format_values(best)}  (step {results["best"]["step"]})',
+    'parameters': f'{results["parameters"]:,}',
+    'speed': f'{speed:,.0f} images/s' if speed else 'not measured: nothing was left to train',
+    'device': f'{device["count"]} x {device["kind"]}, {results["dtype"]}',
+  }
+  width = max(map(len, rows))
+  return '\n'.join(f'  {name:<{width}}  {value}' for name, value in rows.items())
