@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from vit_jax.errors import UsageError, nearest
 from vit_jax.train.metrics import NonFiniteError
@@ -36,7 +37,7 @@ def _check_config_flags(argv: list[str]) -> None:
   if not os.path.isfile(path):
     there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
     raise UsageError(f'--config: {path} does not exist{nearest(path, there)}')
-  config = config_flags.ConfigFileFlagParser('config').parse(given[1])
+  config = ConfigFileFlagParser('config').parse(given[1])
   fields = _fields(config)
   for arg in argv:
     override = re.match(r'--?(?:no)?(config\.[\w.]*)', arg)

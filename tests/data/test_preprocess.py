@@ -8,8 +8,9 @@ from vit_jax.errors import UsageError
 
 
 def record(height, width, channels=3, seed=0):
+  """Noise far enough from black and white for bicubic overshoot not to be clipped."""
   shape = (height, width, channels)
-  image = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+  image = np.random.default_rng(seed).integers(64, 192, shape, dtype=np.uint8)
   return {'image': image, 'label': 3}
 
 
@@ -36,8 +37,7 @@ def resize_weights(stored, wanted):
 
 def resize(image, height, width):
   rows, columns = resize_weights(image.shape[0], height), resize_weights(image.shape[1], width)
-  horizontal = np.clip(np.einsum('hwc,vw->hvc', image.astype(float), columns), 0, 255)
-  return np.clip(np.einsum('hvc,uh->uvc', horizontal, rows), 0, 255)
+  return np.einsum('hwc,uh,vw->uvc', image.astype(float), rows, columns)
 
 
 def test_as_stored_is_the_same_record():
@@ -54,7 +54,7 @@ def test_resize_is_antialiased_bicubic(shape, channels):
   assert made['image'].dtype == np.uint8
   assert made['label'] == 3
   expected = resize(given['image'], *shape)
-  np.testing.assert_allclose(made['image'], expected, atol=1.6)
+  np.testing.assert_allclose(made['image'], expected, atol=1.1)
 
 
 @pytest.mark.parametrize('train', [True, False])
@@ -67,7 +67,7 @@ def test_central_is_the_middle_of_256_by_224(size, train):
   covered = resize(given['image'], round(size[0] * scale), round(size[1] * scale))
   top, left = (covered.shape[0] - height) // 2, (covered.shape[1] - width) // 2
   expected = covered[top : top + height, left : left + width]
-  np.testing.assert_allclose(made, expected, atol=1.6)
+  np.testing.assert_allclose(made, expected, atol=1.1)
 
 
 def test_central_of_a_photo_is_that_of_big_vision():
@@ -93,7 +93,7 @@ def test_inception_resizes_the_drawn_part():
   for seed in range(5):
     left, top, right, bottom = inception_box(60, 40, rng(seed))
     expected = resize(given['image'][top:bottom, left:right], 8, 12)
-    np.testing.assert_allclose(inception(given, rng(seed))['image'], expected, atol=1.6)
+    np.testing.assert_allclose(inception(given, rng(seed))['image'], expected, atol=1.1)
 
 
 def test_inception_boxes_have_the_areas_and_aspects_of_the_paper():
@@ -109,10 +109,10 @@ def test_inception_boxes_have_the_areas_and_aspects_of_the_paper():
   assert 1.3 < aspect.max() < 1.35
   assert 0.079 < area.min() < 0.085
   assert area.max() > 0.95
-  # Until parts stop fitting (here at 3/4 of the area), areas are uniform, aspects log-uniform.
-  small = area < 0.7
+  # Until parts stop fitting (here at 56 % of the area), areas are uniform, aspects log-uniform.
+  small = area < 0.5
   np.testing.assert_allclose(
-    np.quantile(area[small], [0.25, 0.5, 0.75]), [0.235, 0.39, 0.545], atol=0.02
+    np.quantile(area[small], [0.25, 0.5, 0.75]), [0.185, 0.29, 0.395], atol=0.02
   )
   assert abs(np.log(aspect[small]).mean()) < 0.02
   # Places are uniform where they fit.
@@ -151,7 +151,7 @@ def test_channels():
     (((8,), 0, 'resize'), r'config.data.image_size: \(8,\) is not \(height, width\)'),
     (((8, 0), 0, 'resize'), r'config.data.image_size: \(8, 0\)'),
     (((8, 8, 3), 0, 'resize'), 'config.data.image_size'),
-    (((8, 8), 2, 'resize'), 'config.data.channels: 2 is not one of 0, 1, 3'),
+    (((8, 8), 2, 'resize'), 'config.data.channels: 2 is not 1, 3 or 0'),
     (((8, 8), 0, 'centre'), "config.data.crop: 'centre' .* did you mean 'central'"),
     (((), 0, 'inception'), r"config.data.image_size: crop 'inception' needs"),
   ],

@@ -246,7 +246,9 @@ def test_vit_representation_size():
 
 
 @pytest.mark.parametrize('method', ['conv', 'linear'])
-@pytest.mark.parametrize(('patch', 'stride'), [((4, 2), (2, 1)), ((4, 4), (2, 2)), ((2, 3), (2, 3))])
+@pytest.mark.parametrize(
+  ('patch', 'stride'), [((4, 2), (2, 1)), ((4, 4), (2, 2)), ((2, 3), (2, 3))]
+)
 def test_vit_overlapping_patches(method, patch, stride):
   model = vit(patches={'size': patch}, stride=stride, patch_embedding=method)
   check(model, WIDE, patch=patch, stride=stride)

@@ -17,10 +17,10 @@ BATCH, NUM_CLASSES = 12, 7
 
 
 @functools.cache
-def build(loss='softmax', label_smoothing=0.0, num_classes=NUM_CLASSES):
+def build(loss='softmax', label_smoothing=0.0, num_classes=NUM_CLASSES, train=True):
   config = get_config()
   config.loss.update(name=loss, label_smoothing=label_smoothing)
-  return jax.jit(build_task(config, num_classes))
+  return jax.jit(functools.partial(build_task(config, num_classes), train=train))
 
 
 def one_hot(labels):

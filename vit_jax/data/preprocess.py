@@ -77,7 +77,8 @@ def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: 
     raise UsageError(
       f'config.data.image_size: {image_size} is not (height, width) in pixels, nor () as stored'
     )
-  check_choice('config.data.channels', channels, (0, 1, 3))
+  if channels not in (0, 1, 3):
+    raise UsageError(f'config.data.channels: {channels} is not 1, 3 or 0, as stored')
   check_choice('config.data.crop', crop, CROPS)
   if crop != 'resize' and not image_size:
     raise UsageError(f'config.data.image_size: crop {crop!r} needs a (height, width)')

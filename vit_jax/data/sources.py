@@ -480,7 +480,7 @@ def _unknown(name: str, root: epath.Path) -> UsageError:
   if base in builders:
     return _not_prepared(name, root, f'there is no {root / name}')
   on_disk = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
-  hint = nearest(base.lower(), ['digits', 'folder', *on_disk, *builders])
+  hint = nearest(base, ['digits', 'folder', *on_disk, *builders])
   return UsageError(
     f"config.data.name: {name!r} is not 'digits', 'folder' or a data set that TFDS knows{hint} "
     f'(prepared in {root}: {", ".join(on_disk) or "none"})'

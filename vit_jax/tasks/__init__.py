@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 from vit_jax.errors import check_choice
 from vit_jax.tasks import classification
 
-# (outputs, batch) -> {name: (sum, count)}; the quotient of 'loss' is what training minimises.
+# (outputs, batch, train) -> {name: (sum, count)}; the quotient of 'loss' is what is minimised.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-Task = Callable[[Any, dict[str, jax.Array]], Metrics]
+Task = Callable[[Any, dict[str, jax.Array], bool], Metrics]
 
 _TASKS = {'classification': classification.make_task}
 

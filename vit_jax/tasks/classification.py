@@ -39,10 +39,10 @@ def top_k_hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 
 
 def make_task(config: ConfigDict, num_classes: int):
-  """Returns (logits [B, K], batch) -> {'loss', 'accuracy', 'top5_accuracy'}, as (sum, count) pairs.
+  """Returns (logits [B, K], batch, train) -> 'loss', 'accuracy', 'top5_accuracy' as (sum, count).
 
-  `batch['label']` is int [B] or float [B, K]; `batch['weight']` [B] is 0 on padding. Top-5 is
-  there for more than five classes.
+  `batch['label']` is int [B] or float [B, K]; `batch['weight']` [B] is 0 on padding. Labels
+  are smoothed in training alone; top-5 is there for more than five classes.
 
   Args:
     config: the experiment; reads `loss.name` and `loss.label_smoothing`.
@@ -56,12 +56,12 @@ def make_task(config: ConfigDict, num_classes: int):
   if not 0 <= smoothing < 1:
     raise UsageError(f'config.loss.label_smoothing: {smoothing} is not in [0, 1)')
 
-  def task(logits, batch):
+  def task(logits, batch, train):
     labels, weight = batch['label'], batch['weight']
     if labels.ndim == 1:
       labels = jax.nn.one_hot(labels, num_classes)
     values = {
-      'loss': loss_fn(logits, optax.smooth_labels(labels, smoothing)),
+      'loss': loss_fn(logits, optax.smooth_labels(labels, smoothing if train else 0.0)),
       'accuracy': top_k_hits(logits, labels, 1),
     }
     if num_classes > 5:

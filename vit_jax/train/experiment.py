@@ -4,13 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.data import augment
-from vit_jax.data import loader as loaders
-from vit_jax.data.preprocess import make_preprocess
-from vit_jax.data.sources import load_source
+from vit_jax.data import (
+  ResidentLoader,
+  StreamedLoader,
+  augment,
+  eval_loader,
+  load_source,
+  make_preprocess,
+  resolve_resident,
+  train_loader,
+)
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import build_model
 from vit_jax.tasks import build_task
@@ -77,7 +82,14 @@ def _check_range(field: str, value: float, low: float, high: float) -> None:
 
 
 class Experiment:
-  """The parts of a run: data, model, task, optimiser, and the feeds that connect them."""
+  """The parts of a run: data, model, task, optimiser, and the feeds that connect them.
+
+  Attributes:
+    config: the resolved configuration.
+    num_classes: of the training split.
+    model: the Flax module.
+    resident: whether the data stay on the devices.
+  """
 
   def __init__(self, config: ConfigDict):
     """Builds everything but the state and what lives on devices.
@@ -85,44 +97,104 @@ class Experiment:
     Raises:
       UsageError: any mistake in the configuration.
     """
-    augment.validate(config.augment)
     data = config.data
-    self._sources = {
-      split: load_source(data.name, data[f'{split}_split'], data.dir) for split in ('train', 'test')
-    }
-    self.config = config = resolve(config, len(self._sources['train']))
-    self._preprocess = {
+    augment.validate(config.augment)
+    preprocess = {
       split: make_preprocess(data.image_size, data.channels, data.crop, train=split == 'train')
-      for split in self._sources
+      for split in ('train', 'test')
     }
-    self.num_classes = self._sources['train'].num_classes
-    self.resident, self._why = loaders.resolve_resident(...)
+    sources = {
+      split: load_source(
+        data.name, data[f'{split}_split'], data.dir, field=f'config.data.{split}_split'
+      )
+      for split in preprocess
+    }
+    self._sets = {split: (sources[split], preprocess[split]) for split in sources}
+    self.config = config = resolve(config, len(sources['train']))
+    self.num_classes = sources['train'].num_classes
+    self.resident, self._reason = resolve_resident(
+      data.resident, list(self._sets.values()), jax.local_devices()
+    )
     self.model = build_model(config.model, self.num_classes, jnp.dtype(config.dtype))
-    self.task = build_task(config, self.num_classes)
-    self.image_shape = self._first_image().shape
-    self._check_shapes()
-
-  def _first_image(self) -> np.ndarray:
-    return self._preprocess['test'](self._sources['train'][0], None)['image']
-
-  def _check_shapes(self) -> None:
-    """Traces the model and the task once, so that sizes that don't fit show before a run starts."""
-    channels, config = self.image_shape[-1], self.config
-    for field in ('mean', 'std'):
-      if len(config.data[field]) not in (1, channels):
-        raise UsageError(
-          f'config.data.{field}: {len(config.data[field])} values for images of {channels} channels'
-        )
+    self._task = build_task(config, self.num_classes)
+    self._check_sizes()
+    self._schedule = make_schedule(config, config.num_steps)
     params = jax.eval_shape(self._init_params)
-    image = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
-    logits = jax.eval_shape(lambda p, x: self.model.apply({'params': p}, x, train=False), params, image)
-    if logits.shape != (2, self.num_classes):
+    self._tx = make_optimizer(config, params, self._schedule)
+
+  def _check_sizes(self) -> None:
+    """Traces model and task once, so that sizes that don't fit show before a run starts."""
+    config, (source, preprocess) = self.config, self._sets['test']
+    self._image_shape = preprocess(source[0])['image'].shape
+    for field in ('mean', 'std'):
+      if len(config.data[field]) not in (1, self._image_shape[-1]):
+        raise UsageError(
+          f'config.data.{field}: {len(config.data[field])} values, but images have '
+          f'{self._image_shape[-1]} channels; give one value for each, or one for all'
+        )
+    if min(config.data.std) <= 0:
+      raise UsageError(f'config.data.std: {config.data.std} has a value that is not positive')
+    params = jax.eval_shape(self._init_params)
+    image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
+    logits = jax.eval_shape(self._apply, params, image)
+    if logits.shape != (1, self.num_classes):
       raise UsageError(
         f'config.model.classifier: {config.model.classifier!r} gives outputs of shape '
-        f'{logits.shape[1:]}, and {config.task} needs ({self.num_classes},)'
+        f'{logits.shape[1:]} an image, and the task {config.task} needs ({self.num_classes},)'
       )
-    batch = {'label': jnp.zeros(2, jnp.int32), 'weight': jnp.ones(2)}
-    names = [f'test/{n}' for n in jax.eval_shape(self.task, logits, batch)]
-    check_choice('config.monitor', config.monitor, names)
-    self._tx, self._schedule = self._make_optimizer(params)
-    ...
+    batch = {'label': jnp.zeros(1, jnp.int32), 'weight': jnp.ones(1)}
+    metrics = jax.eval_shape(lambda *x: self._task(*x, False), logits, batch)
+    check_choice('config.monitor', config.monitor, [f'test/{name}' for name in metrics])
+
+  def _apply(self, params, image):
+    return self.model.apply({'params': params}, image, train=False)
+
+  def _init_params(self) -> Any:
+    image = jnp.zeros((1, *self._image_shape))
+    return self.model.init(jax.random.key(self.config.seed), image, train=False)['params']
+
+  def initial_state(self) -> TrainState:
+    """Returns the state before the first step, as NumPy arrays, the same in every process."""
+    state = jax.jit(lambda: create_state(self.config, self._init_params(), self._tx))()
+    return jax.device_get(state)
+
+  def _loader(self, split: str) -> ResidentLoader | StreamedLoader:
+    config = self.config
+    options = {
+      'num_devices': jax.local_device_count(),
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+      'resident': self.resident,
+      **{name: config.data[name] for name in ('num_workers', 'num_threads', 'prefetch')},
+    }
+    if split == 'train':
+      options |= {'batch_size': config.batch_size, 'seed': config.seed}
+      return train_loader(*self._sets[split], **options)
+    return eval_loader(*self._sets[split], batch_size=config.eval_batch_size, **options)
+
+  def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
+    """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
+    train_step = step.make_train_step(
+      self.config, self.model, self._task, self._tx, self._schedule, self.num_classes
+    )
+    feed = feeds.ResidentTrainFeed if self.resident else feeds.StreamedTrainFeed
+    return feed(train_step, self._loader('train'))
+
+  def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
+    """Returns what evaluates parameters on the test split: params -> metrics."""
+    eval_step = step.make_eval_step(self.config, self.model, self._task)
+    feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
+    return feed(eval_step, self._loader('test'))
+
+  def describe(self) -> str:
+    """Returns a line on what is about to be run."""
+    (train, _), (test, _) = self._sets['train'], self._sets['test']
+    height, width, channels = self._image_shape
+    where = 'resident on the device' if self.resident else 'streamed from the host'
+    count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(self._init_params)))
+    return (
+      f'{self.config.data.name}: {len(train):,} train and {len(test):,} test images of '
+      f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})\n'
+      f'{self.config.model.name}: {count:,} parameters, {self.config.dtype}, '
+      f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    )

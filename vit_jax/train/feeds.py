@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.data import loader as loaders
+from vit_jax.data import ResidentLoader, StreamedLoader
 from vit_jax.train import step as steps_lib
 from vit_jax.train.state import TrainState
 
@@ -35,10 +35,10 @@ def max_in_flight() -> int:
   return 0 if jax.default_backend() == 'cpu' else 2
 
 
-class ResidentTrainFeed:
+class ResidentTrainFeed(contextlib.AbstractContextManager):
   """Trains on data that stay on the device, several steps in one dispatch."""
 
-  def __init__(self, train_step: Callable, loader: loaders.ResidentLoader):
+  def __init__(self, train_step: Callable, loader: ResidentLoader):
     self._steps = steps_lib.map_over_devices(
       steps_lib.many_train_steps(train_step, _MAX_STEPS), donate=True
     )
@@ -68,15 +68,14 @@ class ResidentTrainFeed:
     state, metrics = self._steps(state, rows, (self._arrays, np.int32(num_steps)))
     return state, metrics, num_steps
 
-  def close(self) -> None:
-    """Frees the data."""
+  def __exit__(self, *unused):
     self._arrays = None
 
 
-class StreamedTrainFeed:
+class StreamedTrainFeed(contextlib.AbstractContextManager):
   """Trains on batches that the host makes, one step in a dispatch."""
 
-  def __init__(self, train_step: Callable, loader: loaders.StreamedLoader):
+  def __init__(self, train_step: Callable, loader: StreamedLoader):
     self._step = steps_lib.map_over_devices(lambda s, batch, _: train_step(s, batch), donate=True)
     self._loader, self._batches, self._next_step = loader, None, None
 
@@ -84,17 +83,19 @@ class StreamedTrainFeed:
     """Runs one step; returns (state, its metrics, 1)."""
     del limit
     if step != self._next_step:
-      self.close()
+      self._stop()
       self._batches = self._loader.batches(step)
     state, metrics = self._step(state, next(self._batches), ())
     self._next_step = step + 1
     return state, metrics, 1
 
-  def close(self) -> None:
-    """Stops the threads or processes that make batches."""
+  def _stop(self) -> None:
     if self._batches is not None:
       self._batches.close()
     self._batches = self._next_step = None
+
+  def __exit__(self, *unused):
+    self._stop()
 
 
 def _add_up(results: Iterator[Any]) -> Any:
@@ -117,7 +118,7 @@ def _add_up(results: Iterator[Any]) -> Any:
 class ResidentEvalFeed:
   """Evaluates on data that stay on the device."""
 
-  def __init__(self, eval_step: Callable, loader: loaders.ResidentLoader):
+  def __init__(self, eval_step: Callable, loader: ResidentLoader):
     self._step = steps_lib.map_over_devices(
       lambda params, rows, shared: eval_step(params, steps_lib.gather(shared[0], rows, shared[1]))
     )
@@ -134,7 +135,7 @@ class ResidentEvalFeed:
 class StreamedEvalFeed:
   """Evaluates on batches that the host makes."""
 
-  def __init__(self, eval_step: Callable, loader: loaders.StreamedLoader):
+  def __init__(self, eval_step: Callable, loader: StreamedLoader):
     self._step = steps_lib.map_over_devices(lambda params, batch, _: eval_step(params, batch))
     self._loader = loader
 

@@ -42,7 +42,7 @@ def make_train_step(
 
   def loss_fn(params, batch, key):
     outputs = model.apply({'params': params}, batch['image'], train=True, rngs={'dropout': key})
-    metrics = task(outputs, batch)
+    metrics = task(outputs, batch, True)
     return metrics['loss'][0], metrics
 
   def add_up(params, batch, key):
@@ -101,7 +101,8 @@ def make_eval_step(
 
   def eval_step(params, batch):
     image = augment.normalize(batch['image'], config.data.mean, config.data.std)
-    return jax.lax.psum(task(model.apply({'params': params}, image, train=False), batch), 'batch')
+    outputs = model.apply({'params': params}, image, train=False)
+    return jax.lax.psum(task(outputs, batch, False), 'batch')
 
   return eval_step
 

@@ -1,0 +1,148 @@
+"""build_model: every field reaches the model, every mistake names its field."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from vit_jax.errors import UsageError
+from vit_jax.models import build_model
+from vit_jax.models.token_learner import TokenLearnerViT
+from vit_jax.models.vit import ViT
+
+BASE = {
+  'name': 'vit',
+  'hidden_size': 8,
+  'mlp_dim': 12,
+  'num_layers': 2,
+  'num_heads': 2,
+  'patches': {'size': (4, 2)},
+}
+TOKENIZER = {
+  'type': 'dynamic',
+  'num_tokens': 3,
+  'tokenlearner_loc': 1,
+  'use_tokenfuse': True,
+  'use_v11': False,
+}
+OPTIONS = {
+  'positional_embedding': 'sinusoidal_2d',
+  'representation_size': 6,
+  'dropout_rate': 0.2,
+  'attention_dropout_rate': 0.3,
+  'stochastic_depth': 0.4,
+  'classifier': 'map',
+  'stride': 2,
+  'patch_embedding': 'linear',
+  'posemb_init_stddev': 0.5,
+  'norm_epsilon': 1e-5,
+  'activation': 'relu',
+  'remat': True,
+}
+
+
+def config(**fields):
+  return ml_collections.ConfigDict({**BASE, **fields})
+
+
+@pytest.mark.parametrize(
+  ('kind', 'more'),
+  [(ViT, {}), (TokenLearnerViT, {'name': 'token_learner', 'tokenizer': TOKENIZER})],
+)
+def test_every_field_reaches_the_model(kind, more):
+  model = build_model(config(**OPTIONS, **more), num_classes=5, dtype=jnp.bfloat16)
+  assert type(model) is kind
+  assert {field: getattr(model, field) for field in OPTIONS} == OPTIONS
+  sizes = ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads')
+  assert {field: getattr(model, field) for field in sizes} == {f: BASE[f] for f in sizes}
+  assert (model.num_classes, model.dtype) == (5, jnp.bfloat16)
+  logits, _ = jax.eval_shape(
+    lambda: model.init_with_output(jax.random.key(0), jnp.zeros((3, 8, 8, 1)), train=False)
+  )
+  assert (logits.shape, logits.dtype) == ((3, 5), jnp.float32)
+
+
+def test_defaults_are_those_of_the_classes():
+  expected = ViT(
+    num_classes=5,
+    mlp_dim=12,
+    num_layers=2,
+    num_heads=2,
+    hidden_size=8,
+    patches={'size': (4, 2)},
+  )
+  assert build_model(config(), num_classes=5) == expected
+
+
+def test_the_tokenizer_takes_the_patches_of_the_model():
+  model = build_model(config(name='token_learner', tokenizer=TOKENIZER), num_classes=5)
+  assert model.tokenizer['patches'] == {'size': (4, 2)}
+  assert {name: model.tokenizer[name] for name in TOKENIZER} == TOKENIZER
+
+
+def test_a_tokenizer_is_no_matter_to_a_vit():
+  assert build_model(config(tokenizer=TOKENIZER), 5) == build_model(config(), 5)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'name': 'vitt'}, r"config\.model\.name: 'vitt' is not one of .*did you mean 'vit'"),
+    ({'num_heads': 3}, r'config\.model\.num_heads: 3 heads do not divide .*hidden_size=8'),
+    ({'num_heads': 0}, r'config\.model\.num_heads: 0 is less than 1'),
+    ({'num_layers': 0}, r'config\.model\.num_layers: 0 is less than 1'),
+    ({'hidden_size': -8}, r'config\.model\.hidden_size: -8 is less than 1'),
+    ({'mlp_dim': 0}, r'config\.model\.mlp_dim: 0 is less than 1'),
+    ({'classifier': 'tokens'}, r"config\.model\.classifier: .*did you mean 'token'"),
+    ({'positional_embedding': 'learned_2d'}, r'config\.model\.positional_embedding: .*learned_1d'),
+    ({'patch_embedding': 'cnv'}, r"config\.model\.patch_embedding: .*did you mean 'conv'"),
+    ({'activation': 'gelu_tanh'}, r"config\.model\.activation: .*did you mean 'gelu'"),
+    ({'dropout_rate': 1.0}, r'config\.model\.dropout_rate: 1\.0 is not in \[0, 1\)'),
+    ({'attention_dropout_rate': -0.1}, r'config\.model\.attention_dropout_rate: -0\.1'),
+    ({'stochastic_depth': 2}, r'config\.model\.stochastic_depth: 2 is not in'),
+    (
+      {'hidden_size': 6, 'positional_embedding': 'sinusoidal_2d'},
+      r"config\.model\.positional_embedding: 'sinusoidal_2d' .* multiple of 4, not 6",
+    ),
+    (
+      {'hidden_size': 5, 'num_heads': 1, 'positional_embedding': 'sinusoidal_1d'},
+      r"config\.model\.positional_embedding: 'sinusoidal_1d' .* multiple of 2, not 5",
+    ),
+    ({'patches': {'size': (4,)}}, r'config\.model\.patches\.size: \(4,\) is not \(height, width\)'),
+    ({'patches': {'size': (4, 0)}}, r'config\.model\.patches\.size: \(4, 0\)'),
+    ({'stride': 3}, r'config\.model\.stride: 3 is not between 1 and the patch, \(4, 2\)'),
+    ({'stride': (0, 1)}, r'config\.model\.stride: \(0, 1\)'),
+    ({'stride': (1,)}, r'config\.model\.stride: \(1,\)'),
+    ({'name': 'token_learner'}, r'config\.model\.tokenizer: missing'),
+  ],
+)
+def test_mistakes_name_their_field(fields, message):
+  with pytest.raises(UsageError, match=message):
+    build_model(config(**fields), num_classes=5)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'type': 'video'}, r"config\.model\.tokenizer\.type: 'video' needs clips"),
+    ({'type': 'dynamc'}, r"config\.model\.tokenizer\.type: .*did you mean 'dynamic'"),
+    ({'num_tokens': 0}, r'config\.model\.tokenizer\.num_tokens: 0 is less than 1'),
+    ({'tokenlearner_loc': 2}, r'config\.model\.tokenizer\.tokenlearner_loc: 2 .* 0 to 1'),
+    ({'tokenlearner_loc': -1}, r'config\.model\.tokenizer\.tokenlearner_loc: -1'),
+  ],
+)
+def test_mistakes_in_the_tokenizer_name_their_field(fields, message):
+  with pytest.raises(UsageError, match=message):
+    build_model(config(name='token_learner', tokenizer={**TOKENIZER, **fields}), num_classes=5)
+
+
+@pytest.mark.parametrize('name', ['vit', 'token_learner'])
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [({}, r'config\.model\.patches\.size: 4x2 .* 10x8'), ({'stride': 2}, r'config\.model\.stride')],
+)
+def test_images_that_the_patches_do_not_tile(name, fields, message):
+  model = build_model(config(name=name, tokenizer=TOKENIZER, **fields), num_classes=5)
+  size = (9, 8) if fields else (10, 8)
+  with pytest.raises(UsageError, match=message):
+    jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False))
