@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vit_jax import cli
 from vit_jax.errors import UsageError
+from vit_jax.train import feeds
 from vit_jax.train.experiment import Experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Experiment, as for train.py.')
@@ -27,7 +28,8 @@ class _Side:
     config = config.copy_and_resolve_references()
     config.data.resident = resident
     experiment = Experiment(config)
-    self._feed, self._state, self._step = experiment.train_feed(), experiment.initial_state(), 0
+    self._feed, self._step = experiment.train_feed(), 0
+    self._state = feeds.put_on_devices(experiment.initial_state())
     for _ in range(8):  # compiles, and finds its number of steps per dispatch
       self._dispatch()
 
@@ -45,7 +47,7 @@ class _Side:
 
   def close(self) -> None:
     """Stops the feed."""
-    self._feed.close()
+    self._feed.__exit__()
 
 
 def main() -> None:

@@ -181,9 +181,11 @@ def test_exif_orientation(tmp_path, orientation):
   assert load_source('folder', 'train', str(tmp_path)).image_shape == (6, 11, 3)
 
 
-def test_damaged_exif_is_ignored(tmp_path):
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp'])
+@pytest.mark.parametrize('exif', [b'garbage', b'MM\x00*\x00\x00\x00\x08', b'\x00'])
+def test_damaged_exif_is_ignored(tmp_path, suffix, exif):
   image = smooth(16, 24)
-  path = save(tmp_path / 'a.jpg', image, quality=98, exif=b'Exif\x00\x00garbage')
+  path = save(tmp_path / f'a.{suffix}', image, quality=98, exif=b'Exif\x00\x00' + exif)
   np.testing.assert_allclose(decode_image(path).astype(int), image, atol=16)
 
 
@@ -276,6 +278,14 @@ def test_truncated_files_are_named_counted_and_skipped(tmp_path, caplog, suffix)
     assert sum(f'{name}.{suffix} cannot be decoded' in m for m in caplog.messages) == 1
   assert any(m.startswith('2 of 6 images') for m in caplog.messages)
   assert len([*train, *test]) == 9  # what is left decodes
+
+
+def test_mended_files_are_found(tmp_path):
+  root = make_folder(tmp_path, splits=('.',), count=2)
+  (tmp_path / 'cat/0.png').write_bytes(b'')
+  assert load_source('folder', 'train', root).skipped == ('cat/0.png',)
+  save(tmp_path / 'cat/0.png', pixels(4, 4))
+  assert load_source('folder', 'train', root).skipped == ()
 
 
 @pytest.mark.parametrize('progressive', [False, True])

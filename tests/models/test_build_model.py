@@ -96,7 +96,7 @@ def test_a_tokenizer_is_no_matter_to_a_vit():
     ({'classifier': 'tokens'}, r"config\.model\.classifier: .*did you mean 'token'"),
     ({'positional_embedding': 'learned_2d'}, r'config\.model\.positional_embedding: .*learned_1d'),
     ({'patch_embedding': 'cnv'}, r"config\.model\.patch_embedding: .*did you mean 'conv'"),
-    ({'activation': 'gelu_tanh'}, r"config\.model\.activation: .*did you mean 'gelu'"),
+    ({'activation': 'rele'}, r"config\.model\.activation: .*did you mean 'relu'"),
     ({'dropout_rate': 1.0}, r'config\.model\.dropout_rate: 1\.0 is not in \[0, 1\)'),
     ({'attention_dropout_rate': -0.1}, r'config\.model\.attention_dropout_rate: -0\.1'),
     ({'stochastic_depth': 2}, r'config\.model\.stochastic_depth: 2 is not in'),

@@ -52,5 +52,5 @@ def test_mistakes_suggest_the_nearest_name(variant, nearest):
 
 @pytest.mark.parametrize('variant', ['', '/4', 'XL/2', 'resnet'])
 def test_sizes_that_resemble_none(variant):
-  with pytest.raises(UsageError, match='is not one of Ti, S, B, L, H, g, G$'):
+  with pytest.raises(UsageError, match=r'is not one of Ti, S, B, L, H, g, G$'):
     sizes.parse(variant)

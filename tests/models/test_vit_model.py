@@ -170,21 +170,15 @@ def test_parameter_tree_of_token_learner(kind, more):
   ('variant', 'count'),
   [('Ti/16', 5_717_416), ('S/16', 22_050_664), ('B/16', 86_567_656), ('L/16', 304_326_632)],
 )
-@pytest.mark.parametrize('patch_embedding', ['conv', 'linear'])
-def test_published_parameter_counts(variant, count, patch_embedding):
-  model = ViT(
-    num_classes=1000,
-    classifier='token',
-    patch_embedding=patch_embedding,
-    **sizes.parse(variant),
-  )
+def test_published_parameter_counts(variant, count):
+  model = ViT(num_classes=1000, classifier='token', **sizes.parse(variant))
   shapes = tree_of(model, jnp.zeros((1, 224, 224, 3)))
   assert sum(map(math.prod, shapes.values())) == count
 
 
 def test_initial_values():
   big = {'hidden_size': 64, 'num_heads': 2, 'posemb_init_stddev': 0.5, 'classifier': 'token'}
-  params = make('vit', **big).init(jax.random.key(0), IMAGES, train=False)['params']
+  params = jax.jit(make('vit', **big).init)(jax.random.key(0), IMAGES)['params']
   positions = params['Transformer']['posembed_input']['pos_embedding']
   assert abs(positions.std() - 0.5) < 0.1
   assert not params['cls'].any()
@@ -276,8 +270,10 @@ def test_remat_changes_neither_names_nor_numbers(kind):
     logits = model.apply(variables, IMAGES, train=True, rngs={'dropout': jax.random.key(0)})
     return jnp.sum(logits**2)
 
-  value, gradient = jax.value_and_grad(functools.partial(loss, plain))(variables)
-  remat_value, remat_gradient = jax.value_and_grad(functools.partial(loss, remat))(variables)
+  value, gradient = jax.jit(jax.value_and_grad(functools.partial(loss, plain)))(variables)
+  remat_value, remat_gradient = jax.jit(jax.value_and_grad(functools.partial(loss, remat)))(
+    variables
+  )
   np.testing.assert_allclose(remat_value, value, rtol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), remat_gradient, gradient
@@ -303,7 +299,7 @@ def test_dropout_acts_in_training_alone(kind, field):
     return model.apply(variables, IMAGES, train=True, rngs={'dropout': jax.random.key(seed)})
 
   np.testing.assert_array_equal(trained(0), trained(0))
-  draws = np.array([trained(seed) for seed in range(3)])
+  draws = np.array([trained(seed) for seed in range(2)])
   assert np.ptp(draws, axis=0).max() > 1e-3
 
 
@@ -357,7 +353,7 @@ def test_map_head_widens_its_mlp_fourfold_by_default():
 def test_encoder_without_a_grid_takes_a_square():
   encoder = vit.Encoder(1, 12, 2, positional_embedding='sinusoidal_2d', has_cls_token=True)
   zeros = jnp.zeros((1, 10, 8))
-  variables = encoder.init(jax.random.key(0), zeros)
+  variables = random_variables(encoder, zeros)
   square = encoder.clone(grid=(3, 3)).apply(variables, zeros)
   np.testing.assert_array_equal(encoder.apply(variables, zeros), square)
   with pytest.raises(ValueError, match='10 tokens do not fill a 3x3 grid'):

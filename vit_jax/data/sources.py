@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from vit_jax.errors import UsageError, check_choice, nearest
@@ -28,6 +28,15 @@ Record = dict[str, Any]
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')
 _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 _EVALUATION_SPLITS = ('test', 'val', 'valid', 'validation')
 _SPLIT_PART = re.compile(r'\s*([\w-]+)\s*(\[[^\]]*\])?\s*')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -145,8 +154,8 @@ def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = Tr
   """
   with Image.open(file, formats=_FORMATS) as image:
     mode = {0: _stored_mode(image), 1: 'L', 3: 'RGB'}[channels]
-    if exif and _orientation(image) != 1:
-      image = ImageOps.exif_transpose(image)
+    if exif and (orientation := _orientation(image)) != 1:
+      image = image.transpose(_UPRIGHT[orientation])
     if image.mode.startswith('I'):
       image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -163,7 +172,8 @@ def _stored_mode(image: Image.Image) -> str:
 def _orientation(image: Image.Image) -> int:
   """Returns the EXIF orientation, 1 (upright) where there is none or EXIF is damaged."""
   try:
-    return image.getexif().get(_EXIF_ORIENTATION, 1)
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return orientation if orientation in _UPRIGHT else 1
   except Exception:  # Pillow's parser raises many types; the pixels may be fine all the same
     return 1
 

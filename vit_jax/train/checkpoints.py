@@ -1,10 +1,11 @@
 """Checkpoints: asynchronous, atomic, last and best kept (Orbax), each verified when it is read."""
 
 import contextlib
-import io
+import dataclasses
 import json
 import logging
 import shutil
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -19,11 +20,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vit_jax.errors import UsageError
 
 
-def monitor_sign(monitor: str) -> int:
-  """Returns 1 where a higher value of the monitored metric is better, -1 for losses."""
-  return -1 if monitor.endswith('loss') else 1
-
-
 def checksum(state: Any) -> int:
   """Returns the CRC-32 of all leaves, in order: Orbax itself doesn't notice flipped bits."""
   crc = 0
@@ -35,46 +31,50 @@ def checksum(state: Any) -> int:
 @contextlib.contextmanager
 def _quiet():
   """Swallows what background readers of a damaged checkpoint print after the first error."""
-  asyncio_logger = logging.getLogger('asyncio')
+  asyncio_logger, hook = logging.getLogger('asyncio'), sys.unraisablehook
   level = asyncio_logger.level
   asyncio_logger.setLevel(logging.CRITICAL)
+  sys.unraisablehook = lambda unraisable: None
   try:
-    with contextlib.redirect_stderr(io.StringIO()):
-      try:
-        yield
-      except Exception:
-        time.sleep(0.3)  # the other readers are still failing
-        raise
+    yield
+  except Exception:
+    time.sleep(0.3)  # the other readers are still failing
+    raise
   finally:
     asyncio_logger.setLevel(level)
+    sys.unraisablehook = hook
+
+
+@dataclasses.dataclass
+class _KeepBest(preservation_policy.PreservationPolicy):
+  """Keeps the checkpoint of one step, the best so far."""
+
+  step: int | None = None
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class Checkpointer:
-  """The checkpoints of one run directory: the last two, and the best by the monitored metric.
+  """The checkpoints of one run directory: the last two, and the best.
 
   Process 0 alone reads and writes; what it reads reaches the other processes by broadcast, so
   that they need no shared file system.
   """
 
-  def __init__(self, directory: Path, monitor: str, read_only: bool = False):
-    """Opens `directory`, and makes it unless `read_only`; `monitor` names the metric of best."""
-    self._directory = directory
-    self._monitor, self._sign = monitor, monitor_sign(monitor)
-    self._manager = None
+  def __init__(self, directory: Path, read_only: bool = False):
+    """Opens `directory`, and makes it unless `read_only`."""
+    self._directory, self._read_only = directory, read_only
+    self._best, self._manager = _KeepBest(), None
     if jax.process_index() == 0 and (directory.exists() or not read_only):
-      self._read_only = read_only
       directory.mkdir(parents=True, exist_ok=True)
       self._open()
 
-  def _open(self):
+  def _open(self) -> None:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(
-        [
-          preservation_policy.LatestN(2),
-          preservation_policy.BestN(
-            get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False
-          ),
-        ]
+        [preservation_policy.LatestN(2), self._best]
       ),
       create=False,
       cleanup_tmp_directories=not self._read_only,
@@ -85,17 +85,13 @@ class Checkpointer:
     )
     self._manager = ocp.CheckpointManager(self._directory.resolve(), options=options)
 
-  def _rank(self, metrics: dict[str, float]) -> tuple[float, int]:
-    """The sort key of a checkpoint: of equally good ones, the earliest is best."""
-    return self._sign * metrics[self._monitor], -metrics['step']
-
-  def save(self, state: Any, meta: dict[str, Any], metrics: dict[str, float] | None) -> None:
+  def save(self, state: Any, meta: dict[str, Any]) -> None:
     """Starts to save `state`; returns when the devices' buffers may change again.
 
     Args:
       state: a TrainState; arrays on devices or host.
-      meta: JSON-able host-side state.
-      metrics: those of an evaluation at this step, or None.
+      meta: what the run carries on the host, JSON-able; `meta['best']`, where it isn't None, has
+        the `step` of the best checkpoint, which is kept.
     """
     if self._manager is None:
       return
@@ -103,13 +99,13 @@ class Checkpointer:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    self._best.step = meta['best'] and meta['best']['step']
     self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         meta=ocp.args.JsonSave(meta | {'crc32': checksum(state)}),
       ),
-      metrics=None if metrics is None else metrics | {'step': step},
       force=True,
     )
 
@@ -117,18 +113,6 @@ class Checkpointer:
     """Returns the step of the newest checkpoint on disk, or None."""
     self.wait()
     return None if self._manager is None else self._manager.latest_step()
-
-  def best_step(self) -> int | None:
-    """Returns the step of the best checkpoint that has metrics, or None."""
-    if self._manager is None:
-      return None
-    self.wait()
-    ranked = {}
-    for step in self._manager.all_steps():
-      with contextlib.suppress(FileNotFoundError, ValueError):
-        if metrics := self._manager.metrics(step):
-          ranked[step] = self._rank(metrics)
-    return max(ranked, key=ranked.get, default=None)
 
   def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
     with _quiet():

@@ -154,7 +154,7 @@ class Experiment:
     return self.model.init(jax.random.key(self.config.seed), image, train=False)['params']
 
   def initial_state(self) -> TrainState:
-    """Returns the state before the first step, as NumPy arrays, the same in every process."""
+    """Returns the state before the first step as NumPy arrays, the same in every process."""
     state = jax.jit(lambda: create_state(self.config, self._init_params(), self._tx))()
     return jax.device_get(state)
 

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UsageError
 from vit_jax.train import feeds, results, run_directory, writers
-from vit_jax.train.checkpoints import Checkpointer, monitor_sign
+from vit_jax.train.checkpoints import Checkpointer
 from vit_jax.train.experiment import Experiment
-from vit_jax.train.metrics import NonFiniteError, Window, quotients
+from vit_jax.train.metrics import NonFiniteError, Window, monitor_sign, quotients
 from vit_jax.train.signals import Interrupted, StopSignal
 from vit_jax.train.state import make_plateau
 
@@ -45,13 +45,14 @@ class Run:
 
   def __init__(self, experiment: Experiment, workdir: Path):
     self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
-    self.checkpointer = Checkpointer(workdir / 'checkpoints', self.config.monitor)
+    self.checkpointer = Checkpointer(workdir / 'checkpoints')
     self.state, self.step = experiment.initial_state(), 0
     # What a checkpoint holds besides the state: the best evaluation, evaluations since, ...
     self.meta = {'best': None, 'waited': 0, 'stopped': False, 'window': {}}
     if found := self.checkpointer.restore(self.state):
       self.state, self.meta = found
       self.step = int(self.state.step)
+    self.state = feeds.put_on_devices(self.state)
     self.window = Window(self.meta['window'])
     self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
 
@@ -81,13 +82,13 @@ class Run:
       # optax reduces the scale where a value doesn't fall.
       old = jax.device_get(self.state.plateau)
       _, new = plateau.update({}, old, value=np.float32(-value))
-      self.state = self.state.replace(plateau=jax.device_get(new))
+      self.state = self.state.replace(plateau=feeds.put_on_devices(jax.device_get(new)))
     return metrics
 
-  def save(self, metrics: dict[str, float] | None) -> None:
-    """Starts to save a checkpoint; `metrics` are those of an evaluation at this step."""
+  def save(self) -> None:
+    """Starts to save a checkpoint."""
     self.meta['window'] = self.window.to_json()
-    self.checkpointer.save(self.state, self.meta, metrics)
+    self.checkpointer.save(self.state, self.meta)
 
   def train(self, train_feed, eval_feed, writer, progress, stop_signal) -> None:
     """Runs to the end of the run.
@@ -118,7 +119,7 @@ class Run:
       if at_boundary:
         self._evaluate_and_save(eval_feed, writer, progress)
       if signum and not self.done:
-        self.save(None)
+        self.save()
         self.checkpointer.wait()
         raise Interrupted(f'stopped and saved after step {self.step}', signum)
 
@@ -141,7 +142,7 @@ class Run:
       progress.note(f'step {self.step}  {writers.format_values(metrics)}')
     improved = metrics is not None and self.meta['waited'] == 0
     if last or improved or self.meta['stopped'] or self.step % config.checkpoint_every == 0:
-      self.save(metrics)
+      self.save()
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-  """Evaluates the best checkpoint in `workdir` (the last, where none was evaluated) and prints it.
+  """Evaluates the best checkpoint in `workdir` (the last, where there is none) and prints it.
 
   Raises:
     UsageError: no run or checkpoint there, or all are damaged.
@@ -197,13 +198,16 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   run_directory.read_config(workdir)
   experiment = Experiment(config)
   run_directory.claim(workdir, experiment.config, write=False)
-  checkpointer = Checkpointer(workdir / 'checkpoints', config.monitor, read_only=True)
-  found = checkpointer.restore(experiment.initial_state(), checkpointer.best_step())
+  checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
+  template = experiment.initial_state()
+  found = checkpointer.restore(template)
+  if found and found[1]['best']:
+    found = checkpointer.restore(template, found[1]['best']['step'])
   checkpointer.close()
   if found is None:
     raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
   state, _ = found
-  metrics = quotients(experiment.eval_feed()(state.eval_params))
+  metrics = quotients(experiment.eval_feed()(feeds.put_on_devices(state.eval_params)))
   metrics = {'step': int(state.step), **{f'test/{name}': v for name, v in metrics.items()}}
   if _is_main():
     print(writers.format_values(metrics), flush=True)

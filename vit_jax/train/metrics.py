@@ -12,6 +12,11 @@ class NonFiniteError(RuntimeError):
   """A loss or gradient norm that isn't finite; the message says at which step."""
 
 
+def monitor_sign(monitor: str) -> int:
+  """Returns 1 where a higher value of the monitored metric is better, -1 for losses."""
+  return -1 if monitor.endswith('loss') else 1
+
+
 def quotients(metrics: dict[str, tuple[Any, Any]]) -> dict[str, float]:
   """Turns (sum, count) pairs into numbers."""
   return {name: float(total / count) for name, (total, count) in metrics.items()}

@@ -1,0 +1,84 @@
+"""What all tests share: a compilation cache, and train.py as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before JAX is imported, and inherited by every process that a test starts.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'jax')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+# A model and a run that take no time, on real digits.
+TINY = (
+  '--config=configs/digits.py',
+  '--config.model.hidden_size=16',
+  '--config.model.mlp_dim=16',
+  '--config.model.num_layers=1',
+  '--config.model.num_heads=2',
+  '--config.model.patches.size=(4,4)',
+  '--config.schedule.warmup_steps=0',
+  '--config.batch_size=64',
+)
+
+
+def start_training(*args, tiny=True, devices=1, env=None, **options):
+  """Starts train.py in the repository's root, with `devices` virtual CPU devices."""
+  environment = {
+    **os.environ,
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    **(env or {}),
+  }
+  command = [sys.executable, 'train.py', *(TINY if tiny else ()), *map(str, args)]
+  return subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    stdin=subprocess.DEVNULL,
+    text=True,
+    **options,
+  )
+
+
+@pytest.fixture(scope='session')
+def train():
+  """Runs train.py to its end; returns its exit code, output and errors."""
+
+  def run(*args, **options):
+    process = start_training(*args, **options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+  return run
+
+
+@pytest.fixture
+def tiny_config():
+  """The configuration that TINY's flags give, for tests in this process."""
+  from configs import digits
+
+  config = digits.get_config()
+  config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+  config.model.patches.size = (4, 4)
+  config.schedule.warmup_steps = 0
+  config.batch_size = 64
+  config.num_steps = 12
+  config.eval_every = 6
+  config.log_every = 3
+  return config
+
+
+@pytest.fixture(scope='session')
+def tfds_dir():
+  """The folder of prepared TFDS data sets."""
+  path = os.environ.get('TFDS_DATA_DIR')
+  if not path or not (Path(path) / 'mnist').is_dir() or not (Path(path) / 'cifar10').is_dir():
+    pytest.skip('needs mnist and cifar10, prepared by TFDS, in $TFDS_DATA_DIR')
+  return path

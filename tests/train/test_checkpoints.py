@@ -1,0 +1,156 @@
+"""Checkpoints: what is kept, and what a damaged one does."""
+
+import shutil
+
+import flax
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.errors import UsageError
+from vit_jax.train.checkpoints import Checkpointer
+from vit_jax.train.state import TrainState
+
+
+def make_state(step):
+  rng = np.random.default_rng(step)
+  params = {'a': {'kernel': rng.normal(size=(64, 64)).astype(np.float32)}, 'b': np.float32(step)}
+  return TrainState(step=np.int32(step), params=params, opt_state=(np.ones(3), None))
+
+
+def assert_same(state, expected):
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def save(directory, best_steps):
+  """Saves step 1, 2, ..., of which the best is known each time to be the one of `best_steps`."""
+  checkpointer = Checkpointer(directory)
+  for step, best in enumerate(best_steps, 1):
+    checkpointer.save(make_state(step), {'note': step, 'best': best and {'step': best}})
+  checkpointer.close()
+
+
+def steps(directory):
+  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('run') / 'checkpoints'
+  save(directory, [1, 2])
+  return directory
+
+
+def test_restores_the_newest_bit_for_bit(saved):
+  checkpointer = Checkpointer(saved)
+  state, meta = checkpointer.restore(make_state(0))
+  checkpointer.close()
+  assert_same(state, make_state(2))
+  assert meta == {'note': 2, 'best': {'step': 2}}
+
+
+@pytest.mark.parametrize(
+  ('best_steps', 'kept'),
+  [
+    ([1, 2, 2, 2, 2, 2], [2, 5, 6]),
+    ([1, 2, 3, 4, 5], [4, 5]),
+    ([None, None, None, None], [3, 4]),
+  ],
+)
+def test_keeps_the_last_two_and_the_best(tmp_path, best_steps, kept):
+  save(tmp_path / 'c', best_steps)
+  assert steps(tmp_path / 'c') == kept
+
+
+def test_the_best_is_kept_over_a_restart(tmp_path):
+  save(tmp_path / 'c', [1, 1, 1])
+  checkpointer = Checkpointer(tmp_path / 'c')
+  _, meta = checkpointer.restore(make_state(0))
+  for step in (4, 5):
+    checkpointer.save(make_state(step), meta)
+  checkpointer.close()
+  assert steps(tmp_path / 'c') == [1, 4, 5]
+
+
+def test_an_empty_directory_holds_nothing(tmp_path):
+  checkpointer = Checkpointer(tmp_path / 'c')
+  assert checkpointer.restore(make_state(0)) is None
+  assert checkpointer.latest_step() is None
+  checkpointer.close()
+
+
+def data_files(directory, step):
+  files = [p for p in (directory / str(step)).rglob('*') if p.is_file()]
+  return sorted(p.relative_to(directory) for p in files)
+
+
+def damage(path, how):
+  if how == 'delete':
+    path.unlink()
+  elif how == 'truncate':
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  elif how == 'empty':
+    path.write_bytes(b'')
+  else:
+    content = bytearray(path.read_bytes())
+    for i in range(len(content) // 4, len(content), 97):
+      content[i] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('how', ['truncate', 'empty', 'delete', 'flip'])
+def test_a_damaged_file_never_gives_a_wrong_state(saved, tmp_path, capsys, how):
+  """Whichever file of the newest is damaged: it is read right, or the one before it is."""
+  fallbacks = 0
+  for name in data_files(saved, 2):
+    copy = tmp_path / how / str(name).replace('/', '_')
+    shutil.copytree(saved, copy)
+    damage(copy / name, how)
+    checkpointer = Checkpointer(copy)
+    state, meta = checkpointer.restore(make_state(0))
+    checkpointer.close()
+    out = capsys.readouterr()
+    assert out.err == ''
+    assert_same(state, make_state(meta['note']))
+    if meta['note'] == 1:
+      fallbacks += 1
+      assert 'damaged checkpoint' in out.out
+      assert out.out.count('\n') == 1
+      assert 'falling back to the one before it' in out.out
+      assert (copy / 'damaged_2').is_dir(), 'nothing is lost'
+  assert fallbacks >= 2
+
+
+def test_a_step_whose_checkpoint_was_damaged_can_be_saved_again(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / 'c')
+  damage(tmp_path / 'c' / '2' / 'state' / 'manifest.ocdbt', 'truncate')
+  checkpointer = Checkpointer(tmp_path / 'c')
+  checkpointer.restore(make_state(0))
+  checkpointer.save(make_state(2), {'note': 2, 'best': None})
+  checkpointer.wait()
+  state, _ = checkpointer.restore(make_state(0))
+  checkpointer.close()
+  assert_same(state, make_state(2))
+
+
+def test_all_damaged_is_an_error_and_loses_nothing(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / 'c')
+  for step in (1, 2):
+    damage(tmp_path / 'c' / str(step) / 'state' / 'manifest.ocdbt', 'empty')
+  checkpointer = Checkpointer(tmp_path / 'c', read_only=True)
+  with pytest.raises(UsageError, match='every checkpoint is damaged'):
+    checkpointer.restore(make_state(0))
+  checkpointer.close()
+  assert steps(tmp_path / 'c') == [1, 2]
+
+
+def test_saving_copies_the_buffers(tmp_path):
+  """The next step may overwrite what is being saved."""
+  checkpointer = Checkpointer(tmp_path / 'c')
+  state = make_state(1)
+  checkpointer.save(state, {'best': None})
+  flax.traverse_util.flatten_dict(state.params)[('a', 'kernel')][:] = 0
+  checkpointer.wait()
+  restored, _ = checkpointer.restore(make_state(0))
+  checkpointer.close()
+  assert_same(restored, make_state(1))
