@@ -96,6 +96,7 @@ def get_config() -> ConfigDict:
   c.plateau = ConfigDict()  # reduce on plateau, on top of the schedule
   c.plateau.factor = 1.0  # the learning rate is multiplied by it; 1 = off
   c.plateau.patience = 5  # evaluations without a better monitor
+  c.plateau.min_delta = 1e-4  # a smaller improvement is none
   c.plateau.cooldown = 0  # evaluations to wait after a reduction
   c.plateau.min_scale = 0.0  # smallest product of factors
 

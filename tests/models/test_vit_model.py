@@ -260,14 +260,14 @@ def test_bfloat16_reaches_every_layer(kind, attributes):
   ).dtype == jnp.dtype('bfloat16')
 
 
-@pytest.mark.parametrize('kind', ['vit', 'v11+fuser'])
-def test_remat_changes_neither_names_nor_numbers(kind):
-  plain, remat = make(kind), make(kind, remat=True)
+def test_remat_changes_neither_names_nor_numbers():
+  plain, remat = make('v11', num_layers=2), make('v11', num_layers=2, remat=True)
   assert tree_of(remat) == tree_of(plain)
   variables = random_variables(plain)
 
   def loss(model, variables):
-    logits = model.apply(variables, IMAGES, train=True, rngs={'dropout': jax.random.key(0)})
+    rngs = {'dropout': jax.random.key(0, impl='rbg')}  # compiles faster
+    logits = model.apply(variables, IMAGES, train=True, rngs=rngs)
     return jnp.sum(logits**2)
 
   value, gradient = jax.jit(jax.value_and_grad(functools.partial(loss, plain)))(variables)
@@ -282,10 +282,10 @@ def test_remat_changes_neither_names_nor_numbers(kind):
     e for e in equations(jax.make_jaxpr(functools.partial(loss, remat))(variables).jaxpr)
     if e.primitive.name in ('checkpoint', 'remat', 'remat2')
   ]  # fmt: skip
-  assert len(recomputed) == 3
+  assert len(recomputed) == 2
 
 
-@pytest.mark.parametrize('kind', ['vit', 'v1', 'v11+fuser'])
+@pytest.mark.parametrize('kind', ['vit', 'v11+fuser'])
 @pytest.mark.parametrize('field', ['dropout_rate', 'attention_dropout_rate', 'stochastic_depth'])
 def test_dropout_acts_in_training_alone(kind, field):
   off = {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0, 'stochastic_depth': 0.0}

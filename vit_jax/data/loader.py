@@ -258,7 +258,7 @@ def _init_worker(worker_index: int, num_workers: int) -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
 
-  pass
+  threading.Thread(target=follow, daemon=True).start()
 
 
 def train_loader(

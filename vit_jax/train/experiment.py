@@ -73,6 +73,8 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   _check_range('plateau.min_scale', c.plateau.min_scale, 0, 1)
   if not 0 < c.plateau.factor <= 1:
     raise UsageError(f'config.plateau.factor: {c.plateau.factor} is not in (0, 1]')
+  if c.plateau.min_delta <= 0:
+    raise UsageError(f'config.plateau.min_delta: {c.plateau.min_delta} is not positive')
   return c
 
 

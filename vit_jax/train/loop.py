@@ -161,7 +161,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     NonFiniteError: loss or gradients weren't finite; the last good checkpoint is kept.
   """
   experiment = Experiment(config)
-  run_directory.claim(workdir, experiment.config, write=_is_main())
+  if _is_main():
+    run_directory.claim(workdir, experiment.config)
   with contextlib.ExitStack() as stack:
     stack.enter_context(_disk_errors(workdir))
     run = Run(experiment, workdir)
@@ -195,9 +196,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   Raises:
     UsageError: no run or checkpoint there, or all are damaged.
   """
-  run_directory.read_config(workdir)
   experiment = Experiment(config)
-  run_directory.claim(workdir, experiment.config, write=False)
+  if _is_main():
+    run_directory.check(workdir, experiment.config)
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
   template = experiment.initial_state()
   found = checkpointer.restore(template)

@@ -23,6 +23,10 @@ def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
   }
 
 
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+  return json.loads(config.to_json_best_effort())
+
+
 def write_json(path: Path, value: Any) -> None:
   """Writes `value` so that the file is either the old or the new one, whatever happens."""
   temporary = path.with_suffix('.tmp')
@@ -45,36 +49,37 @@ def read_config(workdir: Path) -> dict[str, Any]:
     raise UsageError(f'{path}: not valid JSON ({e})') from e
 
 
-def claim(workdir: Path, config: ConfigDict, write: bool = True) -> None:
+def check(workdir: Path, config: ConfigDict) -> None:
+  """Raises UsageError unless `workdir` holds a run of the same configuration."""
+  old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
+  differing = [
+    f'{name} {old.get(name)!r} there, {new.get(name)!r} now'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name) and name not in _FREE_FIELDS
+  ]
+  if differing:
+    raise UsageError(
+      f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing)}); '
+      'give another --workdir'
+    )
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
   """Makes `workdir` this experiment's: a new or empty folder, or one of the same configuration.
 
   Args:
     workdir: the run directory.
-    config: the resolved configuration.
-    write: whether this process writes config.json; all processes check.
+    config: the resolved configuration, which is written to config.json.
 
   Raises:
     UsageError: it can't be written, holds something else, or a run of another configuration.
   """
-  new = json.loads(config.to_json_best_effort())
   if (workdir / 'config.json').exists():
-    old_fields, new_fields = _flatten(read_config(workdir)), _flatten(new)
-    differing = [
-      f'{name} {old_fields.get(name)!r} there, {new_fields.get(name)!r} now'
-      for name in sorted(old_fields.keys() | new_fields.keys())
-      if old_fields.get(name) != new_fields.get(name) and name not in _FREE_FIELDS
-    ]
-    if differing:
-      raise UsageError(
-        f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing)}); '
-        'give another --workdir'
-      )
+    check(workdir, config)
   elif workdir.is_dir() and any(workdir.iterdir()):
     raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
-  if not write:
-    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / 'config.json', new)
+    write_json(workdir / 'config.json', _as_json(config))
   except OSError as e:
     raise UsageError(f'--workdir: {workdir} cannot be written ({e.strerror})') from e

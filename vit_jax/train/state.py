@@ -41,6 +41,7 @@ def make_plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs | 
     factor=config.plateau.factor,
     patience=config.plateau.patience,
     rtol=0.0,
+    atol=config.plateau.min_delta,
     cooldown=config.plateau.cooldown,
     min_scale=config.plateau.min_scale,
   )

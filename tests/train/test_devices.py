@@ -1,0 +1,77 @@
+"""One device, eight devices, two processes of four: the same losses for the same global batch."""
+
+import json
+import socket
+
+import numpy as np
+import pytest
+from conftest import start_training
+
+RUN = (
+  '--config.num_steps=20',
+  '--config.log_every=1',
+  '--config.eval_every=20',
+  '--config.augment.mixup_alpha=0.2',
+  '--config.augment.crop_padding=1',
+  '--config.grad_clip_norm=1.0',
+  '--config.ema_decay=0.9',
+)
+
+
+def column(workdir, name):
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return np.array([line[name] for line in lines if name in line])
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def one_device(train, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('one_device')
+  result = train(*RUN, f'--workdir={workdir}')
+  assert result.returncode == 0, result.stderr
+  return workdir
+
+
+def assert_same_losses(workdir, expected):
+  losses = column(workdir, 'train/loss')
+  assert len(losses) == 20
+  np.testing.assert_allclose(losses, column(expected, 'train/loss'), rtol=1e-4)
+  for name in ('test/loss', 'test/accuracy'):
+    np.testing.assert_allclose(column(workdir, name), column(expected, name), rtol=1e-4)
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_eight_devices_give_the_losses_of_one(one_device, train, tmp_path, resident):
+  result = train(*RUN, f'--workdir={tmp_path}', f'--config.data.resident={resident}', devices=8)
+  assert result.returncode == 0, result.stderr
+  assert_same_losses(tmp_path, one_device)
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_two_processes_of_four_devices_give_the_losses_of_one(one_device, tmp_path, resident):
+  port = free_port()
+  processes = [
+    start_training(
+      *RUN,
+      f'--workdir={tmp_path}',
+      f'--config.data.resident={resident}',
+      f'--coordinator=127.0.0.1:{port}',
+      '--num_processes=2',
+      f'--process_id={i}',
+      devices=4,
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=300) for process in processes]
+  for process, (_, err) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, err
+  assert_same_losses(tmp_path, one_device)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results['device'] == {'kind': 'cpu', 'platform': 'cpu', 'count': 8, 'processes': 2}
+  assert 'step 20/20' in outputs[0][0]
+  assert 'step' not in outputs[1][0], 'one process writes logs'
