@@ -75,7 +75,7 @@ def run(command: Callable[[], None]) -> None:
 
   def main(argv):
     del argv
-    logging.set_verbosity(logging.ERROR)  # Orbax tells its every move
+    logging.set_verbosity(logging.FATAL)  # Orbax tells its every move, and raises its errors too
     try:
       command()
     except UsageError as e:

@@ -121,8 +121,8 @@ def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, s
 
 def test_a_finished_run_is_not_run_again(uninterrupted, train):
   workdir, args, _ = uninterrupted
-  before = (workdir / 'metrics.jsonl').read_text()
+  before = [(workdir / name).read_text() for name in ('metrics.jsonl', 'results.json')]
   result = train(*args, f'--workdir={workdir}')
   assert result.returncode == 0
-  assert 'nothing was left to train' in result.stdout
-  assert (workdir / 'metrics.jsonl').read_text() == before
+  assert 'nothing is left to train' in result.stdout
+  assert before == [(workdir / name).read_text() for name in ('metrics.jsonl', 'results.json')]

@@ -91,6 +91,7 @@ class Experiment:
     num_classes: of the training split.
     model: the Flax module.
     resident: whether the data stay on the devices.
+    sets: split -> (source, preprocess).
   """
 
   def __init__(self, config: ConfigDict):
@@ -111,11 +112,11 @@ class Experiment:
       )
       for split in preprocess
     }
-    self._sets = {split: (sources[split], preprocess[split]) for split in sources}
+    self.sets = {split: (sources[split], preprocess[split]) for split in sources}
     self.config = config = resolve(config, len(sources['train']))
     self.num_classes = sources['train'].num_classes
     self.resident, self._reason = resolve_resident(
-      data.resident, list(self._sets.values()), jax.local_devices()
+      data.resident, list(self.sets.values()), jax.local_devices()
     )
     self.model = build_model(config.model, self.num_classes, jnp.dtype(config.dtype))
     self._task = build_task(config, self.num_classes)
@@ -126,7 +127,7 @@ class Experiment:
 
   def _check_sizes(self) -> None:
     """Traces model and task once, so that sizes that don't fit show before a run starts."""
-    config, (source, preprocess) = self.config, self._sets['test']
+    config, (source, preprocess) = self.config, self.sets['test']
     self._image_shape = preprocess(source[0])['image'].shape
     for field in ('mean', 'std'):
       if len(config.data[field]) not in (1, self._image_shape[-1]):
@@ -171,8 +172,8 @@ class Experiment:
     }
     if split == 'train':
       options |= {'batch_size': config.batch_size, 'seed': config.seed}
-      return train_loader(*self._sets[split], **options)
-    return eval_loader(*self._sets[split], batch_size=config.eval_batch_size, **options)
+      return train_loader(*self.sets[split], **options)
+    return eval_loader(*self.sets[split], batch_size=config.eval_batch_size, **options)
 
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
@@ -190,7 +191,7 @@ class Experiment:
 
   def describe(self) -> str:
     """Returns a line on what is about to be run."""
-    (train, _), (test, _) = self._sets['train'], self._sets['test']
+    (train, _), (test, _) = self.sets['train'], self.sets['test']
     height, width, channels = self._image_shape
     where = 'resident on the device' if self.resident else 'streamed from the host'
     count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(self._init_params)))

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import errno
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     progress.note(experiment.describe())
     if run.step:
       progress.note(f'{workdir}: going on after step {run.step}')
+    if run.done and (workdir / 'results.json').exists():
+      progress.note('nothing is left to train')
+      summary = json.loads((workdir / 'results.json').read_text())
+      progress.note(results.table(summary))
+      return summary
     if not run.done:
       try:
         with experiment.train_feed() as train_feed, StopSignal() as stop_signal:

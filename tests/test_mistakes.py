@@ -1,0 +1,180 @@
+"""Every mistake a person can make with train.py: one clear line, exit code 2, nothing lost."""
+
+import concurrent.futures
+import os
+import re
+
+import pytest
+
+DIGITS = '--config=configs/digits.py'
+FOREIGN, READ_ONLY, EMPTY = 'foreign', 'read_only', 'empty'
+
+# id -> (flags, what the line says)
+MISTAKES = {
+  'no config': ([], r'--config: give an experiment'),
+  'no such config': (
+    ['--config=configs/digit.py'],
+    r"--config: configs/digit.py does not exist; did you mean 'configs/digits.py'\?",
+  ),
+  'unknown field': (
+    [DIGITS, '--config.batchsize=3'],
+    r"--config.batchsize: no such field; did you mean 'config.batch_size'\?",
+  ),
+  'unknown nested field': (
+    [DIGITS, '--config.model.num_layer=3'],
+    r"--config.model.num_layer: no such field; did you mean 'config.model.num_layers'\?",
+  ),
+  'a field of another model': (
+    [DIGITS, '--config.model.tokenizer.num_tokens=3'],
+    r'--config.model.tokenizer.num_tokens: no such field',
+  ),
+  'wrong type': ([DIGITS, '--config.batch_size=many'], r'config.batch_size.*many'),
+  'unknown flag': ([DIGITS, '--wrkdir=x'], r'wrkdir.*Did you mean: workdir'),
+  'unknown mode': ([DIGITS, '--mode=test'], r'--mode=test.*<train\|eval>'),
+  'a word that is no flag': ([DIGITS, 'eval'], r"'eval' is not a flag"),
+  'argument of a config without': (['--config=configs/digits.py:Ti/4'], r'takes no argument'),
+  'unknown size': (
+    ['--config=configs/vit.py:Tiny/4,digits'],
+    r"model size 'Tiny' is not one of Ti, S, .*did you mean 'Ti'\?",
+  ),
+  'too many words': (['--config=configs/vit.py:Ti/4,digits,x'], r"is not 'SIZE,DATASET'"),
+  'patch and image': (
+    ['--config=configs/vit.py:Ti/3,digits'],
+    r'config.model.patches.size: 3x3 pixels do not divide images of 8x8',
+  ),
+  'heads and width': (
+    [DIGITS, '--config.model.num_heads=5'],
+    r'config.model.num_heads: 5 .*64',
+  ),
+  'unknown data set': (
+    ['--config=configs/vit.py:Ti/4,cifar11'],
+    r"config.data.name.*cifar11.*did you mean 'cifar10",
+  ),
+  'unknown split': (
+    [DIGITS, '--config.data.test_split=tset'],
+    r"config.data.test_split: .*tset.*test",
+  ),
+  'unknown model': (
+    [DIGITS, '--config.model.name=vitt'],
+    r"config.model.name: 'vitt' is not one of .*did you mean 'vit'\?",
+  ),
+  'unknown optimiser': (
+    [DIGITS, '--config.optimizer.name=admw'],
+    r"config.optimizer.name: 'admw' is not one of .*did you mean 'adamw'\?",
+  ),
+  'an option of another optimiser': (
+    [DIGITS, '--config.optimizer.momentum=0.9'],
+    r'config.optimizer.momentum: adamw has no such option',
+  ),
+  'unknown schedule': ([DIGITS, '--config.schedule.name=cos'], r"config.schedule.name: 'cos'"),
+  'warmup and length': (
+    [DIGITS, '--config.num_steps=9', '--config.schedule.warmup_steps=20'],
+    r'config.schedule.warmup_steps: 20 is not between',
+  ),
+  'unknown task': ([DIGITS, '--config.task=classify'], r"config.task: 'classify'"),
+  'unknown loss': ([DIGITS, '--config.loss.name=softmx'], r"did you mean 'softmax'"),
+  'unknown monitor': (
+    [DIGITS, '--config.monitor=test/acc'],
+    r"config.monitor: 'test/acc' is not one of .*did you mean 'test/accuracy'\?",
+  ),
+  'unknown dtype': ([DIGITS, '--config.dtype=float16'], r"config.dtype: 'float16'"),
+  'negative batch': ([DIGITS, '--config.batch_size=-1'], r'config.batch_size: -1 is'),
+  'accumulation and batch': (
+    [DIGITS, '--config.grad_accum_steps=3'],
+    r'config.grad_accum_steps: 3 does not divide the 128 examples',
+  ),
+  'augmentation out of range': (
+    [DIGITS, '--config.augment.color_jitter.hue=0.7'],
+    r'config.augment.color_jitter.hue: 0.7',
+  ),
+  'channels and mean': (
+    [DIGITS, '--config.data.mean=(0.1,0.2,0.3)'],
+    r'config.data.mean: 3 values, but images have 1 channels',
+  ),
+  'no class logits': ([DIGITS, '--config.model.classifier=none'], r'config.model.classifier'),
+  'freezing nothing': ([DIGITS, "--config.freeze=('head',)"], r"config.freeze: 'head' matches no"),
+  'no images': (
+    ['--config=configs/vit.py:Ti/4,./no/such/folder'],
+    r'config.data.dir.*no/such/folder',
+  ),
+  'foreign workdir': ([DIGITS, f'--workdir={FOREIGN}'], r'--workdir: .*foreign is not empty and'),
+  'unwritable workdir': (
+    [DIGITS, f'--workdir={READ_ONLY}'],
+    r'--workdir: .*read_only.* cannot be written',
+  ),
+  'nothing to evaluate': ([DIGITS, '--mode=eval', f'--workdir={EMPTY}'], r'--workdir: .*holds no run'),
+  'half a cluster': ([DIGITS, '--coordinator=127.0.0.1:1'], r'go together'),
+}
+
+
+@pytest.fixture(scope='module')
+def outcomes(train, tmp_path_factory):
+  """Runs all of them, two at a time: each is little more than imports."""
+  folder = tmp_path_factory.mktemp('mistakes')
+  (folder / FOREIGN).mkdir()
+  (folder / FOREIGN / 'thesis.txt').write_text('not a run')
+  (folder / READ_ONLY).write_text('a file where a folder should be')
+
+  def run(args):
+    args = [re.sub(r'^--workdir=', f'--workdir={folder}/', arg) for arg in args]
+    if not any(arg.startswith('--workdir') for arg in args):
+      args.append(f'--workdir={folder / "new"}')
+    return train(*args, tiny=False)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    results = dict(zip(MISTAKES, pool.map(lambda m: run(m[0]), MISTAKES.values()), strict=True))
+  return results, folder
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_is_one_line_with_exit_code_2(outcomes, mistake):
+  results, _ = outcomes
+  result, says = results[mistake], MISTAKES[mistake][1]
+  assert result.returncode == 2, result.stderr
+  assert result.stdout == ''
+  assert result.stderr.startswith('train.py: ')
+  assert result.stderr.count('\n') == 1, result.stderr
+  assert re.search(says, result.stderr), result.stderr
+
+
+def test_nothing_is_lost_or_left(outcomes):
+  _, folder = outcomes
+  assert (folder / FOREIGN / 'thesis.txt').read_text() == 'not a run'
+  assert os.listdir(folder / FOREIGN) == ['thesis.txt']
+  assert not (folder / 'new').exists(), 'a run that never started leaves no folder'
+
+
+def test_batch_that_does_not_divide_over_the_devices(train, tmp_path):
+  result = train('--config.batch_size=12', f'--workdir={tmp_path}/r', devices=8)
+  assert result.returncode == 2
+  assert result.stderr == 'train.py: config.batch_size: 12 does not divide over 8 devices\n'
+
+
+def test_another_configuration_in_the_same_workdir(train, tmp_path):
+  args = ('--config.num_steps=2', f'--workdir={tmp_path}')
+  assert train(*args).returncode == 0
+  before = (tmp_path / 'results.json').read_text()
+  result = train(*args, '--config.seed=1', '--config.optimizer.weight_decay=0.5')
+  assert result.returncode == 2
+  assert result.stderr.count('\n') == 1
+  assert 'optimizer.weight_decay 0.05 there, 0.5 now; seed 0 there, 1 now' in result.stderr
+  assert (tmp_path / 'results.json').read_text() == before
+
+
+def test_evaluating_without_or_with_damaged_checkpoints(train, tmp_path):
+  args = ('--config.num_steps=2', f'--workdir={tmp_path}')
+  assert train(*args).returncode == 0
+  result = train(*args, '--mode=eval')
+  assert result.returncode == 0
+  assert 'test/accuracy' in result.stdout
+  for path in (tmp_path / 'checkpoints').rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'')
+  result = train(*args, '--mode=eval')
+  assert result.returncode == 2
+  assert re.fullmatch(r'train.py: .*every checkpoint is damaged \(\d tried\)\n', result.stderr)
+  for path in sorted((tmp_path / 'checkpoints').rglob('*'), reverse=True):
+    path.unlink() if path.is_file() else path.rmdir()
+  result = train(*args, '--mode=eval')
+  assert result.returncode == 2
+  assert re.fullmatch(r'train.py: --workdir: .*holds no checkpoint yet\n', result.stderr)

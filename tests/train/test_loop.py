@@ -1,0 +1,173 @@
+"""A run in this process: what it writes, when it stops, what moves its learning rate."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.train import loop
+from vit_jax.train.checkpoints import Checkpointer
+from vit_jax.train.experiment import Experiment
+from vit_jax.train.metrics import NonFiniteError
+from vit_jax.train.writers import read_history
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A finished run of 12 steps: (config, workdir, results)."""
+  config = make_config()
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  return config, workdir, loop.train_and_evaluate(config, workdir)
+
+
+def make_config(**changes):
+  from configs import digits
+
+  config = digits.get_config()
+  config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+  config.model.patches.size = (4, 4)
+  config.schedule.warmup_steps = 0
+  config.update(batch_size=64, num_steps=12, eval_every=4, log_every=2)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def test_the_run_directory_is_complete(finished):
+  _, workdir, results = finished
+  names = {p.name for p in workdir.iterdir()}
+  expected = {'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints', 'plots', 'results.json'}
+  assert names == expected
+  assert json.loads((workdir / 'results.json').read_text()) == results
+  assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
+
+
+def test_metrics_are_written_when_they_are_due(finished):
+  _, workdir, _ = finished
+  history = read_history(workdir / 'metrics.jsonl')
+  assert [line['step'] for line in history if 'train/loss' in line] == [2, 4, 6, 8, 10, 12]
+  assert [line['step'] for line in history if 'test/loss' in line] == [4, 8, 12]
+  assert history[-1].keys() == {'step', 'test/loss', 'test/accuracy', 'test/top5_accuracy'}
+
+
+def test_results_are_those_of_the_last_checkpoint(finished):
+  """Recomputed from the saved parameters, one image at a time, in NumPy."""
+  config, workdir, results = finished
+  experiment = Experiment(config)
+  checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
+  state, meta = checkpointer.restore(experiment.initial_state())
+  checkpointer.close()
+  source, _ = experiment.sets['test']
+  records = [source[i] for i in range(len(source))]
+  images = np.stack([r['image'] for r in records]).astype(np.float32) / 255
+  logits = experiment.model.apply({'params': state.params}, (images - 0.5) / 0.5, train=False)
+  labels = np.array([r['label'] for r in records])
+  accuracy = (np.argmax(logits, -1) == labels).mean()
+  assert results['final']['test/accuracy'] == pytest.approx(accuracy)
+  assert meta['best'] == {
+    'step': results['best']['step'],
+    'value': results['best']['test/accuracy'],
+  }
+  assert results['parameters'] == sum(x.size for x in jax.tree.leaves(state.params))
+  assert results['training']['images_per_second'] > 0
+
+
+def test_curves_show_something(finished):
+  _, workdir, _ = finished
+  with Image.open(workdir / 'plots' / 'curves.png') as image:
+    assert image.width > 900
+    assert len(np.unique(np.asarray(image.convert('L')))) > 30
+
+
+def test_the_saved_config_is_resolved(finished):
+  _, workdir, _ = finished
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['dtype'] == 'float32'
+  assert config['checkpoint_every'] == 4
+  assert config['eval_batch_size'] == 64
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+  """With a learning rate of 0 nothing ever improves, so the first evaluation stays the best."""
+  config = make_config(early_stopping_patience=2, num_steps=100)
+  config.optimizer.learning_rate = 0.0
+  results = loop.train_and_evaluate(config, tmp_path)
+  assert results['stopped_early']
+  assert results['step'] == 12
+  assert results['best']['step'] == 4
+  again = loop.train_and_evaluate(config, tmp_path)
+  assert again['step'] == 12, 'a run that stopped early stays stopped'
+  assert (tmp_path / 'checkpoints' / '4').is_dir()
+
+
+def test_plateau_multiplies_the_learning_rate(tmp_path):
+  config = make_config(num_steps=24)
+  config.schedule.name = 'constant'
+  config.optimizer.learning_rate = 1e-12  # nothing improves
+  config.plateau.update(factor=0.5, patience=2)
+  loop.train_and_evaluate(config, tmp_path)
+  history = read_history(tmp_path / 'metrics.jsonl')
+  rates = [line['learning_rate'] for line in history if 'learning_rate' in line]
+  # Evaluations at 4 (sets the best), 8, 12 (two without improvement: halved), 16, 20 (again)
+  expected = [1e-12] * 6 + [0.5e-12] * 4 + [0.25e-12] * 2
+  np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  config = make_config(num_steps=40, checkpoint_every=4)
+  config.schedule.name = 'constant'
+  config.optimizer.update(name='sgd', learning_rate=1e30)
+  with pytest.raises(NonFiniteError, match=r'^the (loss|gradient norm) of step \d+ is not') as error:
+    loop.train_and_evaluate(config, tmp_path)
+  assert 'nothing was saved yet' in str(error.value)
+
+
+def test_the_last_good_checkpoint_is_kept(tmp_path):
+  """The learning rate explodes after some good steps: linear warmup to an absurd peak."""
+  config = make_config(num_steps=40)
+  config.update(eval_every=2, log_every=2)
+  config.optimizer.update(name='sgd', learning_rate=1e12)
+  config.schedule.update(name='rsqrt', warmup_steps=30)
+  config.augment.shift = 0
+  with pytest.raises(NonFiniteError) as error:
+    loop.train_and_evaluate(config, tmp_path)
+  step = int(re.search(r'of step (\d+) is not finite', str(error.value))[1])
+  kept = int(re.search(r'the checkpoint of step (\d+) is kept', str(error.value))[1])
+  assert kept == (step - 1) // 2 * 2
+  checkpointer = Checkpointer(tmp_path / 'checkpoints', read_only=True)
+  state, _ = checkpointer.restore(Experiment(config).initial_state())
+  checkpointer.close()
+  assert state.step == kept
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_moving_average_is_evaluated(tmp_path):
+  config = make_config(ema_decay=0.999, num_steps=48)
+  config.optimizer.learning_rate = 0.01
+  results = loop.train_and_evaluate(config, tmp_path)
+  start = make_config(num_steps=1)
+  start.optimizer.learning_rate = 0.0
+  untrained = loop.train_and_evaluate(start, tmp_path.with_name('untrained'))
+  # After 48 steps the average is still almost the initial parameters, whose logits are 0.
+  assert results['final']['test/loss'] == pytest.approx(untrained['final']['test/loss'], abs=0.02)
+  assert results['final']['train/loss'] < results['final']['test/loss'] - 0.3
+
+
+def test_evaluate_reports_the_best(finished, capsys):
+  config, workdir, results = finished
+  metrics = loop.evaluate(config, workdir)
+  assert metrics.pop('step') == results['best']['step']
+  assert metrics == {k: v for k, v in results['best'].items() if k.startswith('test/')}
+  assert 'test/accuracy' in capsys.readouterr().out
+
+
+def test_bfloat16_trains_with_float32_parameters(tmp_path):
+  config = make_config(dtype='bfloat16', num_steps=48)
+  config.optimizer.learning_rate = 0.01
+  results = loop.train_and_evaluate(config, tmp_path)
+  assert results['dtype'] == 'bfloat16'
+  assert results['final']['train/loss'] < 2.0
+  state = Experiment(config).initial_state()
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype('float32')}
