@@ -165,9 +165,14 @@ def test_random_crops_depend_on_seed_and_position_alone():
   stream = {name: np.concatenate([merged(b)[name] for b in steps]) for name in ('image', 'label')}
   first, second = np.flatnonzero(stream['label'] == 5)[:2]
   assert (stream['image'][first] != stream['image'][second]).any()
-  other_seed = take(train(source, INCEPTION, seed=1, batch_size=13), 1)[0]
-  row = other_seed['label'][0].tolist().index(5)
-  assert (other_seed['image'][0, row] != stream['image'][first]).any()
+
+
+def test_random_crops_differ_by_seed():
+  """Of the one example there is, so that its order says nothing."""
+  one, other = (
+    take(train(Labelled(1, size=(20, 20)), INCEPTION, seed=s), 1)[0]['image'] for s in (0, 1)
+  )
+  assert (one != other).any(axis=(0, 2, 3, 4)).all()
 
 
 @pytest.mark.parametrize('devices', [1, 8])
@@ -262,6 +267,7 @@ def test_workers_ignore_signals_meant_for_their_parent():
   batches.close()
 
 
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
 def test_workers_end_with_a_killed_parent():
   script = """
     import multiprocessing
@@ -278,22 +284,27 @@ def test_workers_end_with_a_killed_parent():
       while True:
         next(batches)
   """
-  parent = subprocess.Popen(
+  with subprocess.Popen(
     [sys.executable, '-c', textwrap.dedent(script)],
     cwd=Path(__file__).parents[2],
     stdout=subprocess.PIPE,
     text=True,
-  )
-  with parent:
+  ) as parent:
     worker = int(parent.stdout.readline())
     parent.kill()
-    # Its standard output is the worker's too, and ends when both have.
-    assert parent.stdout.read() == ''
-  wait_until(lambda: not Path(f'/proc/{worker}').exists() or is_zombie(worker))
+  try:
+    wait_until(lambda: not is_running(worker))
+  finally:
+    if is_running(worker):
+      os.kill(worker, signal.SIGKILL)
 
 
-def is_zombie(pid):
-  return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] == 'Z'
+def is_running(pid):
+  """Whether there is such a process, other than one whose end nobody has noted yet."""
+  try:
+    return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
 
 
 def test_nothing_is_printed(tmp_path):
@@ -301,7 +312,7 @@ def test_nothing_is_printed(tmp_path):
   script = """
     from vit_jax.data import eval_loader, load_source, make_preprocess
     if __name__ == '__main__':
-      for workers in (0, 2):
+      for workers in (0, 1):
         loader = eval_loader(
           load_source('digits', 'test'), make_preprocess((), 0, 'resize', True), batch_size=8,
           num_devices=1, process_index=0, process_count=1, resident=False, num_workers=workers,

@@ -181,6 +181,7 @@ def test_exif_orientation(tmp_path, orientation):
   assert load_source('folder', 'train', str(tmp_path)).image_shape == (6, 11, 3)
 
 
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
 @pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp'])
 @pytest.mark.parametrize('exif', [b'garbage', b'MM\x00*\x00\x00\x00\x08', b'\x00'])
 def test_damaged_exif_is_ignored(tmp_path, suffix, exif):
@@ -422,9 +423,9 @@ def labels_feature(num_classes):
   }
 
 
-def png(array):
+def png(array, **kwargs):
   file = io.BytesIO()
-  Image.fromarray(array).save(file, 'PNG')
+  Image.fromarray(array).save(file, 'PNG', **kwargs)
   return file.getvalue()
 
 
@@ -441,6 +442,17 @@ def test_tfds_without_code(tmp_path):
     np.testing.assert_array_equal(record['image'], pixels(4, 5 + i, seed=i))
     assert record['label'] == i % 3
   assert [r['label'] for r in load_source('tiny:1.0.0', 'train[5:]+train[:1]', root)] == [2, 0, 0]
+
+
+def test_tfds_images_stay_as_stored(tmp_path):
+  """As everybody else reads them: grey made colour where the features say so, EXIF ignored."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  images = [png(pixels(4, 4), exif=exif), png(pixels(4, 4, 1))]
+  examples = [{'image': image, 'label': [0]} for image in images]
+  first, second = load_source('tiny', 'train', write_tfds(tmp_path, examples, FEATURES))
+  np.testing.assert_array_equal(first['image'], pixels(4, 4))
+  np.testing.assert_array_equal(second['image'], np.repeat(pixels(4, 4, 1)[..., None], 3, -1))
 
 
 def test_tfds_multi_label_without_supervised_keys(tmp_path):

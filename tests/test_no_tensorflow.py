@@ -1,0 +1,40 @@
+"""A training run imports no TensorFlow, even where one is installed."""
+
+import pytest
+
+SETS = {'digits': (), 'mnist': ('--config.data.name=mnist', '--config.data.channels=1')}
+
+
+@pytest.fixture
+def spied(tmp_path):
+  """An installed 'tensorflow' that leaves a mark when it is imported."""
+  package = tmp_path / 'site' / 'tensorflow'
+  package.mkdir(parents=True)
+  mark = tmp_path / 'imported'
+  (package / '__init__.py').write_text(
+    f'import traceback; open({str(mark)!r}, "a").write("".join(traceback.format_stack()))\n'
+  )
+  return package.parent, mark
+
+
+def test_the_spy_works(train, spied, tmp_path):
+  """The test below can fail: an import of the spy leaves the mark."""
+  import subprocess
+  import sys
+
+  site, mark = spied
+  subprocess.run([sys.executable, '-c', 'import tensorflow'], env={'PYTHONPATH': str(site)}, check=True)
+  assert mark.exists()
+
+
+@pytest.mark.parametrize('name', SETS)
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_a_run_imports_no_tensorflow(train, spied, tmp_path, request, name, resident):
+  site, mark = spied
+  args = [f'--workdir={tmp_path}/run', f'--config.data.resident={resident}', *SETS[name]]
+  if name == 'mnist':
+    args += [f'--config.data.dir={request.getfixturevalue("tfds_dir")}']
+    args += ['--config.data.train_split=train[:300]', '--config.data.test_split=test[:100]']
+  result = train(*args, '--config.num_steps=3', env={'PYTHONPATH': str(site)})
+  assert result.returncode == 0, result.stderr
+  assert not mark.exists(), mark.read_text()

@@ -1,0 +1,153 @@
+"""The compiled step: gradients against autodiff of the whole batch, whatever way it is split."""
+
+import ast
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT
+
+from vit_jax.tasks import build_task
+from vit_jax.train import step as steps
+from vit_jax.train.experiment import Experiment
+from vit_jax.train.feeds import put_on_devices
+from vit_jax.train.state import TrainState
+
+BATCH = 8
+
+
+@functools.cache
+def experiment():
+  from configs import digits
+
+  config = digits.get_config()
+  config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+  config.model.patches.size = (4, 4)
+  config.model.dropout_rate = 0.0
+  config.augment.shift = 0
+  config.update(batch_size=BATCH, num_steps=3)
+  config.schedule.warmup_steps = 0
+  return Experiment(config)
+
+
+def make_batch(weight=None):
+  rng = np.random.default_rng(0)
+  return {
+    'image': rng.integers(0, 256, (1, BATCH, 8, 8, 1), dtype=np.uint8),
+    'label': rng.integers(0, 10, (1, BATCH), dtype=np.int32),
+    'weight': np.ones((1, BATCH), np.float32) if weight is None else weight,
+    'slot': np.arange(BATCH, dtype=np.int32)[None],
+  }
+
+
+def sgd_step(batch, **changes):
+  """Returns (parameters before, after, metrics) of one step of plain SGD with rate 1."""
+  config = experiment().config.copy_and_resolve_references()
+  config.update(changes)
+  model, task = experiment().model, build_task(config, 10)
+  tx, schedule = optax.sgd(1.0), optax.constant_schedule(1.0)
+  params = jax.tree.map(lambda x: x + 0.01, experiment().initial_state().params)
+  ema = params if config.ema_decay else None
+  state = TrainState(np.int32(0), params, tx.init(params), ema)
+  train_step = steps.make_train_step(config, model, task, tx, schedule, 10)
+  mapped = steps.map_over_devices(lambda s, b, _: train_step(s, b))
+  new, metrics = mapped(put_on_devices(state), batch, ())
+  return params, new, jax.device_get(metrics)
+
+
+def reference_gradient(params, batch):
+  """Autodiff of the weighted mean cross-entropy, written out."""
+  images = jnp.asarray((batch['image'][0] / 255.0 - 0.5) / 0.5, jnp.float32)
+  labels, weight = batch['label'][0], batch['weight'][0]
+
+  def loss(params):
+    logits = experiment().model.apply({'params': params}, images, train=False)
+    losses = -jax.nn.log_softmax(logits)[np.arange(BATCH), labels]
+    return (losses * weight).sum() / weight.sum()
+
+  return jax.value_and_grad(loss)(params)
+
+
+@pytest.mark.parametrize('parts', [1, 2, 4])
+@pytest.mark.parametrize('weight', [None, [[1, 1, 0, 1, 0, 0, 1, 1]]])
+def test_gradient_is_that_of_the_weighted_mean_loss(parts, weight):
+  """Also where micro-batches hold different numbers of real examples."""
+  batch = make_batch(weight and np.float32(weight))
+  params, new, metrics = sgd_step(batch, grad_accum_steps=parts)
+  loss, grads = reference_gradient(params, batch)
+  jax.tree.map(
+    lambda p, q, g: np.testing.assert_allclose(p - q, g, rtol=2e-4, atol=2e-6),
+    params,
+    jax.device_get(new.params),
+    grads,
+  )
+  assert metrics['loss'][0] / metrics['loss'][1] == pytest.approx(float(loss), rel=1e-5)
+  assert metrics['loss'][1] == batch['weight'].sum()
+  norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
+  assert metrics['grad_norm'][0] == pytest.approx(norm, rel=1e-4)
+
+
+def test_moving_average():
+  params, new, _ = sgd_step(make_batch(), ema_decay=0.75)
+  jax.tree.map(
+    lambda p, q, ema: np.testing.assert_allclose(ema, 0.75 * p + 0.25 * q, rtol=1e-5, atol=1e-7),
+    params,
+    jax.device_get(new.params),
+    jax.device_get(new.ema_params),
+  )
+
+
+def test_steps_give_the_same_bits_however_they_are_divided():
+  """5 steps in one dispatch, and in dispatches of 2, 1 and 2."""
+  e = experiment()
+  feed = e.train_feed()
+  rows = feed._loader.indices(0, 5)
+
+  def run(divided):
+    state, step = put_on_devices(e.initial_state()), 0
+    for n in divided:
+      feed._num_steps, feed._last = n, None
+      state, _, done = feed(state, step, n)
+      assert done == n
+      step += n
+    return jax.device_get(state)
+
+  whole = run([5])
+  assert rows['index'].shape == (1, 5, BATCH)
+  jax.tree.map(np.testing.assert_array_equal, whole, run([2, 1, 2]))
+
+
+COUNT = """
+import sys
+from configs import digits
+from vit_jax.train.experiment import Experiment
+from vit_jax.train.feeds import put_on_devices
+config = digits.get_config()
+config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+config.data.update(name=sys.argv[1], test_split=sys.argv[2], train_split='test', resident=sys.argv[3])
+config.augment.shift = 0
+experiment = Experiment(config)
+metrics = experiment.eval_feed()(put_on_devices(experiment.initial_state().params))
+print({name: float(count) for name, (_, count) in metrics.items()})
+"""
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+@pytest.mark.parametrize(('name', 'split', 'size'), [('digits', 'all', 1797), ('mnist', 'test', 10000)])
+def test_an_evaluation_counts_every_example_once(devices, resident, name, split, size, request):
+  if name == 'mnist':
+    request.getfixturevalue('tfds_dir')
+
+  env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  env |= {'PYTHONPATH': str(ROOT)}
+  command = [sys.executable, '-c', COUNT, name, split, resident]
+  out = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+  expected = dict.fromkeys(('accuracy', 'loss', 'top5_accuracy'), float(size))
+  assert ast.literal_eval(out) == expected
