@@ -137,8 +137,11 @@ def test_16_bit_png_keeps_the_high_byte(tmp_path):
 
 def test_cmyk_jpeg(tmp_path):
   image = smooth(32, 48)
-  Image.fromarray(image).convert('CMYK').save(tmp_path / 'a.jpg', quality=98)
-  np.testing.assert_allclose(decode_image(tmp_path / 'a.jpg').astype(int), image, atol=12)
+  root = make_folder(tmp_path, splits=('.',))
+  path = tmp_path / 'cat/cmyk.jpg'
+  Image.fromarray(image).convert('CMYK').save(path, quality=98)
+  np.testing.assert_allclose(decode_image(path).astype(int), image, atol=12)
+  assert 'cat/cmyk.jpg' in load_source('folder', 'train', root).files
 
 
 def test_transparency_is_laid_on_white(tmp_path):
@@ -238,6 +241,14 @@ def test_folder_without_splits_is_sliced_over_classes(tmp_path):
   longer = load_source('folder', 'train', root).files
   assert [f for f in longer if f != 'a/new.png'] == list(whole)
   assert len(longer) == 41
+
+
+def test_folder_without_splits_has_no_test(tmp_path):
+  root = make_folder(tmp_path, splits=('.',))
+  with pytest.raises(UsageError) as error:
+    load_source('folder', 'test', root, field='config.data.test_split')
+  assert one_line(error).startswith("config.data.test_split: 'test' is not a folder of")
+  assert 'train[80%:]' in one_line(error)
 
 
 def test_nested_hidden_and_other_files(tmp_path):

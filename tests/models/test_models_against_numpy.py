@@ -9,7 +9,7 @@ import pytest
 from vit_jax.models.token_learner import TokenLearnerViT
 from vit_jax.models.vit import ViT
 
-WIDTH, HEADS, LAYERS, CLASSES = 8, 2, 3, 5
+WIDTH, HEADS, LAYERS, CLASSES = 12, 2, 3, 5
 PATCH = (4, 2)
 SQUARE, WIDE = (12, 6), (8, 12)  # images, in pixels, of 3x3 and of 2x6 patches
 LEARNED = 3  # tokens of TokenLearner
@@ -208,7 +208,7 @@ def check(model, size, **options):
 def vit(**attributes):
   return ViT(
     num_classes=CLASSES,
-    mlp_dim=12,
+    mlp_dim=10,
     num_layers=LAYERS,
     num_heads=HEADS,
     hidden_size=WIDTH,
@@ -219,7 +219,7 @@ def vit(**attributes):
 def token_learner(tokenizer, **attributes):
   return TokenLearnerViT(
     num_classes=CLASSES,
-    mlp_dim=12,
+    mlp_dim=10,
     num_layers=LAYERS,
     num_heads=HEADS,
     hidden_size=WIDTH,

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from vit_jax.models import layers, sizes, vit
-from vit_jax.models.token_learner import TokenLearnerViT
+from vit_jax.models.token_learner import TokenFuser, TokenLearnerModuleV11, TokenLearnerViT
 from vit_jax.models.vit import ViT
 
 TINY = {'num_classes': 5, 'mlp_dim': 12, 'num_layers': 3, 'num_heads': 2, 'hidden_size': 8}
@@ -319,6 +320,27 @@ def test_stochastic_depth_grows_linearly_to_the_last_layer(kind):
     for branch in ('StochasticDepth_0', 'StochasticDepth_1'):
       out = np.asarray(block[branch]['__call__'][0]).reshape(len(images), -1)
       assert abs((out == 0).all(1).mean() - rate) < 0.09
+
+
+@pytest.mark.parametrize('kind', ['vit', 'v1', 'v11+fuser'])
+def test_options_reach_every_module(kind):
+  modules = []
+
+  def record(call, args, kwargs, context):
+    modules.append(context.module)
+    return call(*args, **kwargs)
+
+  options = {'norm_epsilon': 1e-3, 'dropout_rate': 0.2, 'activation': 'relu', 'classifier': 'map'}
+  with nn.intercept_methods(record):
+    tree_of(make(kind, **options))
+  assert {m.epsilon for m in modules if isinstance(m, nn.LayerNorm)} == {1e-3}
+  for module in modules:
+    path = '/'.join(module.path)
+    if isinstance(module, (TokenFuser, TokenLearnerModuleV11, layers.MlpBlock)):
+      assert module.dropout_rate == (0.0 if 'MAPHead' in path else 0.2), path
+    if isinstance(module, layers.MlpBlock):
+      relu = module.activation_fn is layers.ACTIVATIONS['relu']
+      assert relu == ('token_masking' not in path), path
 
 
 @pytest.mark.parametrize('remat', [False, True])

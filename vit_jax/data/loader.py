@@ -369,5 +369,5 @@ def resolve_resident(
   stats = devices[0].memory_stats() or {}
   limit = stats['bytes_limit'] // 4 if 'bytes_limit' in stats else _GIB // len(devices)
   relation = 'at most' if size <= limit else 'more than'
-  reason = f'{size / 2**20:,.0f} MiB decoded, {relation} the {limit / 2**20:,.0f} MiB for data'
+  reason = f'{size / 2**20:,.1f} MiB decoded, {relation} the {limit / 2**20:,.0f} MiB for data'
   return size <= limit, reason

@@ -166,7 +166,7 @@ def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = Tr
 
 
 def _stored_mode(image: Image.Image) -> str:
-  return 'L' if image.mode[0] in '1LI' and image.mode != 'LAB' else 'RGB'
+  return 'L' if image.mode[0] in '1LI' else 'RGB'
 
 
 def _orientation(image: Image.Image) -> int:
@@ -266,6 +266,11 @@ def _load_folder(split: str, directory: str, field: str) -> FolderSource:
     raise UsageError(f'config.data.dir: {directory!r} is not a folder; give the folder of images')
   prefixes = _split_prefixes(root)
   split = _resolve_aliases(str(split), prefixes)
+  if not prefixes['train'] and split in _EVALUATION_SPLITS:
+    raise UsageError(
+      f'{field}: {split!r} is not a folder of {root}; without folders for the splits, give slices '
+      "such as 'train[:80%]' to train and 'train[80%:]' to test"
+    )
   names = _split_names(split, prefixes, field)
   class_names = _class_names(root / prefixes['train'])
   checked = {}
@@ -273,8 +278,9 @@ def _load_folder(split: str, directory: str, field: str) -> FolderSource:
     _compare_classes(root / prefixes[name], class_names)
     checked[name] = _check_images(root, *_list_images(root, prefixes[name], class_names))
   labels = {name: _labels(checked[name].files, prefixes[name], class_names) for name in checked}
-  if missing := [c for i, c in enumerate(class_names) if i not in set(labels['train'])]:
-    raise UsageError(f'config.data.dir: {root / prefixes["train"] / missing[0]} holds no images')
+  if empty := set(range(len(class_names))) - set(labels['train']):
+    folder = root / prefixes['train'] / class_names[min(empty)]
+    raise UsageError(f'config.data.dir: {folder} holds no images')
 
   ranges = _split_ranges(split, {name: len(checked[name].files) for name in names}, field)
   return FolderSource(

@@ -128,7 +128,8 @@ class Experiment:
   def _check_sizes(self) -> None:
     """Traces model and task once, so that sizes that don't fit show before a run starts."""
     config, (source, preprocess) = self.config, self.sets['test']
-    self._image_shape = preprocess(source[0])['image'].shape
+    record = preprocess(source[0])
+    self._image_shape = record['image'].shape
     for field in ('mean', 'std'):
       if len(config.data[field]) not in (1, self._image_shape[-1]):
         raise UsageError(
@@ -145,7 +146,7 @@ class Experiment:
         f'config.model.classifier: {config.model.classifier!r} gives outputs of shape '
         f'{logits.shape[1:]} an image, and the task {config.task} needs ({self.num_classes},)'
       )
-    batch = {'label': jnp.zeros(1, jnp.int32), 'weight': jnp.ones(1)}
+    batch = {'label': jnp.asarray(record['label'])[None], 'weight': jnp.ones(1)}
     metrics = jax.eval_shape(lambda *x: self._task(*x, False), logits, batch)
     check_choice('config.monitor', config.monitor, [f'test/{name}' for name in metrics])
 

@@ -47,6 +47,7 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
       steps_lib.many_train_steps(train_step, _MAX_STEPS), donate=True
     )
     self._loader, self._arrays = loader, put_on_devices(loader.arrays)
+    del loader.arrays  # the devices have it now
     self._num_steps, self._last = 1, None
 
   def _pace(self) -> int:
@@ -127,6 +128,7 @@ class ResidentEvalFeed:
       lambda params, rows, shared: eval_step(params, steps_lib.gather(shared[0], rows, shared[1]))
     )
     self._arrays, self._rows = put_on_devices(loader.arrays), loader.indices()
+    del loader.arrays
 
   def __call__(self, params: Any) -> Any:
     """Returns the metrics of `params` as (sum, count) pairs over every example."""
