@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   c.num_steps = 0  # optimiser steps; where set, it stands instead of num_epochs
   c.grad_accum_steps = 1  # micro-batches that a step's batch is computed in, to save memory
 
-  c.log_every = 0  # steps between lines in metrics.jsonl; 0 = twenty per evaluation
+  c.log_every = 0  # steps between lines in metrics.jsonl; 0 = four per evaluation
   c.eval_every = 0  # steps between evaluations; 0 = once per epoch
   c.checkpoint_every = 0  # steps between checkpoints; 0 = with each evaluation
 

@@ -65,7 +65,7 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     raise UsageError(f'config.num_epochs: {c.num_epochs} gives no step, and config.num_steps is 0')
   c.eval_every = c.eval_every or epoch
   c.checkpoint_every = c.checkpoint_every or c.eval_every
-  c.log_every = c.log_every or max(c.eval_every // 20, 1)
+  c.log_every = c.log_every or max(c.eval_every // 4, 1)
   for field in ('eval_every', 'checkpoint_every', 'log_every'):
     if c[field] < 0:
       raise UsageError(f'config.{field}: {c[field]} is negative')
