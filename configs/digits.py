@@ -11,11 +11,11 @@ def get_config(arg: str = '') -> ConfigDict:
   c = common.get_config()
   datasets.apply(c, 'digits')
   c.batch_size = 128
-  c.num_epochs = 100.0
+  c.num_epochs = 120.0
   c.model.update(
     hidden_size=64,
-    mlp_dim=128,
-    num_layers=4,
+    mlp_dim=256,
+    num_layers=3,
     num_heads=4,
     patches={'size': (2, 2)},
     classifier='gap',
@@ -23,6 +23,5 @@ def get_config(arg: str = '') -> ConfigDict:
   )
   c.optimizer.learning_rate = 2e-3
   c.optimizer.weight_decay = 0.05
-  c.schedule.warmup_steps = 50
   c.eval_every = 100
   return c

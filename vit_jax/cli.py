@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from vit_jax import host_memory
 from vit_jax.errors import UsageError, nearest
 from vit_jax.train.metrics import NonFiniteError
 from vit_jax.train.signals import Interrupted
@@ -87,4 +88,6 @@ def run(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
       _fail('interrupted', 128 + signal.SIGINT)
 
+  if host_memory.runs_on_cpu():
+    host_memory.reuse_freed_memory()
   app.run(main, flags_parser=_parse_flags)

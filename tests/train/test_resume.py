@@ -46,7 +46,7 @@ def assert_same_end(workdir, expected):
 def measurements(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return [
-    {k: v for k, v in json.loads(line).items() if k not in ('images_per_second', 'host_memory_mib')}
+    {k: v for k, v in json.loads(line).items() if k not in ('images_per_second', 'peak_host_memory_mib')}
     for line in lines
   ]
 

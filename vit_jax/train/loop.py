@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vit_jax import host_memory
 from vit_jax.errors import UsageError
 from vit_jax.train import feeds, results, run_directory, writers
 from vit_jax.train.checkpoints import Checkpointer
@@ -129,7 +130,7 @@ class Run:
     seconds, steps = self.seconds - logged[0], self.timed_steps - logged[1]
     if steps:
       values['images_per_second'] = steps * self.config.batch_size / seconds
-    writer.write(self.step, values)
+    writer.write(self.step, values | {'peak_host_memory_mib': host_memory.peak_mib()})
     names = {'loss': 'train/loss', 'accuracy': 'train/accuracy', 'images/s': 'images_per_second'}
     progress.report(self.step, {k: values[name] for k, name in names.items() if name in values})
     return self.seconds, self.timed_steps

@@ -2,24 +2,17 @@
 
 import importlib.metadata
 import platform
-import resource
-import sys
 from typing import Any
 
 import jax
 
+from vit_jax import host_memory
 from vit_jax.train.writers import format_values
 
 
 def _versions() -> dict[str, str]:
   names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
   return {'python': platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
-
-
-def _peak_memory_mib() -> float:
-  """Peak resident memory of this process; getrusage counts in KiB, on macOS in bytes."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak / (2**20 if sys.platform == 'darwin' else 2**10)
 
 
 def _metrics_at(history: list[dict[str, Any]], step: int) -> dict[str, float]:
@@ -56,7 +49,7 @@ def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
       'processes': jax.process_count(),
     },
     'dtype': run.config.dtype,
-    'peak_host_memory_mib': _peak_memory_mib(),
+    'peak_host_memory_mib': host_memory.peak_mib(),
     'versions': _versions(),
   }
 
