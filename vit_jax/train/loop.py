@@ -188,7 +188,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
         raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
       finally:
-        writer.draw(workdir.name)
+        writer.draw(f'{run.config.model.name} on {run.config.data.name}')
     run.checkpointer.wait()
     summary = results.collect(run, writer.history)
     if _is_main():
