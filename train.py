@@ -31,7 +31,9 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator.', lo
 def default_workdir(config_flag: str) -> Path:
   """runs/digits for configs/digits.py, runs/vit-Ti-4-cifar10 for configs/vit.py:Ti/4,cifar10."""
   path, _, arg = config_flag.partition(':')
-  return Path('runs') / '-'.join([Path(path).stem, *arg.replace('/', ' ').replace(',', ' ').split()])
+  return Path('runs') / '-'.join(
+    [Path(path).stem, *arg.replace('/', ' ').replace(',', ' ').split()]
+  )
 
 
 def _several_processes() -> bool:

@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
 
   c.data = ConfigDict()
   c.data.name = 'digits'  # digits, folder, or a TFDS data set
-  c.data.dir = ''  # the image folder, or where TFDS keeps data; '' = $TFDS_DATA_DIR, then its default
+  c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default
   c.data.train_split = 'train'
   c.data.test_split = 'test'
   c.data.image_size = ()  # (height, width) that the model sees; () = as stored

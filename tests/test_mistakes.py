@@ -52,7 +52,7 @@ MISTAKES = {
   ),
   'unknown split': (
     [DIGITS, '--config.data.test_split=tset'],
-    r"config.data.test_split: .*tset.*test",
+    r'config.data.test_split: .*tset.*test',
   ),
   'unknown model': (
     [DIGITS, '--config.model.name=vitt'],
@@ -102,7 +102,10 @@ MISTAKES = {
     [DIGITS, f'--workdir={READ_ONLY}'],
     r'--workdir: .*read_only.* cannot be written',
   ),
-  'nothing to evaluate': ([DIGITS, '--mode=eval', f'--workdir={EMPTY}'], r'--workdir: .*holds no run'),
+  'nothing to evaluate': (
+    [DIGITS, '--mode=eval', f'--workdir={EMPTY}'],
+    r'--workdir: .*holds no run',
+  ),
   'half a cluster': ([DIGITS, '--coordinator=127.0.0.1:1'], r'go together'),
 }
 

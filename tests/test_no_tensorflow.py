@@ -23,7 +23,9 @@ def test_the_spy_works(train, spied, tmp_path):
   import sys
 
   site, mark = spied
-  subprocess.run([sys.executable, '-c', 'import tensorflow'], env={'PYTHONPATH': str(site)}, check=True)
+  subprocess.run(
+    [sys.executable, '-c', 'import tensorflow'], env={'PYTHONPATH': str(site)}, check=True
+  )
   assert mark.exists()
 
 

@@ -1,4 +1,4 @@
-"""README's commands name configs, fields and modules that exist; CI runs the first two literally."""
+"""README's commands name what exists; CI runs the first two literally."""
 
 import importlib.util
 import re
@@ -32,6 +32,16 @@ def test_commands_name_what_exists(command):
   for module in re.findall(r'-m (vit_jax\.\w+)', command):
     assert importlib.util.find_spec(module), module
   assert configs or 'pytest' in command or 'pip' in command
+
+
+def test_the_library_example_runs():
+  example = re.search(r'```python\n(.*?)```', README, re.DOTALL)[1]
+  names = {}
+  exec(example, names)
+  assert names['logits'].shape == (8, 10)
+  block = names['state']['intermediates']['Transformer']['encoderblock_11']
+  weights = block['MultiHeadDotProductAttention_0']['attention_weights'][0]
+  assert weights.shape == (8, 3, 65, 65)
 
 
 def test_the_table_of_configs_is_complete():

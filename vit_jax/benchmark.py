@@ -54,7 +54,9 @@ def main() -> None:
   """Prints a table: steps/s of each feed and their ratio, as median and range over the turns."""
   if _CONFIG.value is None:
     raise UsageError('--config: give an experiment, as --config=configs/digits.py')
-  sides = {name: _Side(_CONFIG.value, flag) for name, flag in (('resident', 'yes'), ('streamed', 'no'))}
+  sides = {
+    name: _Side(_CONFIG.value, flag) for name, flag in (('resident', 'yes'), ('streamed', 'no'))
+  }
   speeds = {name: [] for name in sides}
   for _ in range(_TURNS.value):
     for name, side in sides.items():

@@ -1,4 +1,4 @@
-"""What the project's commands share: flags in, one line and an exit code out where it goes wrong."""
+"""What the project's commands share: flags, and one line with an exit code for what goes wrong."""
 
 import os
 import re

@@ -43,4 +43,4 @@ def reuse_freed_memory() -> bool:
     return False
   libc = ctypes.CDLL(None)
   settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, _ARENAS))
-  return all([libc.mallopt(name, value) for name, value in settings])
+  return all(libc.mallopt(name, value) for name, value in settings)

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vit_jax.data.sources import decode_image, load_source
+from vit_jax.data import decode_image, load_source
 from vit_jax.errors import UsageError
 
 TFDS_DATA_DIR = os.environ.get('TFDS_DATA_DIR', '')

@@ -119,7 +119,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   config = make_config(num_steps=40, checkpoint_every=4)
   config.schedule.name = 'constant'
   config.optimizer.update(name='sgd', learning_rate=1e30)
-  with pytest.raises(NonFiniteError, match=r'^the (loss|gradient norm) of step \d+ is not') as error:
+  with pytest.raises(
+    NonFiniteError, match=r'^the (loss|gradient norm) of step \d+ is not'
+  ) as error:
     loop.train_and_evaluate(config, tmp_path)
   assert 'nothing was saved yet' in str(error.value)
 

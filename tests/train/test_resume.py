@@ -46,7 +46,11 @@ def assert_same_end(workdir, expected):
 def measurements(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return [
-    {k: v for k, v in json.loads(line).items() if k not in ('images_per_second', 'peak_host_memory_mib')}
+    {
+      k: v
+      for k, v in json.loads(line).items()
+      if k not in ('images_per_second', 'peak_host_memory_mib')
+    }
     for line in lines
   ]
 
@@ -109,7 +113,7 @@ def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, s
   _, err = process.communicate(timeout=60)
   assert process.returncode == 128 + signum
   assert err.startswith('train.py: stopped and saved after step ')
-  assert f'to go on: python train.py --config=configs/digits.py' in err
+  assert 'to go on: python train.py --config=configs/digits.py' in err
   assert err.count('\n') == 1
   step, _ = final_state(workdir)
   assert f'after step {step};' in err

@@ -130,7 +130,7 @@ from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
 config = digits.get_config()
 config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
-config.data.update(name=sys.argv[1], test_split=sys.argv[2], train_split='test', resident=sys.argv[3])
+config.data.update(zip(('name', 'test_split', 'resident'), sys.argv[1:]), train_split='test')
 config.augment.shift = 0
 experiment = Experiment(config)
 metrics = experiment.eval_feed()(put_on_devices(experiment.initial_state().params))
@@ -140,7 +140,9 @@ print({name: float(count) for name, (_, count) in metrics.items()})
 
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('resident', ['yes', 'no'])
-@pytest.mark.parametrize(('name', 'split', 'size'), [('digits', 'all', 1797), ('mnist', 'test', 10000)])
+@pytest.mark.parametrize(
+  ('name', 'split', 'size'), [('digits', 'all', 1797), ('mnist', 'test', 10000)]
+)
 def test_an_evaluation_counts_every_example_once(devices, resident, name, split, size, request):
   if name == 'mnist':
     request.getfixturevalue('tfds_dir')
@@ -148,6 +150,8 @@ def test_an_evaluation_counts_every_example_once(devices, resident, name, split,
   env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
   env |= {'PYTHONPATH': str(ROOT)}
   command = [sys.executable, '-c', COUNT, name, split, resident]
-  out = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+  out = subprocess.run(
+    command, env=env, cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout
   expected = dict.fromkeys(('accuracy', 'loss', 'top5_accuracy'), float(size))
   assert ast.literal_eval(out) == expected

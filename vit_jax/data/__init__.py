@@ -1,5 +1,6 @@
 """Records on disk to batches on devices. `augment` is imported by name: only it needs JAX."""
 
+from vit_jax.data.images import decode_image
 from vit_jax.data.loader import (
   ResidentLoader,
   StreamedLoader,
@@ -8,7 +9,7 @@ from vit_jax.data.loader import (
   train_loader,
 )
 from vit_jax.data.preprocess import Preprocess, make_preprocess
-from vit_jax.data.sources import Record, Source, decode_image, load_source
+from vit_jax.data.sources import Record, Source, load_source
 
 __all__ = [
   'Preprocess',

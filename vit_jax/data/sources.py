@@ -14,29 +14,17 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image
 from tqdm import tqdm
 
+from vit_jax.data import images
 from vit_jax.errors import UsageError, check_choice, nearest
 
 Record = dict[str, Any]
 
-_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')
-_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
 _EVALUATION_SPLITS = ('test', 'val', 'valid', 'validation')
 _SPLIT_PART = re.compile(r'\s*([\w-]+)\s*(\[[^\]]*\])?\s*')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -136,61 +124,6 @@ def _split_ranges(split: str, sizes: Mapping[str, int], field: str) -> list[tupl
   return ranges
 
 
-# Images.
-
-
-def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = True) -> np.ndarray:
-  """Decodes the first frame of a BMP, GIF, JPEG, PNG or WebP file.
-
-  Transparent images are laid on white; of 16 bits the high 8 are kept.
-
-  Args:
-    file: path or open binary file.
-    channels: 1 (ITU-R BT.601 luma), 3, or 0: 1 for grey images and 3 for others.
-    exif: turn the image upright, as its EXIF orientation says.
-
-  Returns:
-    uint8 [height, width, channels].
-  """
-  with Image.open(file, formats=_FORMATS) as image:
-    mode = {0: _stored_mode(image), 1: 'L', 3: 'RGB'}[channels]
-    if exif and (orientation := _orientation(image)) != 1:
-      image = image.transpose(_UPRIGHT[orientation])
-    if image.mode.startswith('I'):
-      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-      image = image.convert('RGBA')
-      image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    array = np.asarray(image if image.mode == mode else image.convert(mode))
-  return array if mode == 'RGB' else array[:, :, None]
-
-
-def _stored_mode(image: Image.Image) -> str:
-  return 'L' if image.mode[0] in '1LI' else 'RGB'
-
-
-def _orientation(image: Image.Image) -> int:
-  """Returns the EXIF orientation, 1 (upright) where there is none or EXIF is damaged."""
-  try:
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    return orientation if orientation in _UPRIGHT else 1
-  except Exception:  # Pillow's parser raises many types; the pixels may be fine all the same
-    return 1
-
-
-def _probe_image(path: Path) -> tuple[int, int, int]:
-  """Returns (height, width, channels as stored); raises whatever decoding the image would."""
-  with Image.open(path, formats=_FORMATS) as image:
-    width, height = image.size
-    channels = len(_stored_mode(image))
-    if _orientation(image) >= 5:  # turned by 90 degrees
-      width, height = height, width
-    # A JPEG decodes several times faster at an eighth of its size, and is read to its end.
-    image.draft('L', (1, 1))
-    image.load()
-  return height, width, channels
-
-
 # scikit-learn's digits.
 
 
@@ -255,7 +188,7 @@ class FolderSource(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      image = decode_image(self._root / self.files[i], self.image_shape[2])
+      image = images.decode_image(self._root / self.files[i], self.image_shape[2])
       yield {'image': image, 'label': int(self._labels[i])}
 
 
@@ -347,7 +280,7 @@ def _list_images(
     for folder, subfolders, names in os.walk(root / prefix / name):
       subfolders[:] = [f for f in subfolders if f[0] != '.']
       for file in names:
-        if file[0] != '.' and file.lower().endswith(_SUFFIXES):
+        if file[0] != '.' and file.lower().endswith(images.SUFFIXES):
           path = os.path.join(folder, file)
           stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
           size, newest = size + stat.st_size, max(newest, stat.st_mtime_ns)
@@ -371,7 +304,7 @@ def _check_images(root: Path, files: tuple[str, ...], stamp: tuple[int, int]) ->
     results = []
     for file in block:
       try:
-        results.append((file, _probe_image(root / file), None))
+        results.append((file, images.probe_image(root / file), None))
       except Exception as error:  # Pillow raises many types on damaged files
         results.append((file, None, error))
     return results
@@ -439,7 +372,7 @@ class TfdsSource(Source):
         label[present] = 1
       # Not turned upright, as TFDS doesn't: results published on its data sets are on such images.
       file = io.BytesIO(example[self._image_key])
-      yield {'image': decode_image(file, self.image_shape[2], exif=False), 'label': label}
+      yield {'image': images.decode_image(file, self.image_shape[2], exif=False), 'label': label}
 
 
 def _load_tfds(name: str, split: str, directory: str, field: str) -> TfdsSource:

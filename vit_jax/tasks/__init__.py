@@ -1,4 +1,4 @@
-"""Tasks: what is learnt. A task turns model outputs and a batch into metrics, its loss among them."""
+"""Tasks: what is learnt. A task turns model outputs and a batch into a loss and other metrics."""
 
 from collections.abc import Callable
 from typing import Any

@@ -157,9 +157,7 @@ class Checkpointer:
     self._manager.close()
     self._open()
 
-  def restore(
-    self, template: Any, step: int | None = None
-  ) -> tuple[Any, dict[str, Any]] | None:
+  def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
     """Returns (state, meta) of the newest intact checkpoint, or None where there is none.
 
     Args:

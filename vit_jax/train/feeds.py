@@ -18,7 +18,7 @@ from vit_jax.train import step as steps_lib
 from vit_jax.train.state import TrainState
 
 _MAX_STEPS = 64  # of one dispatch
-_DISPATCH_SECONDS = 0.2  # aim: long against the cost of a dispatch, short against a person's patience
+_DISPATCH_SECONDS = 0.2  # aimed at: long against a dispatch's cost, short against a person's wait
 
 
 def put_on_devices(arrays: Any) -> Any:

@@ -21,12 +21,14 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
   names = [n for n in ('loss', 'accuracy') if any(key.endswith(f'/{n}') for key in series)]
   figure = Figure(figsize=(5 * max(len(names), 1), 3.6), layout='constrained')
   figure.suptitle(title)
-  for axis, name in zip(figure.subplots(1, max(len(names), 1), squeeze=False)[0], names, strict=False):
+  axes = figure.subplots(1, max(len(names), 1), squeeze=False)[0]
+  for axis, name in zip(axes, names, strict=False):
     for split, style in (('train', '-'), ('test', 'o-')):
       if points := series.get(f'{split}/{name}'):
         steps, values = zip(*points, strict=True)
         scale = 100 if name == 'accuracy' else 1
-        axis.plot(steps, [v * scale for v in values], style, label=split, markersize=3, linewidth=1.3)
+        values = [value * scale for value in values]
+        axis.plot(steps, values, style, label=split, markersize=3, linewidth=1.3)
     axis.set(xlabel='step', ylabel='accuracy (%)' if name == 'accuracy' else name)
     axis.grid(alpha=0.3)
     axis.legend()

@@ -65,7 +65,7 @@ def table(results: dict[str, Any]) -> str:
     'final': format_values(test),
     'best': f'{format_values(best)}  (step {results["best"]["step"]})',
     'parameters': f'{results["parameters"]:,}',
-    'speed': f'{speed:,.0f} images/s' if speed else 'not measured: only the first dispatch, which compiles',
+    'speed': f'{speed:,.0f} images/s' if speed else 'not measured: one dispatch, which compiled',
     'device': f'{device["count"]} x {device["kind"]}, {results["dtype"]}',
   }
   width = max(map(len, rows))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vit_jax.errors import UsageError
 
 # Fields that change how fast or from where a run reads, not what it computes.
-_FREE_FIELDS = ('data.dir', 'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch')
+_FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
 
 
 def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
@@ -52,10 +52,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def check(workdir: Path, config: ConfigDict) -> None:
   """Raises UsageError unless `workdir` holds a run of the same configuration."""
   old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
+  # A TFDS data set is the same wherever it is; a folder of images is known by its place.
+  free = _FREE_FIELDS if config.data.name == 'folder' else _FREE_FIELDS | {'data.dir'}
   differing = [
     f'{name} {old.get(name)!r} there, {new.get(name)!r} now'
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and name not in _FREE_FIELDS
+    if old.get(name) != new.get(name) and name not in free
   ]
   if differing:
     raise UsageError(
