@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
@@ -64,6 +65,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _fail(message: object, code: int = 2) -> NoReturn:
   print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    os._exit(code)  # a normal exit waits for the other processes, which wait for this one
   raise SystemExit(code)
 
 

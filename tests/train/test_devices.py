@@ -52,14 +52,12 @@ def test_eight_devices_give_the_losses_of_one(one_device, train, tmp_path, resid
   assert_same_losses(tmp_path, one_device)
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_two_processes_of_four_devices_give_the_losses_of_one(one_device, tmp_path, resident):
+def run_two_processes(*args):
+  """Runs two processes of four devices each; returns what each of them printed."""
   port = free_port()
   processes = [
     start_training(
-      *RUN,
-      f'--workdir={tmp_path}',
-      f'--config.data.resident={resident}',
+      *args,
       f'--coordinator=127.0.0.1:{port}',
       '--num_processes=2',
       f'--process_id={i}',
@@ -67,11 +65,31 @@ def test_two_processes_of_four_devices_give_the_losses_of_one(one_device, tmp_pa
     )
     for i in range(2)
   ]
-  outputs = [process.communicate(timeout=300) for process in processes]
+  outputs = [process.communicate(timeout=120) for process in processes]
   for process, (_, err) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, err
+  return [out for out, _ in outputs]
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_two_processes_of_four_devices_give_the_losses_of_one(one_device, tmp_path, resident):
+  outputs = run_two_processes(*RUN, f'--workdir={tmp_path}', f'--config.data.resident={resident}')
   assert_same_losses(tmp_path, one_device)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results['device'] == {'kind': 'cpu', 'platform': 'cpu', 'count': 8, 'processes': 2}
-  assert 'step 20/20' in outputs[0][0]
-  assert 'step' not in outputs[1][0], 'one process writes logs'
+  assert 'step 20/20' in outputs[0]
+  assert 'step' not in outputs[1], 'one process writes logs'
+
+
+def test_processes_dispatch_the_same_steps_and_resume_together(one_device, tmp_path):
+  """Several steps in a dispatch, and a second start that goes on from the first's checkpoint."""
+  several = [arg for arg in RUN if 'log_every' not in arg] + ['--config.log_every=20']
+  several += ['--config.checkpoint_every=13', f'--workdir={tmp_path}']
+  run_two_processes(*several)
+  last = tmp_path / 'checkpoints' / '20'
+  last.rename(tmp_path / 'taken_away')
+  (tmp_path / 'results.json').unlink()
+  outputs = run_two_processes(*several)
+  assert 'going on after step 13' in outputs[0]
+  for name in ('test/loss', 'test/accuracy'):
+    np.testing.assert_allclose(column(tmp_path, name), column(one_device, name), rtol=1e-4)

@@ -177,10 +177,11 @@ class Checkpointer:
     found = self._restore(template, step)
     state, meta = found or (template, {})
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    length = multihost_utils.broadcast_one_to_all(np.int32(len(text) if found else -1))
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text) if found else -1)))
     if length < 0:
       return None
-    text = np.resize(text, length) if jax.process_index() == 0 else np.zeros(length, np.uint8)
+    if jax.process_index():
+      text = np.zeros(length, np.uint8)
     state, text = multihost_utils.broadcast_one_to_all((state, text))
     return jax.tree.map(np.asarray, state), json.loads(bytes(np.asarray(text)).decode())
 

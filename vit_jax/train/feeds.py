@@ -18,6 +18,7 @@ from vit_jax.train import step as steps_lib
 from vit_jax.train.state import TrainState
 
 _MAX_STEPS = 64  # of one dispatch
+_STEPS_OF_PROCESSES = 8  # of one dispatch, where several processes take part
 _DISPATCH_SECONDS = 0.2  # aimed at: long against a dispatch's cost, short against a person's wait
 
 
@@ -52,6 +53,8 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
 
   def _pace(self) -> int:
     """Adapts the steps of a dispatch to the time that the last one took."""
+    if jax.process_count() > 1:  # all run the same number, and their clocks differ
+      return _STEPS_OF_PROCESSES
     now = time.monotonic()
     if self._last is not None:
       then, num_steps = self._last
