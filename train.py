@@ -38,7 +38,8 @@ def default_workdir(config_flag: str) -> Path:
 
 def _several_processes() -> bool:
   """Whether the environment is a Slurm job or a Cloud TPU slice of more than one process."""
-  slurm = 'SLURM_PROCID' in os.environ and int(os.environ.get('SLURM_NTASKS', '1')) > 1
+  # A batch script has SLURM_NTASKS too; only what srun starts has a step.
+  slurm = 'SLURM_STEP_NODELIST' in os.environ and int(os.environ.get('SLURM_NTASKS', '1')) > 1
   return slurm or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
 
 

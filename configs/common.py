@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   c.num_steps = 0  # optimiser steps; where set, it stands instead of num_epochs
   c.grad_accum_steps = 1  # micro-batches that a step's batch is computed in, to save memory
 
-  c.log_every = 0  # steps between lines in metrics.jsonl; 0 = four per evaluation
+  c.log_every = 0  # steps between lines in metrics.jsonl; 0 = four per evaluation, or every 100
   c.eval_every = 0  # steps between evaluations; 0 = once per epoch
   c.checkpoint_every = 0  # steps between checkpoints; 0 = with each evaluation
 
@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
 
   c.loss = ConfigDict()
   c.loss.name = 'softmax'  # softmax, or sigmoid (binary cross-entropy summed over classes)
-  c.loss.label_smoothing = 0.0
+  c.loss.label_smoothing = 0.0  # share of each label spread over all classes, for both losses
 
   c.optimizer = ConfigDict()
   c.optimizer.name = 'adamw'  # sgd, adam, adamw, lion, lamb

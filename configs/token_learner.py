@@ -1,6 +1,7 @@
 """A ViT with TokenLearner (arXiv 2106.11297): configs/token_learner.py:SIZE,DATASET."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import vit
 
@@ -13,7 +14,7 @@ def get_config(arg: str = 'Ti/4,cifar10') -> ConfigDict:
   c.model.tokenizer = ConfigDict()
   c.model.tokenizer.type = 'dynamic'  # patch: no TokenLearner
   c.model.tokenizer.num_tokens = 8
-  c.model.tokenizer.tokenlearner_loc = c.model.num_layers // 2  # the layer that it comes before
+  c.model.tokenizer.tokenlearner_loc = placeholder(int)  # layer that it precedes; None: the middle
   c.model.tokenizer.use_tokenfuse = False  # put the learned tokens back on the grid, every layer
   c.model.tokenizer.use_v11 = True  # MLP and softmax; False: four convolutions and a sigmoid
   return c

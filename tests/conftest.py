@@ -59,22 +59,6 @@ def train():
   return run
 
 
-@pytest.fixture
-def tiny_config():
-  """The configuration that TINY's flags give, for tests in this process."""
-  from configs import digits
-
-  config = digits.get_config()
-  config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
-  config.model.patches.size = (4, 4)
-  config.schedule.warmup_steps = 0
-  config.batch_size = 64
-  config.num_steps = 12
-  config.eval_every = 6
-  config.log_every = 3
-  return config
-
-
 @pytest.fixture(scope='session')
 def tfds_dir():
   """The folder of prepared TFDS data sets."""

@@ -4,7 +4,10 @@ import concurrent.futures
 import os
 import re
 
+import numpy as np
 import pytest
+from conftest import TINY
+from PIL import Image
 
 DIGITS = '--config=configs/digits.py'
 FOREIGN, READ_ONLY, EMPTY = 'foreign', 'read_only', 'empty'
@@ -175,9 +178,32 @@ def test_evaluating_without_or_with_damaged_checkpoints(train, tmp_path):
       path.write_bytes(b'')
   result = train(*args, '--mode=eval')
   assert result.returncode == 2
-  assert re.fullmatch(r'train.py: .*every checkpoint is damaged \(\d tried\)\n', result.stderr)
+  assert re.fullmatch(r'train.py: .*every checkpoint is damaged \(step 2: .*\)\n', result.stderr)
   for path in sorted((tmp_path / 'checkpoints').rglob('*'), reverse=True):
     path.unlink() if path.is_file() else path.rmdir()
   result = train(*args, '--mode=eval')
   assert result.returncode == 2
   assert re.fullmatch(r'train.py: --workdir: .*holds no checkpoint yet\n', result.stderr)
+
+
+def test_a_file_that_cannot_be_decoded_is_named_and_skipped(train, tmp_path):
+  rng = np.random.default_rng(0)
+  for split in ('train', 'test'):
+    for label in ('cat', 'dog'):
+      folder = tmp_path / 'images' / split / label
+      folder.mkdir(parents=True)
+      for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+  (tmp_path / 'images' / 'train' / 'cat' / 'broken.jpg').write_text('not an image')
+  result = train(
+    f'--config=configs/vit.py:Ti/4,{tmp_path}/images',
+    '--config.data.image_size=(8,12)',
+    *[flag for flag in TINY if flag.startswith('--config.model')],
+    '--config.batch_size=4',
+    '--config.num_steps=2',
+    f'--workdir={tmp_path}/run',
+    tiny=False,
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'broken.jpg' in result.stderr
+  assert '8 train and 8 test images of 8x12x3, 2 classes' in result.stdout

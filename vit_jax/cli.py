@@ -1,5 +1,6 @@
 """What the project's commands share: flags, and one line with an exit code for what goes wrong."""
 
+import logging
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
@@ -57,6 +58,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     while cause is not None:  # a config's own error, under what its loader wraps around it
       innermost = cause if isinstance(cause, UsageError) else innermost
       cause = cause.__context__
+    if innermost is None and not isinstance(e, flags.Error):
+      raise  # a bug in the config's own code
     _fail(innermost or ' '.join(str(e).split()))
   if len(rest) > 1:
     _fail(f'{rest[1]!r} is not a flag; flags are given as --name=value')
@@ -80,7 +83,8 @@ def run(command: Callable[[], None]) -> None:
 
   def main(argv):
     del argv
-    logging.set_verbosity(logging.FATAL)  # Orbax tells its every move, and raises its errors too
+    # Orbax tells its every move to absl's logger, and raises its errors besides.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
       command()
     except UsageError as e:

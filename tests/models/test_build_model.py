@@ -108,11 +108,14 @@ def test_a_tokenizer_is_no_matter_to_a_vit():
       {'hidden_size': 5, 'num_heads': 1, 'positional_embedding': 'sinusoidal_1d'},
       r"config\.model\.positional_embedding: 'sinusoidal_1d' .* multiple of 2, not 5",
     ),
-    ({'patches': {'size': (4,)}}, r'config\.model\.patches\.size: \(4,\) is not \(height, width\)'),
+    (
+      {'patches': {'size': (4, 2, 1)}},
+      r'config\.model\.patches\.size: \(4, 2, 1\) is not \(',
+    ),
     ({'patches': {'size': (4, 0)}}, r'config\.model\.patches\.size: \(4, 0\)'),
     ({'stride': 3}, r'config\.model\.stride: 3 is not between 1 and the patch, \(4, 2\)'),
     ({'stride': (0, 1)}, r'config\.model\.stride: \(0, 1\)'),
-    ({'stride': (1,)}, r'config\.model\.stride: \(1,\)'),
+    ({'stride': (1, 1, 1)}, r'config\.model\.stride: \(1, 1, 1\)'),
     ({'name': 'token_learner'}, r'config\.model\.tokenizer: missing'),
   ],
 )

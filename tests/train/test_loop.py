@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.train import loop
+from vit_jax.errors import UsageError
+from vit_jax.train import loop, run_directory
 from vit_jax.train.checkpoints import Checkpointer
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.metrics import NonFiniteError
@@ -173,3 +175,110 @@ def test_bfloat16_trains_with_float32_parameters(tmp_path):
   assert results['final']['train/loss'] < 2.0
   state = Experiment(config).initial_state()
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype('float32')}
+
+
+def test_a_test_loss_that_is_not_finite_is_never_the_best(tmp_path):
+  """One step that ruins the parameters while its own loss and gradient are still finite."""
+  config = make_config(num_steps=40, eval_every=1)
+  config.schedule.name = 'constant'
+  config.optimizer.update(name='sgd', learning_rate=1e38)
+  with pytest.raises(NonFiniteError, match=r'^(test/loss after step 1|the .* of step \d+) is not'):
+    loop.train_and_evaluate(config, tmp_path)
+  assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
+
+
+def test_a_folder_in_which_nothing_was_saved_is_taken_over(tmp_path):
+  config = make_config()
+  config.schedule.name = 'constant'
+  config.optimizer.update(name='sgd', learning_rate=1e38)
+  with pytest.raises(NonFiniteError):
+    loop.train_and_evaluate(config, tmp_path)
+  corrected = make_config()
+  assert loop.train_and_evaluate(corrected, tmp_path)['step'] == 12
+
+
+def test_one_process_at_a_time(tmp_path):
+  config = Experiment(make_config()).config
+  in_use = pytest.raises(UsageError, match='another process is training in')
+  with run_directory.claimed(tmp_path, config), in_use:
+    loop.train_and_evaluate(make_config(), tmp_path)
+  assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_evaluation_asks_only_for_what_the_checkpoint_depends_on(finished):
+  config, workdir, results = finished
+  other = config.copy_and_resolve_references()
+  other.update(eval_batch_size=60, num_steps=99, seed=5)
+  assert loop.evaluate(other, workdir)['test/accuracy'] == results['best']['test/accuracy']
+  other.model.mlp_dim = 32
+  with pytest.raises(UsageError, match=r'model\.mlp_dim 16 there, 32 now'):
+    loop.evaluate(other, workdir)
+
+
+def test_a_field_that_an_older_version_lacked_does_not_matter(finished, tmp_path):
+  config, workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  saved = json.loads((workdir / 'config.json').read_text())
+  del saved['plateau']['min_scale']
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(saved))
+  assert loop.train_and_evaluate(config, tmp_path / 'run')['step'] == 12
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'num_steps': -5}, 'config.num_steps: -5 is negative'),
+    ({'early_stopping_patience': -1}, 'config.early_stopping_patience: -1 is negative'),
+    ({'plateau.patience': 0}, 'config.plateau: patience 0 is less than 1'),
+    ({'plateau.factor': 0.0}, r'config.plateau.factor: 0.0 is not in \(0, 1\]'),
+    ({'ema_decay': 1.0}, r'config.ema_decay: 1.0 is not in \[0, 1\)'),
+    ({'seed': -1}, 'config.seed: -1 is less than 0'),
+    ({'data.prefetch': 0}, 'config.data.prefetch: 0 is less than 1'),
+    ({'batch_size': 15, 'augment.mixup_alpha': 0.2}, 'config.batch_size: 15 gives a device 15'),
+    ({'data.std': (0.0,)}, 'config.data.std'),
+    ({'optimizer.learning_rate': float('nan')}, 'config.optimizer.learning_rate: nan'),
+    ({'optimizer.b1': 2.0}, r'config.optimizer.b1: 2.0 is not in \[0, 1\)'),
+    ({'model.representation_size': 0}, 'config.model.representation_size: 0 is less than 1'),
+  ],
+)
+def test_mistakes_are_found_before_the_folder_is_made(tmp_path, changes, message):
+  with pytest.raises(UsageError, match=message):
+    loop.train_and_evaluate(make_config(**changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'augment.mixup_alpha': 0.2, 'augment.cutmix_alpha': 1.0, 'loss.label_smoothing': 0.1,
+     'grad_accum_steps': 2, 'ema_decay': 0.9, 'freeze': ('embedding',)},
+    {'loss.name': 'sigmoid', 'model.remat': True, 'model.stride': (2, 2), 'dtype': 'bfloat16',
+     'augment.random_erasing.probability': 0.5, 'model.stochastic_depth': 0.1},
+  ],
+)  # fmt: skip
+def test_options_work_together(tmp_path, changes):
+  changes = changes | {
+    'num_steps': 200,
+    'eval_every': 100,
+    'log_every': 20,
+    'optimizer.learning_rate': 0.01,
+  }
+  results = loop.train_and_evaluate(make_config(**changes), tmp_path)
+  history = read_history(tmp_path / 'metrics.jsonl')
+  losses = [line['train/loss'] for line in history if 'train/loss' in line]
+  assert losses[-1] < 0.97 * losses[0]
+  assert results['final']['test/accuracy'] > 0.15
+
+
+@pytest.mark.parametrize('arg', ['Ti/4,digits', 'Ti/4x2,digits'])
+@pytest.mark.parametrize('name', ['vit', 'token_learner'])
+def test_named_configs_train(tmp_path, name, arg):
+  from configs import token_learner, vit
+
+  config = {'vit': vit, 'token_learner': token_learner}[name].get_config(arg)
+  config.model.update(hidden_size=16, mlp_dim=16, num_layers=2, num_heads=2)
+  config.update(batch_size=64, num_steps=4)
+  results = loop.train_and_evaluate(config, tmp_path)
+  assert results['step'] == 4
+  saved = json.loads((tmp_path / 'config.json').read_text())
+  assert saved['model']['patches']['size'] == [4, 4 if arg == 'Ti/4,digits' else 2]

@@ -130,7 +130,8 @@ from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
 config = digits.get_config()
 config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
-config.data.update(zip(('name', 'test_split', 'resident'), sys.argv[1:]), train_split='test')
+name, test_split, resident = sys.argv[1:]
+config.data.update(name=name, test_split=test_split, train_split='test', resident=resident)
 config.augment.shift = 0
 experiment = Experiment(config)
 metrics = experiment.eval_feed()(put_on_devices(experiment.initial_state().params))

@@ -61,7 +61,7 @@ def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: 
   Resizing is Pillow's bicubic with antialiasing, as timm does for vision transformers.
 
   Args:
-    image_size: (height, width), or () to leave images as they are stored.
+    image_size: (height, width), (side,) of a square, or () to leave images as they are stored.
     channels: 1 (ITU-R BT.601 luma), 3, or 0 to leave them as they are stored.
     crop: 'resize' takes the whole image, whatever its shape. 'central' takes the middle of the
       image resized to cover 256/224 of `image_size`, as big_vision. 'inception' takes, to train,
@@ -73,6 +73,7 @@ def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: 
     UsageError: a wrong value, or a crop without an image size.
   """
   image_size = tuple(image_size)
+  image_size = image_size * 2 if len(image_size) == 1 else image_size
   if image_size and (len(image_size) != 2 or min(image_size) < 1):
     raise UsageError(
       f'config.data.image_size: {image_size} is not (height, width) in pixels, nor () as stored'

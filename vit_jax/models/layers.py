@@ -1,7 +1,7 @@
 """Layers that the models share: attention, MLP, stochastic depth, patch and position embeddings."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -177,6 +177,12 @@ def _extract_patches(
     for size, p, s in zip((height, width), patch, stride, strict=True)
   )
   return images[:, rows][:, :, :, columns]
+
+
+def as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
+  """Returns (height, width); one number, alone or in a sequence, stands for both."""
+  size = (size,) if isinstance(size, int) else tuple(size)
+  return size * 2 if len(size) == 1 else size
 
 
 def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:

@@ -234,6 +234,8 @@ class TokenLearnerViT(vit.VisionTransformer, kw_only=True):
     if 'tokenizer' not in config:
       raise UsageError('config.model.tokenizer: missing, but config.model.name is token_learner')
     tokenizer = dict(config['tokenizer'], patches=config['patches'])
+    if tokenizer['tokenlearner_loc'] is None:
+      tokenizer['tokenlearner_loc'] = config['num_layers'] // 2
     return super().from_config(config, tokenizer=tokenizer, **attributes)
 
   def __post_init__(self) -> None:
@@ -242,7 +244,7 @@ class TokenLearnerViT(vit.VisionTransformer, kw_only=True):
 
   @property
   def patch_size(self) -> tuple[int, int]:
-    return tuple(self.tokenizer['patches']['size'])
+    return layers.as_pair(self.tokenizer['patches']['size'])
 
   @nn.nowrap
   def encoder(self, grid: tuple[int, int]) -> EncoderMod:

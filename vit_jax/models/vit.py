@@ -276,7 +276,7 @@ class VisionTransformer(nn.Module, kw_only=True):
     """(vertical, horizontal) step between patches in pixels."""
     if self.stride is None:
       return self.patch_size
-    return (self.stride, self.stride) if isinstance(self.stride, int) else tuple(self.stride)
+    return layers.as_pair(self.stride)
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -340,7 +340,7 @@ class ViT(VisionTransformer, kw_only=True):
 
   @property
   def patch_size(self) -> tuple[int, int]:
-    return tuple(self.patches['size'])
+    return layers.as_pair(self.patches['size'])
 
   @nn.nowrap
   def encoder(self, grid: tuple[int, int]) -> Encoder:
@@ -359,6 +359,12 @@ def _check_options(model: VisionTransformer) -> None:
   for field in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
     if getattr(model, field) < 1:
       raise UsageError(f'config.model.{field}: {getattr(model, field)} is less than 1')
+  if model.representation_size is not None and model.representation_size < 1:
+    raise UsageError(
+      f'config.model.representation_size: {model.representation_size} is less than 1'
+    )
+  if model.posemb_init_stddev < 0:
+    raise UsageError(f'config.model.posemb_init_stddev: {model.posemb_init_stddev} is negative')
   for field in ('dropout_rate', 'attention_dropout_rate', 'stochastic_depth'):
     if not 0 <= getattr(model, field) < 1:
       raise UsageError(f'config.model.{field}: {getattr(model, field)} is not in [0, 1)')

@@ -133,27 +133,35 @@ class Checkpointer:
     steps = sorted(self._manager.all_steps(), reverse=True)
     if first is not None:
       steps = [first, *(s for s in steps if s != first)]
+    damaged = []
     for step in steps:
       try:
-        return self._read(step, template)
+        found = self._read(step, template)
+      except (MemoryError, PermissionError):
+        raise
       except Exception as e:  # whatever a damaged file makes Orbax raise
-        reason = f'{type(e).__name__}: {e}'.splitlines()[0][:120]
+        damaged.append((step, f'{type(e).__name__}: {e}'.splitlines()[0][:120]))
+        continue
+      for bad, reason in damaged:
         print(
-          f'{self._directory / str(step)}: damaged checkpoint ({reason}); '
-          'falling back to the one before it',
+          f'{self._directory / str(bad)}: damaged checkpoint ({reason}); '
+          f'falling back to that of step {step}',
           flush=True,
         )
-        if not self._read_only:
-          self._set_aside(step)
-    if steps:
-      raise UsageError(f'{self._directory}: every checkpoint is damaged ({len(steps)} tried)')
+      if damaged and not self._read_only:
+        self._set_aside([bad for bad, _ in damaged])
+      return found
+    if damaged:
+      reasons = '; '.join(f'step {step}: {reason}' for step, reason in damaged)
+      raise UsageError(f'{self._directory}: every checkpoint is damaged ({reasons})')
     return None
 
-  def _set_aside(self, step: int) -> None:
-    """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
-    aside = self._directory / f'damaged_{step}'
-    shutil.rmtree(aside, ignore_errors=True)
-    (self._directory / str(step)).rename(aside)
+  def _set_aside(self, steps: list[int]) -> None:
+    """Renames damaged checkpoints, so that their steps can be saved again and nothing is lost."""
+    for step in steps:
+      aside = self._directory / f'damaged_{step}'
+      shutil.rmtree(aside, ignore_errors=True)
+      (self._directory / str(step)).rename(aside)
     self._manager.close()
     self._open()
 

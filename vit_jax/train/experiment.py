@@ -54,21 +54,36 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
       raise UsageError(
         f'config.{field}: {c[field]} does not divide over {jax.device_count()} devices'
       )
-  if c.batch_size // jax.device_count() % c.grad_accum_steps:
+  per_device = c.batch_size // jax.device_count()
+  if per_device % c.grad_accum_steps:
     raise UsageError(
       f'config.grad_accum_steps: {c.grad_accum_steps} does not divide the '
-      f'{c.batch_size // jax.device_count()} examples of a device'
+      f'{per_device} examples of a device'
+    )
+  if per_device % 2 and (c.augment.mixup_alpha or c.augment.cutmix_alpha):
+    raise UsageError(
+      f'config.batch_size: {c.batch_size} gives a device {per_device} examples, '
+      'and mixup and cutmix pair them: give an even number'
     )
   epoch = max(num_examples // c.batch_size, 1)
+  if c.num_steps < 0:
+    raise UsageError(f'config.num_steps: {c.num_steps} is negative')
   c.num_steps = c.num_steps or round(c.num_epochs * num_examples / c.batch_size)
   if c.num_steps <= 0:
     raise UsageError(f'config.num_epochs: {c.num_epochs} gives no step, and config.num_steps is 0')
   c.eval_every = c.eval_every or epoch
   c.checkpoint_every = c.checkpoint_every or c.eval_every
-  c.log_every = c.log_every or max(c.eval_every // 4, 1)
+  c.log_every = c.log_every or max(min(c.eval_every, c.num_steps, 400) // 4, 1)
   for field in ('eval_every', 'checkpoint_every', 'log_every'):
     if c[field] < 0:
       raise UsageError(f'config.{field}: {c[field]} is negative')
+  if c.early_stopping_patience < 0:
+    raise UsageError(f'config.early_stopping_patience: {c.early_stopping_patience} is negative')
+  if c.plateau.patience < 1 or c.plateau.cooldown < 0:
+    raise UsageError(
+      f'config.plateau: patience {c.plateau.patience} is less than 1, '
+      f'or cooldown {c.plateau.cooldown} less than 0'
+    )
   _check_range('ema_decay', c.ema_decay, 0, 1)
   _check_range('plateau.min_scale', c.plateau.min_scale, 0, 1)
   if not 0 < c.plateau.factor <= 1:
@@ -120,6 +135,8 @@ class Experiment:
     )
     self.model = build_model(config.model, self.num_classes, jnp.dtype(config.dtype))
     self._task = build_task(config, self.num_classes)
+    for split in self.sets:  # nothing is read yet, but every option is checked
+      self._loader(split, resident=False)
     self._check_sizes()
     self._schedule = make_schedule(config, config.num_steps)
     params = jax.eval_shape(self._init_params)
@@ -162,13 +179,13 @@ class Experiment:
     state = jax.jit(lambda: create_state(self.config, self._init_params(), self._tx))()
     return jax.device_get(state)
 
-  def _loader(self, split: str) -> ResidentLoader | StreamedLoader:
+  def _loader(self, split: str, resident: bool) -> ResidentLoader | StreamedLoader:
     config = self.config
     options = {
       'num_devices': jax.local_device_count(),
       'process_index': jax.process_index(),
       'process_count': jax.process_count(),
-      'resident': self.resident,
+      'resident': resident,
       **{name: config.data[name] for name in ('num_workers', 'num_threads', 'prefetch')},
     }
     if split == 'train':
@@ -182,13 +199,13 @@ class Experiment:
       self.config, self.model, self._task, self._tx, self._schedule, self.num_classes
     )
     feed = feeds.ResidentTrainFeed if self.resident else feeds.StreamedTrainFeed
-    return feed(train_step, self._loader('train'))
+    return feed(train_step, self._loader('train', self.resident))
 
   def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
     """Returns what evaluates parameters on the test split: params -> metrics."""
     eval_step = step.make_eval_step(self.config, self.model, self._task)
     feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
-    return feed(eval_step, self._loader('test'))
+    return feed(eval_step, self._loader('test', self.resident))
 
   def describe(self) -> str:
     """Returns a line on what is about to be run."""

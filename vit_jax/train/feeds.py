@@ -6,6 +6,7 @@ batches; they differ in how many steps a dispatch runs.
 
 import collections
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,8 +29,12 @@ def put_on_devices(arrays: Any) -> Any:
   A state that starts like this compiles the step once; as NumPy, it would once more, for the
   second step gets what the first returned.
   """
-  put = jax.pmap(lambda x, _: x, axis_name='batch', in_axes=(None, 0), out_axes=None)
-  return put(arrays, np.zeros(jax.local_device_count()))
+  return _identity()(arrays, np.zeros(jax.local_device_count()))
+
+
+@functools.cache
+def _identity() -> Callable:
+  return jax.pmap(lambda x, _: x, axis_name='batch', in_axes=(None, 0), out_axes=None)
 
 
 def max_in_flight() -> int:
@@ -65,7 +70,8 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
   def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
     """Runs up to `limit` steps from `step`; returns (state, metrics of each step, how many)."""
     num_steps = min(self._pace(), limit)
-    self._last = time.monotonic(), num_steps
+    # At a boundary, what comes next isn't training, and says nothing about the pace.
+    self._last = (time.monotonic(), num_steps) if num_steps < limit else None
     rows = self._loader.indices(step, num_steps)
     index = np.pad(rows['index'], [(0, 0), (0, _MAX_STEPS - num_steps), (0, 0)])
     rows = {

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import errno
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ from vit_jax.train.metrics import NonFiniteError, Window, monitor_sign, quotient
 from vit_jax.train.signals import Interrupted, StopSignal
 from vit_jax.train.state import make_plateau
 
+# What the shapes of a checkpoint depend on.
+_READ_BACK = ('model', 'task', 'optimizer', 'plateau', 'ema_decay', 'freeze', 'grad_clip_norm')
+
 
 def _is_main() -> bool:
   return jax.process_index() == 0
@@ -34,7 +38,9 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     yield
   except (OSError, ValueError, RuntimeError) as e:
     codes = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
-    if getattr(e, 'errno', None) in codes or 'No space left' in str(e):
+    about = getattr(e, 'filename', None)
+    elsewhere = about is not None and workdir.resolve() not in Path(about).resolve().parents
+    if (getattr(e, 'errno', None) in codes and not elsewhere) or 'No space left' in str(e):
       reason = getattr(e, 'strerror', None) or 'No space left on device'
       raise UsageError(
         f'--workdir: {workdir} cannot be written ({reason}); what was saved before is intact'
@@ -72,6 +78,9 @@ class Run:
     """Returns the test metrics, having updated whatever follows the monitored one."""
     metrics = quotients(eval_feed(self.state.eval_params))
     metrics = {f'test/{name}': value for name, value in metrics.items()}
+    for name, value in metrics.items():
+      if not math.isfinite(value):
+        raise NonFiniteError(f'{name} after step {self.step} is not finite')
     value = metrics[self.config.monitor] * monitor_sign(self.config.monitor)
     best = self.meta['best']
     if best is None or value > best['value'] * monitor_sign(self.config.monitor):
@@ -163,32 +172,32 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     NonFiniteError: loss or gradients weren't finite; the last good checkpoint is kept.
   """
   experiment = Experiment(config)
-  if _is_main():
-    run_directory.claim(workdir, experiment.config)
   with contextlib.ExitStack() as stack:
     stack.enter_context(_disk_errors(workdir))
+    if _is_main():
+      stack.enter_context(run_directory.claimed(workdir, experiment.config))
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
+    if run.done and (workdir / 'results.json').exists() and _is_main():
+      print(f'{workdir}: complete after step {run.step}, nothing is left to train')
+      summary = json.loads((workdir / 'results.json').read_text())
+      print(results.table(summary), flush=True)
+      return summary
     writer = stack.enter_context(writers.MetricWriter(workdir, run.step, _is_main()))
-    progress = stack.enter_context(writers.Progress(run.step, run.config.num_steps, _is_main()))
+    progress = stack.enter_context(writers.Progress(run.config.num_steps, _is_main()))
     progress.note(experiment.describe())
     if run.step:
       progress.note(f'{workdir}: going on after step {run.step}')
-    if run.done and (workdir / 'results.json').exists():
-      progress.note('nothing is left to train')
-      summary = json.loads((workdir / 'results.json').read_text())
-      progress.note(results.table(summary))
-      return summary
-    if not run.done:
-      try:
+    try:
+      if not run.done:
         with experiment.train_feed() as train_feed, StopSignal() as stop_signal:
           run.train(train_feed, experiment.eval_feed(), writer, progress, stop_signal)
-      except NonFiniteError as e:
-        kept = run.checkpointer.latest_step()
-        kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
-        raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
-      finally:
-        writer.draw(f'{run.config.model.name} on {run.config.data.name}')
+    except NonFiniteError as e:
+      kept = run.checkpointer.latest_step()
+      kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
+      raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
+    finally:
+      writer.draw(f'{run.config.model.name} on {run.config.data.name}')
     run.checkpointer.wait()
     summary = results.collect(run, writer.history)
     if _is_main():
@@ -205,7 +214,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """
   experiment = Experiment(config)
   if _is_main():
-    run_directory.check(workdir, experiment.config)
+    run_directory.check(workdir, experiment.config, only=_READ_BACK)
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
   template = experiment.initial_state()
   found = checkpointer.restore(template)

@@ -1,6 +1,7 @@
 """Optimisers, through optax: what the config says about them, as one transformation."""
 
 import itertools
+import math
 import re
 from typing import Any
 
@@ -95,8 +96,13 @@ def make_optimizer(
     ('optimizer.weight_decay', opt.weight_decay),
     ('grad_clip_norm', config.grad_clip_norm),
   ):
-    if value < 0:
-      raise UsageError(f'config.{field}: {value} is negative')
+    if not 0 <= value < math.inf:
+      raise UsageError(f'config.{field}: {value} is not a number from 0 on')
+  for name in ('momentum', 'b1', 'b2'):
+    if name in options and not 0 <= options[name] < 1:
+      raise UsageError(f'config.optimizer.{name}: {options[name]} is not in [0, 1)')
+  if not options.get('eps', 1.0) > 0:
+    raise UsageError(f'config.optimizer.eps: {opt.eps} is not positive')
 
   no_decay = _regex('config.optimizer.no_decay', opt.no_decay) if opt.no_decay else None
 

@@ -1,7 +1,10 @@
 """The run directory: whose it is, and the small files in it."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,16 @@ def _as_json(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json_best_effort())
 
 
-def write_json(path: Path, value: Any) -> None:
-  """Writes `value` so that the file is either the old or the new one, whatever happens."""
+def write_text(path: Path, text: str) -> None:
+  """Writes `text` so that the file is either the old or the new one, whatever happens."""
   temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.write_text(text)
   os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` as `write_text` does."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -49,15 +57,23 @@ def read_config(workdir: Path) -> dict[str, Any]:
     raise UsageError(f'{path}: not valid JSON ({e})') from e
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
-  """Raises UsageError unless `workdir` holds a run of the same configuration."""
+def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None:
+  """Raises UsageError unless `workdir` holds a run of the same configuration.
+
+  Fields that only one of the two versions of the project has are left out.
+
+  Args:
+    workdir: the run directory.
+    config: the resolved configuration.
+    only: compares just these sections, for those who only read the run.
+  """
   old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
   # A TFDS data set is the same wherever it is; a folder of images is known by its place.
   free = _FREE_FIELDS if config.data.name == 'folder' else _FREE_FIELDS | {'data.dir'}
   differing = [
-    f'{name} {old.get(name)!r} there, {new.get(name)!r} now'
-    for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and name not in free
+    f'{name} {old[name]!r} there, {new[name]!r} now'
+    for name in sorted(old.keys() & new.keys())
+    if old[name] != new[name] and name not in free and (not only or name.startswith(only))
   ]
   if differing:
     raise UsageError(
@@ -66,22 +82,41 @@ def check(workdir: Path, config: ConfigDict) -> None:
     )
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-  """Makes `workdir` this experiment's: a new or empty folder, or one of the same configuration.
+def _lock(workdir: Path) -> int:
+  """Locks `workdir` until this process ends."""
+  descriptor = os.open(workdir, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    raise UsageError(f'--workdir: another process is training in {workdir}') from e
+  return descriptor
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+  """Makes `workdir` this experiment's, and no other process's until the end of the context.
+
+  It must be new or empty, or hold a run of the same configuration, or one that saved nothing.
 
   Args:
     workdir: the run directory.
     config: the resolved configuration, which is written to config.json.
 
   Raises:
-    UsageError: it can't be written, holds something else, or a run of another configuration.
+    UsageError: it can't be written, is in use, or holds something else.
   """
   if (workdir / 'config.json').exists():
-    check(workdir, config)
+    if any((workdir / 'checkpoints').glob('[0-9]*')):
+      check(workdir, config)
   elif workdir.is_dir() and any(workdir.iterdir()):
     raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(workdir)
     write_json(workdir / 'config.json', _as_json(config))
   except OSError as e:
     raise UsageError(f'--workdir: {workdir} cannot be written ({e.strerror})') from e
+  try:
+    yield
+  finally:
+    os.close(descriptor)

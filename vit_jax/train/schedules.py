@@ -1,5 +1,7 @@
 """Learning-rate schedules: step -> learning rate, each with linear warmup."""
 
+import math
+
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -32,8 +34,8 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
     raise UsageError(
       f'config.schedule.warmup_steps: {warmup} is not between 0 and num_steps - 1 = {num_steps - 1}'
     )
-  if peak < 0:
-    raise UsageError(f'config.optimizer.learning_rate: {peak} is negative')
+  if not 0 <= peak < math.inf:
+    raise UsageError(f'config.optimizer.learning_rate: {peak} is not a number from 0 on')
   if name == 'rsqrt' and config.schedule.timescale <= 0:
     raise UsageError(f'config.schedule.timescale: {config.schedule.timescale} is not positive')
   decay_steps = num_steps - warmup

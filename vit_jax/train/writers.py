@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from vit_jax.train import plots
+from vit_jax.train import plots, run_directory
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +39,7 @@ class MetricWriter(contextlib.AbstractContextManager):
       return
     path = workdir / 'metrics.jsonl'
     self.history = [line for line in read_history(path) if line['step'] <= start_step]
-    path.write_text(''.join(json.dumps(line) + '\n' for line in self.history))
+    run_directory.write_text(path, ''.join(json.dumps(line) + '\n' for line in self.history))
     self._file = path.open('a', buffering=1)
     self._tensorboard = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start_step + 1, write_to_disk=True
@@ -70,7 +71,10 @@ def format_values(values: dict[str, float]) -> str:
   """Returns 'loss 0.123  accuracy 98.1 %' for a line of text."""
   parts = []
   for name, value in values.items():
-    shown = f'{100 * value:.2f} %' if name.endswith('accuracy') else f'{value:.4g}'
+    if name.endswith('accuracy'):
+      shown = f'{100 * value:.2f} %'
+    else:
+      shown = f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'
     parts.append(f'{name} {shown}')
   return '  '.join(parts)
 
@@ -81,19 +85,30 @@ def format_seconds(seconds: float) -> str:
   return f'{minutes // 60}:{minutes % 60:02}:{seconds:02}'
 
 
-class Progress(contextlib.AbstractContextManager):
-  """One bar on a terminal, plain lines elsewhere, nothing where `enabled` is False."""
+def _terminal_width() -> int:
+  try:
+    return os.get_terminal_size(sys.stderr.fileno()).columns
+  except (OSError, ValueError):  # not a terminal, or replaced by something without a file
+    return 0
 
-  def __init__(self, start_step: int, num_steps: int, enabled: bool = True):
+
+class Progress(contextlib.AbstractContextManager):
+  """One bar on a terminal, plain lines elsewhere, nothing where `enabled` is False.
+
+  The pace counts from the first `advance`, which comes after loading and compiling.
+  """
+
+  def __init__(self, num_steps: int, enabled: bool = True):
     self._enabled, self._num_steps = enabled, num_steps
-    self._start_step, self._start_time = start_step, time.monotonic()
-    self._bar = None
-    if enabled and sys.stderr.isatty():
-      self._bar = tqdm(total=num_steps, initial=start_step, unit='step', dynamic_ncols=True)
+    self._terminal, self._bar, self._start = enabled and _terminal_width() > 0, None, None
 
   def advance(self, step: int) -> None:
-    """Moves the bar to `step`."""
-    if self._bar is not None:
+    """Moves to `step`."""
+    if self._start is None:
+      self._start = step, time.monotonic()
+      if self._terminal:
+        self._bar = tqdm(total=self._num_steps, initial=step, unit='step', dynamic_ncols=True)
+    elif self._bar is not None:
       self._bar.update(step - self._bar.n)
 
   def report(self, step: int, values: dict[str, float]) -> None:
@@ -101,9 +116,12 @@ class Progress(contextlib.AbstractContextManager):
     if self._bar is not None:
       self._bar.set_postfix_str(format_values(values), refresh=False)
       return
-    pace = (time.monotonic() - self._start_time) / max(step - self._start_step, 1)
-    left = format_seconds(pace * (self._num_steps - step))
-    self.note(f'step {step}/{self._num_steps}  {format_values(values)}  {left} left')
+    first, start = self._start
+    left = ''
+    if step > first:
+      pace = (time.monotonic() - start) / (step - first)
+      left = f'  {format_seconds(pace * (self._num_steps - step))} left'
+    self.note(f'step {step}/{self._num_steps}  {format_values(values)}{left}')
 
   def note(self, text: str) -> None:
     """Prints a line of its own."""
