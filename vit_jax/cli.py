@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
@@ -68,10 +68,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _fail(message: object, code: int = 2) -> NoReturn:
   print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr, flush=True)
-  if jax.distributed.is_initialized():
-    sys.stdout.flush()
-    os._exit(code)  # a normal exit waits for the other processes, which wait for this one
-  raise SystemExit(code)
+  sys.stdout.flush()
+  # All is closed. A normal exit would wait for other processes, which wait for this one, and run
+  # the hooks of libraries that complain once more about a full disk.
+  os._exit(code)
 
 
 def run(command: Callable[[], None]) -> None:
@@ -83,6 +83,7 @@ def run(command: Callable[[], None]) -> None:
 
   def main(argv):
     del argv
+    absl_logging.set_verbosity(absl_logging.WARNING)
     # Orbax tells its every move to absl's logger, and raises its errors besides.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
