@@ -1,11 +1,12 @@
-"""What the project's commands share: flags in, one line and an exit code out where it goes wrong."""
+"""What the commands share: flags in, one line and an exit code out where it goes wrong."""
 
+import functools
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,8 +47,11 @@ def _check_config_flags(argv: list[str]) -> None:
       raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, its complaints as one line; unknown fields are told before it sees them."""
+def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
+  """absl's parser, its complaints as one line; unknown fields are told before it sees them.
+
+  `arguments` are the names of what comes beside flags.
+  """
   try:
     _check_config_flags(argv[1:])
     rest = flags.FLAGS(argv)
@@ -57,8 +61,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
       innermost = cause if isinstance(cause, UsageError) else innermost
       cause = cause.__context__
     _fail(innermost or ' '.join(str(e).split()))
-  if len(rest) > 1:
-    _fail(f'{rest[1]!r} is not a flag; flags are given as --name=value')
+  given = rest[1:]
+  if len(given) > len(arguments):
+    _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
+  if len(given) < len(arguments):
+    _fail(f'{arguments[len(given)]} is missing; give {" ".join(arguments)}')
   return rest
 
 
@@ -67,18 +74,19 @@ def _fail(message: object, code: int = 2) -> NoReturn:
   raise SystemExit(code)
 
 
-def run(command: Callable[[], None]) -> None:
-  """Parses the flags and runs `command`, with every way to end that a person can cause as a line.
+def run(command: Callable[..., None], arguments: Sequence[str] = ()) -> None:
+  """Runs `command`, with every way to end that a person can cause as a line.
+
+  It is called with what comes beside flags, as many words as `arguments` has names for.
 
   Exit codes: 2 for mistakes (UsageError), 1 for a loss that isn't finite, 128 plus the signal's
   number for SIGTERM and Ctrl-C. Everything unforeseen keeps its traceback.
   """
 
   def main(argv):
-    del argv
     logging.set_verbosity(logging.FATAL)  # Orbax tells its every move, and raises its errors too
     try:
-      command()
+      command(*argv[1:])
     except UsageError as e:
       _fail(e)
     except NonFiniteError as e:
@@ -90,4 +98,4 @@ def run(command: Callable[[], None]) -> None:
 
   if host_memory.runs_on_cpu():
     host_memory.reuse_freed_memory()
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments))
