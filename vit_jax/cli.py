@@ -1,12 +1,13 @@
-"""What the project's commands share: flags, and one line with an exit code for what goes wrong."""
+"""What the commands share: flags in, one line and an exit code out where it goes wrong."""
 
+import functools
 import logging
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,8 +49,11 @@ def _check_config_flags(argv: list[str]) -> None:
       raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, its complaints as one line; unknown fields are told before it sees them."""
+def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
+  """absl's parser, its complaints as one line; unknown fields are told before it sees them.
+
+  `arguments` are the names of what comes beside flags.
+  """
   try:
     _check_config_flags(argv[1:])
     rest = flags.FLAGS(argv)
@@ -61,8 +65,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if innermost is None and not isinstance(e, flags.Error):
       raise  # a bug in the config's own code
     _fail(innermost or ' '.join(str(e).split()))
-  if len(rest) > 1:
-    _fail(f'{rest[1]!r} is not a flag; flags are given as --name=value')
+  given = rest[1:]
+  if len(given) > len(arguments):
+    _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
+  if len(given) < len(arguments):
+    _fail(f'{arguments[len(given)]} is missing; give {" ".join(arguments)}')
   return rest
 
 
@@ -74,20 +81,21 @@ def _fail(message: object, code: int = 2) -> NoReturn:
   os._exit(code)
 
 
-def run(command: Callable[[], None]) -> None:
-  """Parses the flags and runs `command`, with every way to end that a person can cause as a line.
+def run(command: Callable[..., None], arguments: Sequence[str] = ()) -> None:
+  """Runs `command`, with every way to end that a person can cause as a line.
+
+  It is called with what comes beside flags, as many words as `arguments` has names for.
 
   Exit codes: 2 for mistakes (UsageError), 1 for a loss that isn't finite, 128 plus the signal's
   number for SIGTERM and Ctrl-C. Everything unforeseen keeps its traceback.
   """
 
   def main(argv):
-    del argv
     absl_logging.set_verbosity(absl_logging.WARNING)
     # Orbax tells its every move to absl's logger, and raises its errors besides.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
-      command()
+      command(*argv[1:])
     except UsageError as e:
       _fail(e)
     except NonFiniteError as e:
@@ -99,4 +107,4 @@ def run(command: Callable[[], None]) -> None:
 
   if host_memory.runs_on_cpu():
     host_memory.reuse_freed_memory()
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments))

@@ -1,0 +1,72 @@
+"""python -m vit_jax.convert as a user runs it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from small_vits import SQUARE, WIDE, assert_same, random_params
+
+from vit_jax import weights
+
+
+def convert(*args):
+  """Runs the command to its end."""
+  command = [sys.executable, '-m', 'vit_jax.convert', *map(str, args)]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_model_goes_through_three_formats(tmp_path):
+  names = ('m.npz', 'folder', 'm.msgpack', 'm.safetensors')
+  source, *targets = (tmp_path / name for name in names)
+  weights.save(random_params(WIDE), WIDE, source, format='augreg')
+  for target, format in zip(targets, ('huggingface', 'scenic', 'timm'), strict=True):
+    result = convert(source, target, f'--to={format}')
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (
+      f'{target}: ViT, 1 layers of width 8, 2 heads, 4x2 patches of 8x6 images, 3 classes\n'
+    )
+    source = target
+  params, config = weights.load(source)
+  assert config == WIDE
+  assert_same(params, random_params(WIDE))
+
+
+def test_options_say_what_a_file_does_not(tmp_path):
+  np.savez(tmp_path / 'm.npz', **without_config(tmp_path))
+  options = ('--image_size=8,6', '--activation=gelu_exact', '--norm_epsilon=1e-12')
+  options += ('--from=augreg', '--classifier=token', '--num_heads=2', '--allow=extra')
+  result = convert(tmp_path / 'm.npz', tmp_path / 'm.msgpack', '--to=scenic', *options)
+  assert result.returncode == 0, result.stderr
+  params, config = weights.load(tmp_path / 'm.msgpack')
+  assert config == WIDE | {'class_names': None}
+  assert_same(params, random_params(WIDE))
+
+
+def without_config(folder):
+  """The tensors of a file, one of them unknown, without what the file says itself."""
+  weights.save(random_params(WIDE), WIDE, folder / 'full.npz', format='augreg')
+  return dict(np.load(folder / 'full.npz')) | {'extra': np.zeros(2)}
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('m.npz', '--to=timm'), 'DST is missing; give SRC DST'),
+    (('m.npz', 'b', 'c', '--to=timm'), "'c' is not a flag"),
+    (('m.npz', 'b'), '--to: give the format to write: augreg, huggingface, timm, scenic'),
+    (('m.npz', 'm.npz', '--to=scenic'), 'm.npz: there already; remove it or give another name'),
+    (('m.npz', 'b', '--to=scenic', '--image_size=8'), '--image_size: 8 is not HEIGHT,WIDTH'),
+    (('text.npz', 'b', '--to=scenic'), 'text.npz: cannot be read as an .npz file of arrays'),
+  ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path, args, message):
+  weights.save(random_params(SQUARE), SQUARE, tmp_path / 'm.npz', format='augreg')
+  (tmp_path / 'text.npz').write_text('no archive')
+  result = convert(*(arg if arg.startswith('-') else tmp_path / arg for arg in args))
+  assert result.returncode == 2
+  assert message in result.stderr.replace(f'{tmp_path}/', '')
+  assert result.stderr.startswith('convert.py: ')
+  assert result.stderr.count('\n') == 1
+  assert not (tmp_path / 'b').exists()

@@ -1,0 +1,138 @@
+"""Layouts against NumPy's own words, and the table of what doesn't fit."""
+
+import flax
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.errors import UsageError
+from vit_jax.models.vit import ViT
+from vit_jax.weights import model_config, table
+
+CONFIG = {
+  'name': 'vit',
+  'hidden_size': 8,
+  'mlp_dim': 12,
+  'num_layers': 2,
+  'num_heads': 2,
+  'patches': {'size': (4, 2)},
+  'classifier': 'token',
+  'num_classes': 3,
+  'channels': 3,
+  'image_size': (8, 6),
+}
+
+
+@pytest.fixture(scope='module')
+def params():
+  rng = np.random.default_rng(0)
+  shapes = model_config.parameter_shapes(CONFIG)
+  return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def rules(params):
+  return [table.Rule((name,), name) for name in params]
+
+
+def test_shapes_are_those_that_init_gives():
+  images = jax.ShapeDtypeStruct((1, *CONFIG['image_size'], 3), np.float32)
+  variables = jax.eval_shape(ViT.from_config(CONFIG).init, jax.random.key(0), images)
+  flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+  assert model_config.parameter_shapes(CONFIG) == {name: a.shape for name, a in flat.items()}
+
+
+def test_a_linear_layer_with_heads_computes_the_same():
+  rng = np.random.default_rng(0)
+  x, weight, bias = rng.normal(size=(5, 8)), rng.normal(size=(8, 8)), rng.normal(size=8)
+  (_, _, to_kernel), (_, _, to_bias) = table.TO_HEADS
+  kernel, split_bias = to_kernel.to_ours(weight, (8, 2, 4)), to_bias.to_ours(bias, (2, 4))
+  ours = np.einsum('nd,dhk->nhk', x, kernel) + split_bias
+  np.testing.assert_allclose(ours.reshape(5, 8), x @ weight.T + bias, rtol=1e-12)
+  out = table.FROM_HEADS[0][2].to_ours(weight, (2, 4, 8))
+  np.testing.assert_allclose(np.einsum('nhk,hkd->nd', x.reshape(5, 2, 4), out), x @ weight.T)
+
+
+def test_a_patch_kernel_computes_the_same():
+  rng = np.random.default_rng(0)
+  patch, weight = rng.normal(size=(4, 2, 3)), rng.normal(size=(8, 3, 4, 2))
+  kernel = table.CONV[0][2].to_ours(weight, (4, 2, 3, 8))
+  expected = np.einsum('hwc,ochw->o', patch, weight)
+  np.testing.assert_allclose(np.einsum('hwc,hwco->o', patch, kernel), expected)
+
+
+@pytest.mark.parametrize(
+  ('layout', 'ours', 'theirs'),
+  [
+    (table.CONV[0][2], (4, 2, 3, 8), (8, 3, 4, 2)),
+    (table.TO_HEADS[0][2], (8, 2, 4), (8, 8)),
+    (table.TO_HEADS[1][2], (2, 4), (8,)),
+    (table.FROM_HEADS[0][2], (2, 4, 6), (6, 8)),
+    (table.DENSE[0][2], (8, 12), (12, 8)),
+  ],
+)
+def test_layouts_know_the_shape_there_and_come_back(layout, ours, theirs):
+  array = np.random.default_rng(0).normal(size=ours)
+  there = layout.to_theirs(array)
+  assert there.shape == layout.their_shape(ours) == theirs
+  np.testing.assert_array_equal(layout.to_ours(there, ours), array)
+
+
+def test_fused_tensors_are_equal_parts():
+  rule = table.Rule(('q', 'k', 'v'), 'qkv', table.TO_HEADS[0][2])
+  shapes = dict.fromkeys('qkv', (8, 2, 4))
+  tensor = np.random.default_rng(0).normal(size=rule.their_shape(shapes))
+  assert tensor.shape == (24, 8)
+  parts = dict(rule.to_ours(tensor, shapes))
+  np.testing.assert_array_equal(parts['k'].reshape(8, 8), tensor[8:16].T)
+  np.testing.assert_array_equal(rule.to_theirs(parts), tensor)
+
+
+def spoil(params):
+  spoilt = dict(params)
+  del spoilt['cls']
+  spoilt['extra'] = np.zeros((2, 3), np.float32)
+  spoilt['output_projection/kernel'] = np.zeros((8, 4), np.float32)
+  spoilt['output_projection/bias'] = np.zeros(3, np.int32)
+  return spoilt
+
+
+def test_everything_that_does_not_fit_is_in_one_table(params, rules):
+  with pytest.raises(UsageError) as error:
+    table.to_ours(spoil(params), rules, CONFIG, 'a.npz', None)
+  title, header, *rows = str(error.value).splitlines()
+  assert title.startswith('a.npz: tensors that do not fit: 4; --allow=REGEX')
+  assert header.split() == ['tensor', 'found', 'expected']
+  assert [row.split() for row in rows] == [
+    ['missing', 'cls', '1x1x8'],
+    ['unexpected', 'extra', '2x3'],
+    ['not', 'floats', 'output_projection/bias', 'int32', 'float32'],
+    ['misshapen', 'output_projection/kernel', '8x4', '8x3'],
+  ]
+
+
+def test_allow_lets_named_ones_through_and_no_others(params, rules):
+  allow = 'cls|extra|output_projection/.*'
+  tree = table.to_ours(spoil(params), rules, CONFIG, 'a.npz', allow)
+  kept = {n for n in params if n != 'cls' and not n.startswith('output_projection')}
+  assert table.flatten(tree).keys() == kept
+  with pytest.raises(UsageError, match='tensors that do not fit: 1') as error:
+    table.to_ours(spoil(params), rules, CONFIG, 'a.npz', 'cls|ext|output_projection/.*')
+  assert 'unexpected' in str(error.value)
+
+
+def test_parameters_without_a_place_are_refused_in_a_table(params, rules):
+  without_head = [rule for rule in rules if not rule.theirs.startswith('output_projection')]
+  tree = {'more': {'kernel': np.zeros(1)}, **params}
+  with pytest.raises(UsageError, match='tensors that do not fit: 3'):
+    table.to_theirs(tree, without_head, CONFIG, 'b', None)
+  allowed = table.to_theirs(tree, without_head, CONFIG, 'b', 'more/kernel|output_projection/.*')
+  assert len(allowed) == len(params) - 2
+
+
+def test_half_precision_is_widened_without_loss(params, rules):
+  half = {name: array.astype(np.float16) for name, array in params.items()}
+  flat = table.flatten(table.to_ours(half, rules, CONFIG, 'a', None))
+  for name, array in flat.items():
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, half[name])

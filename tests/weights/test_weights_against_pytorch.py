@@ -1,0 +1,350 @@
+"""Converted models compute what PyTorch computes: Hugging Face's own ViTs, and timm's forward."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from small_vits import SQUARE, WIDE, assert_same, logits, random_images, random_params
+
+from vit_jax import weights
+from vit_jax.errors import UsageError
+from vit_jax.weights import files
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+SIZES = {  # hidden_size, layers, heads, mlp
+  'small': (16, 1, 2, 24),
+  'deeper': (24, 3, 3, 96),
+  'wider': (64, 2, 4, 128),
+}
+SHAPES = {'square': (32, 8), 'not square': ([24, 40], [8, 4])}  # image, patch
+
+
+def hugging_face_config(size='small', shape='square', **changes):
+  width, layers, heads, mlp = SIZES[size]
+  image, patch = SHAPES[shape]
+  return transformers.ViTConfig(
+    **{
+      'hidden_size': width,
+      'num_hidden_layers': layers,
+      'num_attention_heads': heads,
+      'intermediate_size': mlp,
+      'image_size': image,
+      'patch_size': patch,
+      'num_labels': 5,
+      **changes,
+    }
+  )
+
+
+def randomised(model):
+  """The model with every parameter, biases and norms too, off its initial value."""
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+  return model.eval()
+
+
+def theirs(model, images):
+  """Logits, or what the pooler gives, or the normed class token."""
+  with torch.no_grad():
+    output = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+  if 'logits' in output:
+    return output.logits.numpy()
+  pooled = output.get('pooler_output')
+  return (output.last_hidden_state[:, 0] if pooled is None else pooled).numpy()
+
+
+MODELS = {
+  'head': lambda config: transformers.ViTForImageClassification(config),
+  'pooler': lambda config: transformers.ViTModel(config),
+  'neither': lambda config: transformers.ViTModel(config, add_pooling_layer=False),
+}
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('kind', MODELS)
+def test_hugging_face_models_agree_both_ways(tmp_path, kind, size, shape):
+  model = randomised(MODELS[kind](hugging_face_config(size, shape)))
+  model.save_pretrained(tmp_path / 'theirs')
+  params, config = weights.load(tmp_path / 'theirs')
+  images = random_images(config)
+  expected = theirs(model, images)
+  assert np.abs(expected).max() > 0.1
+  np.testing.assert_allclose(logits(params, config, images), expected, rtol=0, atol=1e-4)
+
+  weights.save(params, config, tmp_path / 'ours', format='huggingface')
+  options = {'add_pooling_layer': False} if kind == 'neither' else {}
+  back, info = type(model).from_pretrained(tmp_path / 'ours', output_loading_info=True, **options)
+  assert not info['missing_keys']
+  assert not info['unexpected_keys']
+  np.testing.assert_array_equal(theirs(back.eval(), images), expected)
+
+
+@pytest.mark.parametrize('config', [SQUARE, WIDE], ids=['square', 'wide'])
+def test_our_models_agree_in_hugging_face(tmp_path, config):
+  params, images = random_params(config), random_images(config)
+  weights.save(params, config, tmp_path / 'm', format='huggingface')
+  model = transformers.ViTForImageClassification.from_pretrained(tmp_path / 'm').eval()
+  expected = logits(params, config, images)
+  np.testing.assert_allclose(theirs(model, images), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'activation'),
+  [
+    ({'hidden_act': 'gelu'}, 'gelu_exact'),
+    ({'hidden_act': 'gelu_new'}, 'gelu'),
+    ({'hidden_act': 'gelu_pytorch_tanh'}, 'gelu'),
+    ({'hidden_act': 'relu', 'layer_norm_eps': 0.1}, 'relu'),
+    ({'qkv_bias': False, 'num_channels': 1}, 'gelu_exact'),
+  ],
+)
+def test_what_config_json_says_counts(tmp_path, changes, activation):
+  model = randomised(MODELS['head'](hugging_face_config(**changes)))
+  with torch.no_grad():  # where the variants of GELU differ
+    model.vit.layers[0].mlp.fc1.weight *= 5
+  model.save_pretrained(tmp_path)
+  params, config = weights.load(tmp_path)
+  assert config['activation'] == activation
+  images = random_images(config)
+  np.testing.assert_allclose(
+    logits(params, config, images), theirs(model, images), rtol=0, atol=1e-4
+  )
+
+
+def test_class_names_come_and_go(tmp_path):
+  labels = {0: 'cat', 1: 'dog', 2: 'naïve', 3: 'x', 4: 'y'}
+  transformers.ViTForImageClassification(hugging_face_config(id2label=labels)).save_pretrained(
+    tmp_path
+  )
+  params, config = weights.load(tmp_path)
+  assert config['class_names'] == list(labels.values())
+  weights.save(params, config, tmp_path / 'again', format='huggingface')
+  assert transformers.ViTConfig.from_pretrained(tmp_path / 'again').id2label == labels
+
+
+def test_the_older_pickled_weights_and_the_newer_names(tmp_path):
+  model = randomised(MODELS['head'](hugging_face_config()))
+  model.save_pretrained(tmp_path / 'safe')
+  expected, config = weights.load(tmp_path / 'safe')
+  model.config.save_pretrained(tmp_path / 'old')
+  torch.save(model.state_dict(), tmp_path / 'old' / 'pytorch_model.bin')  # transformers 5's names
+  params, its_config = weights.load(tmp_path / 'old')
+  assert its_config == config
+  assert_same(params, expected)
+
+
+def test_a_pooler_beside_a_head_is_not_dropped_in_silence(tmp_path):
+  model = MODELS['head'](hugging_face_config())
+  model.vit.pooler = transformers.ViTModel(model.config).pooler
+  model.save_pretrained(tmp_path)
+  with pytest.raises(UsageError, match=r'unexpected +pooler\.dense\.bias'):
+    weights.load(tmp_path)
+  params, _ = weights.load(tmp_path, allow=r'pooler\..*')
+  assert 'pre_logits' not in params
+
+
+@pytest.fixture
+def offline_hub(tmp_path, monkeypatch):
+  """An empty cache, and no network; returns the function that puts a model there."""
+  import huggingface_hub
+
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+
+  def put(name, model):
+    commit = 'c' * 40
+    folder = tmp_path / 'hub' / f'models--{name.replace("/", "--")}'
+    model.save_pretrained(folder / 'snapshots' / commit)
+    (folder / 'refs').mkdir()
+    (folder / 'refs' / 'main').write_text(commit)
+
+  return put
+
+
+@pytest.mark.parametrize('prefix', ['', 'hf:'])
+def test_names_on_the_hub_come_from_the_cache_offline(tmp_path, offline_hub, prefix):
+  model = randomised(MODELS['pooler'](hugging_face_config()))
+  offline_hub('some/vit', model)
+  params, config = weights.load(f'{prefix}some/vit')
+  images = random_images(config)
+  np.testing.assert_allclose(
+    logits(params, config, images), theirs(model, images), rtol=0, atol=1e-4
+  )
+  with pytest.raises(UsageError, match=r'^some/other: ') as error:
+    weights.load(f'{prefix}some/other')
+  assert '\n' not in str(error.value)
+
+
+def timm_forward(tensors, images, heads, pool):
+  """timm's VisionTransformer with these weights, stated anew in PyTorch's functions."""
+  functional = torch.nn.functional
+  w = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+
+  def linear(x, name):
+    return functional.linear(x, w[f'{name}.weight'], w.get(f'{name}.bias'))
+
+  def norm(x, name):
+    return functional.layer_norm(x, x.shape[-1:], w[f'{name}.weight'], w[f'{name}.bias'], 1e-6)
+
+  def mlp(x, name):
+    return linear(functional.gelu(linear(x, f'{name}.fc1')), f'{name}.fc2')
+
+  def split(x, parts):  # [B, N, parts * D] to parts of [B, heads, N, d]
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+
+  def attend(q, k, v):
+    weights_ = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
+    return (weights_ @ v).transpose(1, 2).flatten(2)
+
+  pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+  kernel = w['patch_embed.proj.weight']
+  x = functional.conv2d(pixels, kernel, w['patch_embed.proj.bias'], stride=kernel.shape[-2:])
+  x = x.flatten(2).transpose(1, 2)
+  cls = [w['cls_token'].expand(len(x), -1, -1)] if 'cls_token' in w else []
+  if w['pos_embed'].shape[1] == x.shape[1]:  # no_embed_class, or no class token
+    x = torch.cat([*cls, x + w['pos_embed']], 1)
+  else:
+    x = torch.cat([*cls, x], 1) + w['pos_embed']
+  for i in range(sum(name.endswith('.attn.qkv.weight') for name in w)):
+    q, k, v = split(linear(norm(x, f'blocks.{i}.norm1'), f'blocks.{i}.attn.qkv'), 3)
+    x = x + linear(attend(q, k, v), f'blocks.{i}.attn.proj')
+    x = x + mlp(norm(x, f'blocks.{i}.norm2'), f'blocks.{i}.mlp')
+  if 'norm.weight' in w:
+    x = norm(x, 'norm')
+  if pool == 'map':
+    (q,) = split(linear(w['attn_pool.latent'].expand(len(x), -1, -1), 'attn_pool.q'), 1)
+    x = linear(attend(q, *split(linear(x, 'attn_pool.kv'), 2)), 'attn_pool.proj')
+    x = (x + mlp(norm(x, 'attn_pool.norm'), 'attn_pool.mlp'))[:, 0]
+  else:
+    x = {'token': lambda: x[:, 0], 'avg': lambda: x.mean(1), 'max': lambda: x.amax(1)}[pool]()
+  if 'fc_norm.weight' in w:
+    x = norm(x, 'fc_norm')
+  return (linear(x, 'head') if 'head.weight' in w else x).numpy()
+
+
+TIMM = SQUARE | {'activation': 'gelu_exact'}
+POOLS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}
+
+
+def saved_for_timm(path, config=TIMM, **changes):
+  """Writes a state dict as timm has it, without anything of this project's; returns its tensors."""
+  params = random_params(config | changes)
+  weights.save(params, config | changes, path, format='timm')
+  tensors, _ = files.parse_safetensors(path.read_bytes())
+  path.write_bytes(files.format_safetensors(tensors))
+  return params, {name: array.copy() for name, array in tensors.items()}
+
+
+@pytest.mark.parametrize('pool', POOLS)
+@pytest.mark.parametrize('base', [TIMM, TIMM | {'image_size': (8, 12), 'num_classes': 0}])
+def test_timm_computes_the_same(tmp_path, pool, base):
+  config = base | {'classifier': POOLS[pool]}
+  path, images = tmp_path / 'm.safetensors', random_images(config)
+  params, tensors = saved_for_timm(path, config)
+  expected = timm_forward(tensors, images, config['num_heads'], pool)
+  np.testing.assert_allclose(logits(params, config, images), expected, rtol=0, atol=1e-4)
+  known = {key: config[key] for key in ('num_heads', 'image_size', 'classifier')}
+  loaded, its_config = weights.load(path, **known)
+  assert its_config == config
+  assert_same(loaded, params)
+
+
+def resave(path, tensors):
+  path.write_bytes(files.format_safetensors(tensors))
+
+
+def test_timm_without_qkv_bias_or_a_position_for_the_class_token(tmp_path):
+  path, images = tmp_path / 'm.safetensors', random_images(TIMM)
+  _, tensors = saved_for_timm(path)
+  tensors = {n: a for n, a in tensors.items() if not n.endswith('qkv.bias')}
+  tensors['pos_embed'] = tensors['pos_embed'][:, 1:]
+  resave(path, tensors)
+  expected = timm_forward(tensors, images, 2, 'token')
+  params, config = weights.load(path, num_heads=2)
+  np.testing.assert_allclose(logits(params, config, images), expected, rtol=0, atol=1e-4)
+
+
+def test_timm_fc_norm_of_a_class_token_is_the_final_norm(tmp_path):
+  path, images = tmp_path / 'm.safetensors', random_images(TIMM)
+  _, tensors = saved_for_timm(path)
+  tensors = {n.replace('norm.', 'fc_norm.') if n.startswith('norm.') else n: a
+             for n, a in tensors.items()}  # fmt: skip
+  resave(path, tensors)
+  with pytest.raises(UsageError, match=r'--classifier=token$'):
+    weights.load(path, num_heads=2)
+  params, config = weights.load(path, num_heads=2, classifier='token')
+  expected = timm_forward(tensors, images, 2, 'token')
+  np.testing.assert_allclose(logits(params, config, images), expected, rtol=0, atol=1e-4)
+
+
+def test_timm_heads_are_those_of_the_named_size_or_asked_for(tmp_path):
+  path = tmp_path / 'm.safetensors'
+  saved_for_timm(path)
+  with pytest.raises(UsageError, match=r'width 8, depth 2, MLP 12 is no named size.*--num_heads=N'):
+    weights.load(path)
+  saved_for_timm(path, hidden_size=192, num_layers=12, mlp_dim=768, num_heads=3)
+  assert weights.load(path)[1]['num_heads'] == 3
+
+
+@pytest.mark.parametrize('around', ['state_dict', 'model', None])
+def test_timm_pickled_state_dicts(tmp_path, around):
+  params, tensors = saved_for_timm(tmp_path / 'm.safetensors')
+  state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+  torch.save({around: state, 'epoch': 3} if around else state, tmp_path / 'm.pth')
+  loaded, config = weights.load(tmp_path / 'm.pth', num_heads=2)
+  assert config == TIMM
+  assert_same(loaded, params)
+
+
+def test_timm_pickled_state_dicts_are_written_too(tmp_path):
+  config = WIDE | {'class_names': ['a', 'b', 'c']}
+  params = random_params(config)
+  weights.save(params, config, tmp_path / 'm.pth', format='timm')
+  state = torch.load(tmp_path / 'm.pth', weights_only=True)['state_dict']
+  assert state['blocks.0.attn.qkv.weight'].shape == (24, 8)
+  loaded, its_config = weights.load(tmp_path / 'm.pth')
+  assert its_config == config
+  assert_same(loaded, params)
+
+
+@pytest.mark.parametrize('format', ['huggingface', 'timm'])
+def test_poolings_without_a_counterpart_are_refused(tmp_path, format):
+  config = SQUARE | {'classifier': 'gsp', 'num_layers': 1}
+  with pytest.raises(UsageError, match="'gsp' is not one of token"):
+    weights.save(random_params(config), config, tmp_path / 'm.safetensors', format=format)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'model_type': 'deit'}, "model_type is 'deit'"),
+    ({'hidden_act': 'silu'}, "hidden_act: 'silu' is not one of gelu"),
+    ({'pooler_act': 'relu'}, "pooler_act: 'relu' is not one of tanh"),
+    ({'hidden_size': 'many'}, "hidden_size is 'many'"),
+    ({'num_hidden_layers': 10**9}, 'num_hidden_layers is 1000000000'),
+    ({'patch_size': [8, 8, 8]}, 'config.json'),
+    ({'num_attention_heads': 3}, '3 heads do not divide'),
+  ],
+)
+def test_configs_that_do_not_fit_are_one_line(tmp_path, change, message):
+  MODELS['head'](hugging_face_config()).save_pretrained(tmp_path)
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(UsageError, match=message) as error:
+    weights.load(tmp_path)
+  assert '\n' not in str(error.value)
+
+
+def test_a_config_of_another_size_is_a_table(tmp_path):
+  MODELS['head'](hugging_face_config()).save_pretrained(tmp_path)
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'intermediate_size': 48}))
+  with pytest.raises(UsageError, match='tensors that do not fit: 3') as error:
+    weights.load(tmp_path)
+  assert 'encoder.layer.0.intermediate.dense.weight  24x16  48x16' in str(error.value)

@@ -1,0 +1,77 @@
+"""Weights of ViTs in and out: `load(path) -> (params, model config)`, `save(params, config, path)`.
+
+The model config is a dict that `ViT.from_config` takes; see `model_config`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_jax.errors import UsageError, check_choice
+from vit_jax.weights import augreg, huggingface, scenic, timm
+
+FORMATS = {'augreg': augreg, 'huggingface': huggingface, 'timm': timm, 'scenic': scenic}
+_SUFFIXES = {
+  '.npz': 'augreg',
+  '.safetensors': 'timm',
+  '.pth': 'timm',
+  '.pt': 'timm',
+  '.bin': 'timm',
+  '.msgpack': 'scenic',
+}
+
+
+def detect(path: str | os.PathLike) -> str:
+  """Returns the name in `FORMATS` of what `path` looks like.
+
+  Raises:
+    UsageError: it looks like none of them.
+  """
+  name, local = os.fspath(path), Path(path)
+  if local.is_dir():
+    return 'huggingface' if (local / 'config.json').exists() else 'scenic'
+  if name.startswith('hf:'):
+    return 'huggingface'
+  if local.suffix in _SUFFIXES:
+    return _SUFFIXES[local.suffix]
+  if local.name.startswith('checkpoint_'):
+    return 'scenic'
+  if '://' not in name and name.count('/') == 1 and not local.exists():
+    return 'huggingface'
+  raise UsageError(
+    f'{name}: neither a folder nor a file of a kind that is known by its name '
+    f'({", ".join(_SUFFIXES)}, checkpoint_STEP); --from says its format'
+  )
+
+
+def load(
+  path: str | os.PathLike, *, format: str | None = None, allow: str | None = None, **known: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns (params, model config) of a file or folder of a `format`, or of the one it looks like.
+
+  See the modules in `FORMATS` for paths, `allow` and `known`.
+
+  Raises:
+    UsageError: it can't be read, isn't a ViT, or tensors don't fit.
+  """
+  format = format or detect(path)
+  check_choice('format', format, FORMATS)
+  return FORMATS[format].load(path, allow=allow, **known)
+
+
+def save(
+  params: dict[str, Any],
+  config: Mapping[str, Any],
+  path: str | os.PathLike,
+  *,
+  format: str,
+  allow: str | None = None,
+) -> None:
+  """Writes a model in a `format`, a key of `FORMATS`.
+
+  Raises:
+    UsageError: the format has no place for it, or the path can't be written.
+  """
+  check_choice('format', format, FORMATS)
+  FORMATS[format].save(params, config, path, allow=allow)

@@ -1,0 +1,163 @@
+"""Bytes and tensors in and out of files, local or remote; whatever is in them stays data."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vit_jax.errors import UsageError
+
+Tensors = dict[str, np.ndarray]
+
+# Where this project's model config stands in formats that let a file say more than its tensors.
+CONFIG_KEY = 'vit_jax'
+
+_SAFETENSORS_DTYPES = {
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': ml_dtypes.bfloat16,
+  'I64': np.int64,
+  'I32': np.int32,
+  'U8': np.uint8,
+  'BOOL': np.bool_,
+}
+
+
+@contextlib.contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+  """Turns every way in which parsing a foreign file can fail into one UsageError.
+
+  Parsers raise whatever their authors thought of for a damaged file, so that no list of types is
+  long enough.
+  """
+  try:
+    yield
+  except (UsageError, MemoryError):
+    raise
+  except Exception as e:
+    reason = (str(e).strip().splitlines() or [''])[0]
+    raise UsageError(f'{path}: cannot be read as {what} ({type(e).__name__}: {reason})') from e
+
+
+def read(path: str | os.PathLike) -> bytes:
+  """Returns a file's bytes; `path` may be local, gs://, https:// or what else fsspec knows.
+
+  Raises:
+    UsageError: there is no such file, or a package for its kind of path is missing.
+  """
+  path = os.fspath(path)
+  try:
+    with reading(path, 'a file'):
+      if '://' not in path:
+        return Path(path).read_bytes()
+      with fsspec.open(path, 'rb') as f:
+        return f.read()
+  except UsageError as e:
+    if isinstance(e.__cause__, FileNotFoundError):
+      # fsspec raises the same where a server doesn't answer.
+      where = ', or no connection to it' if '://' in path else ''
+      raise UsageError(f'{path}: no such file{where}') from e
+    if isinstance(e.__cause__, ImportError):
+      package = {'gs': 'gcsfs', 's3': 's3fs'}.get(path.partition('://')[0], 'fsspec[full]')
+      raise UsageError(f'{path}: reading it needs a package; pip install {package}') from e
+    raise
+
+
+def write(path: str | os.PathLike, data: bytes) -> None:
+  """Writes a local file whole or not at all, with the folders above it.
+
+  Raises:
+    UsageError: the path is remote or can't be written.
+  """
+  if '://' in os.fspath(path):
+    raise UsageError(f'{path}: only local files can be written')
+  path = Path(path)
+  part = path.with_name(f'{path.name}.part')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(data)
+    part.replace(path)
+  except OSError as e:
+    raise UsageError(f'{path}: cannot be written ({e.strerror})') from e
+
+
+def parse_safetensors(data: bytes) -> tuple[Tensors, dict[str, str]]:
+  """Returns the tensors and the metadata of a .safetensors file."""
+  tensors = {}
+  for name, view in safetensors.deserialize(data):
+    dtype = _SAFETENSORS_DTYPES[view['dtype']]
+    tensors[name] = np.frombuffer(view['data'], dtype).reshape(view['shape'])
+  length = int.from_bytes(data[:8], 'little')
+  return tensors, json.loads(data[8 : 8 + length]).get('__metadata__', {})
+
+
+def format_safetensors(tensors: Mapping[str, np.ndarray], **metadata: str) -> bytes:
+  """Returns the bytes of a .safetensors file that PyTorch's users can load."""
+  contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+  return safetensors.numpy.save(contiguous, {'format': 'pt', **metadata})
+
+
+def import_torch(path: object) -> Any:
+  """Returns the module torch, which only pickled PyTorch files need.
+
+  Raises:
+    UsageError: PyTorch isn't installed.
+  """
+  try:
+    import torch
+  except ImportError as e:
+    raise UsageError(f'{path}: this kind of file needs PyTorch; pip install torch') from e
+  return torch
+
+
+def parse_torch(data: bytes, path: object) -> dict[str, Any]:
+  """Returns what torch.save wrote, its tensors as arrays, without running any code in it."""
+  torch = import_torch(path)
+
+  def to_numpy(value):
+    if isinstance(value, Mapping):
+      return {key: to_numpy(item) for key, item in value.items()}
+    if not isinstance(value, torch.Tensor):
+      return value
+    return (value.float() if value.is_floating_point() else value).detach().numpy()
+
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of unusual pickles; those that it can't read it refuses
+      content = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+  except pickle.UnpicklingError as e:  # PyTorch's own message recommends to run what is in the file
+    raise ValueError('damaged, or more than tensors and plain values; nothing in it ran') from e
+  if not isinstance(content, Mapping):
+    raise TypeError(f'a {type(content).__name__}, not a dict of tensors')
+  return to_numpy(content)
+
+
+def format_torch(content: Mapping[str, Any], path: object) -> bytes:
+  """Returns the bytes of a file that torch.load reads: arrays, in dicts, as tensors."""
+  torch = import_torch(path)
+
+  def to_torch(value):
+    if isinstance(value, Mapping):
+      return {key: to_torch(item) for key, item in value.items()}
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+  buffer = io.BytesIO()
+  torch.save(to_torch(content), buffer)
+  return buffer.getvalue()
+
+
+def arrays_in(tree: Mapping[Any, Any]) -> Tensors:
+  """Returns the entries of a dict that are arrays under a name."""
+  return {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, np.ndarray)}

@@ -1,0 +1,248 @@
+"""Hugging Face ViTs: folders of config.json and weights, and names on the hub.
+
+github.com/huggingface/transformers, models/vit: ViTForImageClassification, whose head reads the
+class token, and ViTModel, whose pooler, if it has one, is `pre_logits` here.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+
+from vit_jax.errors import UsageError, check_choice
+from vit_jax.weights import files, model_config, table
+from vit_jax.weights.table import CONV, DENSE, FROM_HEADS, NORM, TO_HEADS, Module, tensor
+
+_OURS = 'Transformer/encoderblock_{}'
+_THEIRS = 'encoder.layer.{}'
+_ATTENTION = f'{_OURS}/MultiHeadDotProductAttention_0'
+
+_TABLE = (
+  tensor('cls', 'embeddings.cls_token'),
+  tensor(model_config.POSITIONS, 'embeddings.position_embeddings'),
+  Module('embedding', 'embeddings.patch_embeddings.projection', CONV),
+  Module(f'{_OURS}/LayerNorm_0', f'{_THEIRS}.layernorm_before', NORM),
+  Module(f'{_ATTENTION}/query', f'{_THEIRS}.attention.attention.query', TO_HEADS),
+  Module(f'{_ATTENTION}/key', f'{_THEIRS}.attention.attention.key', TO_HEADS),
+  Module(f'{_ATTENTION}/value', f'{_THEIRS}.attention.attention.value', TO_HEADS),
+  Module(f'{_ATTENTION}/out', f'{_THEIRS}.attention.output.dense', FROM_HEADS),
+  Module(f'{_OURS}/LayerNorm_1', f'{_THEIRS}.layernorm_after', NORM),
+  Module(f'{_OURS}/MlpBlock_0/Dense_0', f'{_THEIRS}.intermediate.dense', DENSE),
+  Module(f'{_OURS}/MlpBlock_0/Dense_1', f'{_THEIRS}.output.dense', DENSE),
+  Module('Transformer/encoder_norm', 'layernorm', NORM),
+  Module('pre_logits', 'pooler.dense', DENSE),
+  Module('output_projection', 'classifier', DENSE),
+)
+
+# The names inside transformers 5, which its files don't have unless saved as they are.
+_NEW_NAMES = (
+  (r'^layers\.', 'encoder.layer.'),
+  (r'attention\.q_proj', 'attention.attention.query'),
+  (r'attention\.k_proj', 'attention.attention.key'),
+  (r'attention\.v_proj', 'attention.attention.value'),
+  (r'attention\.o_proj', 'attention.output.dense'),
+  (r'mlp\.fc1', 'intermediate.dense'),
+  (r'mlp\.fc2', 'output.dense'),
+)
+
+_ACTIVATIONS = {
+  'gelu': 'gelu_exact',
+  'gelu_new': 'gelu',
+  'gelu_pytorch_tanh': 'gelu',
+  'relu': 'relu',
+}
+_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+
+
+def load(
+  path: str | os.PathLike, *, allow: str | None = None, **known: Any
+) -> tuple[table.Params, dict[str, Any]]:
+  """Returns (params, model config) of a folder or of a name on the hub.
+
+  Args:
+    path: a folder with config.json and model.safetensors or, PyTorch being installed,
+      pytorch_model.bin; or the name of one on the hub, `google/vit-base-patch16-224`, with or
+      without `hf:` in front, which is downloaded once into Hugging Face's cache.
+    allow: as for `augreg.load`.
+    **known: entries of the model config, which win over the file's.
+
+  Raises:
+    UsageError: there is no such model, it can't be read, isn't a ViT, or tensors don't fit.
+  """
+  config_file, weights_file = _find(path)
+  theirs = _read_config(config_file)
+  tensors = {_canonical(name): t for name, t in _read_weights(weights_file).items()}
+  anchors = (
+    'embeddings.patch_embeddings.projection.weight',
+    'encoder.layer.0.layernorm_before.bias',
+  )
+  model_config.require(tensors, anchors, weights_file, 'a Hugging Face ViT')
+  with files.reading(config_file, "a ViT's config.json"):
+    config = _our_config(theirs, tensors, config_file) | known
+  _add_zero_biases(tensors, theirs, config)
+  rules = table.expand(_TABLE, config['num_layers'])
+  return table.to_ours(tensors, rules, config, weights_file, allow), config
+
+
+def save(
+  params: table.Params,
+  config: Mapping[str, Any],
+  path: str | os.PathLike,
+  *,
+  allow: str | None = None,
+) -> None:
+  """Writes a folder that ViTForImageClassification.from_pretrained loads; ViTModel without a head.
+
+  Raises:
+    UsageError: Hugging Face's ViT can't compute what this model does, or parameters without a
+      place there aren't matched by `allow`.
+  """
+  config = model_config.describe_params(table.flatten(params), config, path)
+  check_choice(f'{path}: classifier of a Hugging Face ViT', config['classifier'], ('token',))
+  table_ = [line for line in _TABLE if not (line.ours == 'pre_logits' and config['num_classes'])]
+  rules = table.expand(table_, config['num_layers'])
+  tensors = table.to_theirs(params, rules, config, path, allow)
+  if config['num_classes']:
+    tensors = {n if n.startswith('classifier.') else f'vit.{n}': t for n, t in tensors.items()}
+  folder = Path(path)
+  files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
+  files.write(folder / 'config.json', json.dumps(_their_config(config), indent=2).encode())
+
+
+def _find(path: str | os.PathLike) -> tuple[Path, Path]:
+  """Returns the paths of the config and the weights, after a download if need be."""
+  name = os.fspath(path)
+  if not name.startswith('hf:') and (Path(name).exists() or name.count('/') != 1):
+    return Path(name, 'config.json'), _first([Path(name, w) for w in _WEIGHTS], name)
+  name = name.removeprefix('hf:')
+  with files.reading(name, 'a folder or a model on the Hugging Face hub'):
+    snapshot = huggingface_hub.snapshot_download(name, allow_patterns=['config.json', _WEIGHTS[0]])
+    if not Path(snapshot, _WEIGHTS[0]).is_file():
+      snapshot = huggingface_hub.snapshot_download(
+        name, allow_patterns=['config.json', _WEIGHTS[1]]
+      )
+  return Path(snapshot, 'config.json'), _first([Path(snapshot, w) for w in _WEIGHTS], name)
+
+
+def _first(paths: list[Path], name: str) -> Path:
+  for path in paths:
+    if path.is_file():
+      return path
+  raise UsageError(f'{name}: no {" or ".join(_WEIGHTS)} there')
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+  data = files.read(path)
+  with files.reading(path, "a ViT's config.json"):
+    config = json.loads(data)
+    if config.get('model_type') != 'vit':
+      raise UsageError(f"{path}: model_type is {config.get('model_type')!r}; only 'vit' is read")
+  return config
+
+
+def _read_weights(path: Path) -> files.Tensors:
+  data = files.read(path)
+  if path.suffix == '.safetensors':
+    with files.reading(path, 'a .safetensors file'):
+      return files.parse_safetensors(data)[0]
+  with files.reading(path, 'tensors saved by PyTorch'):
+    return files.arrays_in(files.parse_torch(data, path))
+
+
+def _canonical(name: str) -> str:
+  name = name.removeprefix('vit.')
+  for new, old in _NEW_NAMES:
+    name = re.sub(new, old, name)
+  return name
+
+
+def _pair(value: Any) -> tuple[int, int]:
+  height, width = (value, value) if isinstance(value, int) else value
+  return int(height), int(width)
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
+  value = config.get(key, default)
+  if type(value) is not int or not 1 <= value < 2**31:
+    raise ValueError(f'{key} is {value!r}')
+  return value
+
+
+def _our_config(theirs: Mapping[str, Any], tensors: files.Tensors, path: Path) -> dict[str, Any]:
+  """Returns the model config that config.json gives; ViTConfig's defaults may be left out of it."""
+  activation = theirs.get('hidden_act', 'gelu')
+  check_choice(f'{path}: hidden_act', activation, _ACTIVATIONS)
+  pooler = tensors.get('pooler.dense.bias')
+  check_choice(f'{path}: pooler_act', theirs.get('pooler_act', 'tanh'), ('tanh',))
+  head = tensors.get('classifier.bias')
+  num_classes = 0 if head is None else len(head)
+  labels = {int(label): str(name) for label, name in (theirs.get('id2label') or {}).items()}
+  names = [labels.get(label, f'LABEL_{label}') for label in range(num_classes)]
+  made_up = all(name == f'LABEL_{label}' for label, name in enumerate(names))
+  num_layers = _whole(theirs, 'num_hidden_layers', 12)
+  if num_layers > len(tensors):
+    raise UsageError(f'{path}: num_hidden_layers is {num_layers}, but of {len(tensors)} tensors')
+  return {
+    'name': 'vit',
+    'hidden_size': _whole(theirs, 'hidden_size', 768),
+    'mlp_dim': _whole(theirs, 'intermediate_size', 3072),
+    'num_layers': num_layers,
+    'num_heads': _whole(theirs, 'num_attention_heads', 12),
+    'patches': {'size': _pair(theirs.get('patch_size', 16))},
+    'classifier': 'token',
+    'positional_embedding': 'learned_1d',
+    'representation_size': None if pooler is None or num_classes else len(pooler),
+    'norm_epsilon': float(theirs.get('layer_norm_eps', 1e-12)),
+    'activation': _ACTIVATIONS[activation],
+    'num_classes': num_classes,
+    'channels': _whole(theirs, 'num_channels', 3),
+    'image_size': _pair(theirs.get('image_size', 224)),
+    'class_names': None if made_up else names,
+  }
+
+
+def _add_zero_biases(
+  tensors: files.Tensors, theirs: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+  """Gives models with qkv_bias=false the biases that every model here has."""
+  if not theirs.get('qkv_bias', True):
+    for layer in range(config['num_layers']):
+      for part in ('query', 'key', 'value'):
+        name = f'encoder.layer.{layer}.attention.attention.{part}.bias'
+        tensors.setdefault(name, np.zeros(config['hidden_size'], np.float32))
+
+
+def _their_config(config: Mapping[str, Any]) -> dict[str, Any]:
+  head = config['num_classes'] > 0
+  labels = config['class_names'] or [f'LABEL_{i}' for i in range(config['num_classes'])]
+  activations = {'gelu_exact': 'gelu', 'gelu': 'gelu_new', 'relu': 'relu'}
+  return {
+    'architectures': ['ViTForImageClassification' if head else 'ViTModel'],
+    'model_type': 'vit',
+    'hidden_size': config['hidden_size'],
+    'intermediate_size': config['mlp_dim'],
+    'num_hidden_layers': config['num_layers'],
+    'num_attention_heads': config['num_heads'],
+    'patch_size': _shortest(config['patches']['size']),
+    'image_size': _shortest(config['image_size']),
+    'num_channels': config['channels'],
+    'hidden_act': activations[config['activation']],
+    'layer_norm_eps': config['norm_epsilon'],
+    'pooler_output_size': config['representation_size'] or config['hidden_size'],
+    'pooler_act': 'tanh',
+    'qkv_bias': True,
+    'hidden_dropout_prob': 0.0,
+    'attention_probs_dropout_prob': 0.0,
+    'torch_dtype': 'float32',
+    'id2label': {str(i): name for i, name in enumerate(labels)},
+    'label2id': {name: i for i, name in enumerate(labels)},
+  }
+
+
+def _shortest(size: tuple[int, int]) -> int | list[int]:
+  return size[0] if size[0] == size[1] else list(size)

@@ -1,0 +1,196 @@
+"""The model config that goes with a parameter tree, from what its shapes and its file say.
+
+It is a dict that `ViT.from_config` takes: the entries of an experiment's `config.model` that
+parameters depend on, and `num_classes`, `channels`, `image_size` (height, width) or None where
+nothing depends on it, and `class_names`, a list or None.
+"""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UsageError
+from vit_jax.models.vit import ViT
+
+Shape = tuple[int, ...]
+
+POSITIONS = 'Transformer/posembed_input/pos_embedding'
+_QUERY = 'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel'
+_HIDDEN = 'Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel'
+
+
+def _is_pair(value: Any) -> bool:
+  return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value)
+
+
+# What shapes don't tell: a file's own words, or the caller's. Each with its test.
+_SAID = {
+  'num_heads': lambda value: type(value) is int and value > 0,
+  'activation': lambda value: isinstance(value, str),
+  'norm_epsilon': lambda value: isinstance(value, int | float),
+  'classifier': lambda value: isinstance(value, str),
+  'positional_embedding': lambda value: isinstance(value, str),
+  'image_size': lambda value: value is None or _is_pair(value),
+  'class_names': lambda value: (
+    value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+  ),
+}
+
+
+def said(config: Mapping[str, Any], path: object) -> dict[str, Any]:
+  """Returns those entries of a model config that shapes don't tell.
+
+  Raises:
+    UsageError: one of them has a value that it can't have.
+  """
+  entries = {}
+  for key in _SAID.keys() & config.keys():
+    value = tuple(config[key]) if _is_pair(config[key]) else config[key]
+    if not _SAID[key](value):
+      raise UsageError(f'{path}: its model config has {key}={value!r}')
+    entries[key] = value
+  return entries
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+  """Returns the text that a file carries to describe itself."""
+  return json.dumps({'name': 'vit'} | {key: config[key] for key in _SAID if key in config})
+
+
+def from_json(text: str, path: object) -> dict[str, Any]:
+  """Reads what `to_json` wrote.
+
+  Raises:
+    UsageError: it is of another model, or not of this project's making.
+  """
+  config = json.loads(text)
+  if not isinstance(config, dict) or config.get('name') != 'vit':
+    raise UsageError(f'{path}: its model config is not one of a ViT')
+  return said(config, path)
+
+
+def require(tensors: Iterable[str], names: Iterable[str], path: object, what: str) -> None:
+  """Raises UsageError, naming some of the tensors, unless all of `names` are among them."""
+  missing = [name for name in names if name not in tensors]
+  if missing:
+    there = ', '.join(sorted(tensors)[:4]) or 'none at all'
+    raise UsageError(f'{path}: not {what}: no {missing[0]!r}; its tensors are {there}, ...')
+
+
+def count_layers(names: Iterable[str], pattern: str) -> int:
+  """Returns how many numbers `pattern`'s group takes among the names."""
+  return len({match[1] for name in names if (match := re.match(pattern, name))})
+
+
+def square_image(num_patches: int, patch: Shape, path: object) -> Shape:
+  """Returns the (height, width) of an image of as many rows as columns of patches.
+
+  Raises:
+    UsageError: `num_patches` is not a square number.
+  """
+  side = math.isqrt(num_patches)
+  if side**2 != num_patches:
+    raise UsageError(
+      f'{path}: {num_patches} patches are no square grid, and the file does not say which; '
+      'give the image size: --image_size=HEIGHT,WIDTH'
+    )
+  return side * patch[0], side * patch[1]
+
+
+def has_class_position(num_positions: int, patch: Shape, image: Shape | None) -> bool:
+  """Whether the first position embedding, in a model with a class token, is that token's."""
+  if image is not None:
+    return num_positions != image[0] // patch[0] * (image[1] // patch[1])
+  return num_positions > 1 and not (
+    math.isqrt(num_positions) ** 2 == num_positions
+    and math.isqrt(num_positions - 1) ** 2 != num_positions - 1
+  )
+
+
+def check_class_names(config: Mapping[str, Any], path: object) -> None:
+  """Raises UsageError unless there are as many class names, if any, as logits."""
+  names, num_classes = config['class_names'], config['num_classes']
+  if names is not None and len(names) != num_classes:
+    raise UsageError(f'{path}: {len(names)} class names for {num_classes} classes')
+
+
+def describe(shapes: Mapping[str, Shape], known: Mapping[str, Any], path: object) -> dict[str, Any]:
+  """Returns the model config of a ViT with parameters of these shapes, by this project's names.
+
+  `known` holds what shapes don't tell; what it leaves out takes this project's defaults, which
+  are those of vision_transformer, big_vision and scenic.
+
+  Raises:
+    UsageError: these are not the parameters of a ViT, or the image size is unclear.
+  """
+  require(shapes, ('embedding/kernel', _QUERY, _HIDDEN), path, 'a ViT')
+  ranks = [len(shapes[name]) for name in ('embedding/kernel', _QUERY, _HIDDEN)]
+  if ranks != [4, 3, 2]:
+    raise UsageError(f'{path}: not a ViT: its patch, query and MLP kernels have {ranks} axes')
+  *patch, channels, hidden_size = shapes['embedding/kernel']
+  pooling = 'map' if 'MAPHead_0/probe' in shapes else 'gap'
+  config = {
+    'name': 'vit',
+    'hidden_size': hidden_size,
+    'mlp_dim': shapes[_HIDDEN][1],
+    'num_layers': count_layers(shapes, r'Transformer/encoderblock_(\d+)/'),
+    'num_heads': shapes[_QUERY][1],
+    'patches': {'size': tuple(patch)},
+    'classifier': 'token' if 'cls' in shapes else pooling,
+    'positional_embedding': 'learned_1d',
+    'representation_size': shapes.get('pre_logits/bias', (None,))[0],
+    'norm_epsilon': 1e-6,
+    'activation': 'gelu',
+    'num_classes': shapes.get('output_projection/bias', (0,))[0],
+    'channels': channels,
+    'image_size': None,
+    'class_names': None,
+    **known,
+  }
+  check_class_names(config, path)
+  if config['image_size'] is None and len(shapes.get(POSITIONS, ())) == 3:
+    num_patches = shapes[POSITIONS][1] - (config['classifier'] == 'token')
+    config['image_size'] = square_image(num_patches, patch, path)
+  return config
+
+
+def describe_params(
+  flat: Mapping[str, Any], model_config: Mapping[str, Any], path: object
+) -> dict[str, Any]:
+  """Completes the config of a model whose parameters, flat, are to be written to `path`.
+
+  Raises:
+    UsageError: the model is not a plain ViT.
+  """
+  if model_config.get('name', 'vit') != 'vit':
+    raise UsageError(f"{path}: a model {model_config['name']!r} has no place there; a 'vit' has")
+  config = describe({name: a.shape for name, a in flat.items()}, said(model_config, path), path)
+  stride, patch = model_config.get('stride'), config['patches']['size']
+  if stride is not None and tuple(stride if _is_pair(stride) else (stride,) * 2) != patch:
+    raise UsageError(f'{path}: overlapping patches (stride {stride}) have no place there')
+  return config
+
+
+def parameter_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+  """Returns path -> shape of the parameters that a model of this config has.
+
+  Raises:
+    UsageError: the config's fields don't fit each other.
+  """
+  size = config['image_size'] or config['patches']['size']
+  images = jax.ShapeDtypeStruct((1, *size, config['channels']), jnp.float32)
+  # All layers are alike, and tracing dozens takes seconds.
+  init = functools.partial(ViT.from_config({**config, 'num_layers': 1}).init, train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), images)
+  shapes = {}
+  for name, leaf in flax.traverse_util.flatten_dict(variables['params'], sep='/').items():
+    for layer in range(config['num_layers']):
+      shapes[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = leaf.shape
+  return shapes

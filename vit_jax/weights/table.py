@@ -1,0 +1,219 @@
+"""Parameter path here <-> tensor name there, with the reshape: one table a format, applied here.
+
+A table lists modules, `{}` standing for the number of the layer. Where one tensor there is several
+parameters here (PyTorch's fused query, key and value), they are its equal parts along axis 0.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.errors import UsageError
+from vit_jax.weights.model_config import Shape, parameter_shapes
+
+Params = dict[str, Any]
+
+
+class Layout(NamedTuple):
+  """How an array here becomes one there: runs of axes merge into one, then axes are permuted.
+
+  Attributes:
+    merge: how many axes here each axis of the merged array takes.
+    order: the merged axes in their order there.
+  """
+
+  merge: tuple[int, ...]
+  order: tuple[int, ...]
+
+  def their_shape(self, ours: Shape) -> Shape:
+    """Returns the shape there of an array of shape `ours` here."""
+    axes = iter(ours)
+    merged = [math.prod(itertools.islice(axes, count)) for count in self.merge]
+    return tuple(merged[axis] for axis in self.order)
+
+  def to_theirs(self, array: np.ndarray) -> np.ndarray:
+    """Returns the array as it is laid out there."""
+    inverse = np.argsort(self.order)
+    theirs = self.their_shape(array.shape)
+    return array.reshape([theirs[axis] for axis in inverse]).transpose(self.order)
+
+  def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+    """Returns an array from there, of shape `shape` here."""
+    return array.transpose(np.argsort(self.order)).reshape(shape)
+
+
+_AS_IS = {rank: Layout((1,) * rank, tuple(range(rank))) for rank in range(1, 5)}
+
+
+class Rule(NamedTuple):
+  """One tensor there and the parameters here that it holds; no layout means the same one."""
+
+  ours: tuple[str, ...]
+  theirs: str
+  layout: Layout | None = None
+
+  def their_shape(self, shapes: Mapping[str, Shape]) -> Shape:
+    """Returns the tensor's shape, given those of all parameters here."""
+    parts = [self._layout(shapes[name]).their_shape(shapes[name]) for name in self.ours]
+    return sum(part[0] for part in parts), *parts[0][1:]
+
+  def to_theirs(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the tensor, given all parameters here."""
+    arrays = [params[name] for name in self.ours]
+    return np.concatenate([self._layout(a.shape).to_theirs(a) for a in arrays])
+
+  def to_ours(
+    self, tensor: np.ndarray, shapes: Mapping[str, Shape]
+  ) -> Iterable[tuple[str, np.ndarray]]:
+    """Returns the parameters by name, given the tensor and the shapes here."""
+    parts = np.split(tensor, len(self.ours))
+    for name, part in zip(self.ours, parts, strict=True):
+      yield name, self._layout(shapes[name]).to_ours(part, shapes[name])
+
+  def _layout(self, shape: Shape) -> Layout:
+    return self.layout or _AS_IS[len(shape)]
+
+
+class Module(NamedTuple):
+  """One line of a table: a module here, its name there, and (leaf here, leaf there, layout)s."""
+
+  ours: str | tuple[str, ...]
+  theirs: str
+  leaves: Sequence[tuple[str, str, Layout | None]]
+
+
+def tensor(ours: str, theirs: str) -> Module:
+  """Returns the line of a parameter that is named and laid out as a whole."""
+  our_module, _, our_leaf = ours.rpartition('/')
+  their_module, _, their_leaf = theirs.rpartition('.')
+  return Module(our_module, their_module, [(our_leaf, their_leaf, None)])
+
+
+_VECTOR = Layout((1,), (0,))
+FLAX_NORM = (('scale', 'scale', None), ('bias', 'bias', None))
+FLAX_DENSE = (('kernel', 'kernel', None), ('bias', 'bias', None))
+# PyTorch: [out, in], where here it is [in, out], either of them as [heads, width of a head].
+NORM = (('scale', 'weight', _VECTOR), ('bias', 'bias', _VECTOR))
+DENSE = (('kernel', 'weight', Layout((1, 1), (1, 0))), ('bias', 'bias', _VECTOR))
+TO_HEADS = (('kernel', 'weight', Layout((1, 2), (1, 0))), ('bias', 'bias', Layout((2,), (0,))))
+FROM_HEADS = (('kernel', 'weight', Layout((2, 1), (1, 0))), ('bias', 'bias', _VECTOR))
+# PyTorch: [out, in, height, width]; here [height, width, in, out].
+CONV = (('kernel', 'weight', Layout((1, 1, 1, 1), (3, 2, 0, 1))), ('bias', 'bias', _VECTOR))
+
+
+def expand(table: Sequence[Module], num_layers: int, separator: str = '.') -> list[Rule]:
+  """Returns the rules that a table stands for in a model of `num_layers` layers."""
+  rules = []
+  for ours, theirs, leaves in table:
+    for layer in range(num_layers) if '{}' in theirs else [None]:
+      for our_leaf, their_leaf, layout in leaves:
+        modules = [ours] if isinstance(ours, str) else ours
+        names = tuple('/'.join(filter(None, (m.format(layer), our_leaf))) for m in modules)
+        parts = filter(None, (theirs.format(layer), their_leaf))
+        rules.append(Rule(names, separator.join(parts), layout))
+  return rules
+
+
+def to_ours(
+  tensors: Mapping[str, np.ndarray],
+  rules: Sequence[Rule],
+  config: Mapping[str, Any],
+  path: object,
+  allow: str | None,
+) -> Params:
+  """Returns the float32 parameter tree of a model of this config from the tensors of a file.
+
+  Args:
+    tensors: name there -> array.
+    rules: which of them is what here; those for parameters that the model lacks don't count.
+    config: the model's.
+    path: the file, for messages.
+    allow: a regular expression; missing, unexpected and misshapen tensors whose whole name it
+      matches are left out of the tree.
+
+  Raises:
+    UsageError: with a table of every such tensor that `allow` doesn't match.
+  """
+  shapes = parameter_shapes(config)
+  rules = [rule for rule in rules if shapes.keys() >= set(rule.ours)]
+  expected = {rule.theirs: rule.their_shape(shapes) for rule in rules}
+  fitting = _check(tensors, expected, path, allow)
+  flat = {}
+  for rule in rules:
+    if rule.theirs in fitting:
+      flat.update(rule.to_ours(_float32(tensors[rule.theirs]), shapes))
+  return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+
+def to_theirs(
+  params: Params,
+  rules: Sequence[Rule],
+  config: Mapping[str, Any],
+  path: object,
+  allow: str | None,
+) -> dict[str, np.ndarray]:
+  """Returns name there -> float32 array; the inverse of `to_ours`.
+
+  Raises:
+    UsageError: with a table of every parameter that `allow` doesn't match and that the model lacks
+      or the format has no place for.
+  """
+  flat = flatten(params)
+  placed = {name for rule in rules for name in rule.ours}
+  expected = {name: s for name, s in parameter_shapes(config).items() if name in placed}
+  fitting = _check(flat, expected, path, allow)
+  return {
+    rule.theirs: rule.to_theirs(fitting) for rule in rules if fitting.keys() >= set(rule.ours)
+  }
+
+
+def flatten(params: Params) -> dict[str, np.ndarray]:
+  """Returns path -> array on the host of a tree of arrays."""
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  return {name: _float32(np.asarray(leaf)) for name, leaf in flat.items()}
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+  floats = jnp.issubdtype(array.dtype, jnp.floating)
+  return np.ascontiguousarray(array, np.float32) if floats else array
+
+
+def _check(
+  arrays: Mapping[str, np.ndarray],
+  expected: Mapping[str, Shape],
+  path: object,
+  allow: str | None,
+) -> dict[str, np.ndarray]:
+  """Returns the arrays that are as expected; the others are let through by `allow` or refused."""
+  problems, fitting = [], {}
+  for name in sorted({*arrays, *expected}):
+    if name not in arrays:
+      problems.append(('missing', name, '', _text(expected[name])))
+    elif name not in expected:
+      problems.append(('unexpected', name, _text(arrays[name].shape), ''))
+    elif arrays[name].shape != expected[name]:
+      problems.append(('misshapen', name, _text(arrays[name].shape), _text(expected[name])))
+    elif not jnp.issubdtype(arrays[name].dtype, jnp.floating):
+      problems.append(('not floats', name, str(arrays[name].dtype), 'float32'))
+    else:
+      fitting[name] = arrays[name]
+  problems = [row for row in problems if not re.fullmatch(allow or '(?!)', row[1])]
+  if problems:
+    rows = [('', 'tensor', 'found', 'expected'), *problems]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    raise UsageError(
+      f'{path}: tensors that do not fit: {len(problems)}; --allow=REGEX leaves out those whose '
+      'whole name it matches\n' + '\n'.join(lines)
+    )
+  return fitting
+
+
+def _text(shape: Shape) -> str:
+  return 'x'.join(map(str, shape)) or 'scalar'

@@ -1,0 +1,203 @@
+"""timm's VisionTransformer state dicts, .safetensors or .pth.
+
+github.com/huggingface/pytorch-image-models. timm's models use exact GELU and a LayerNorm epsilon
+of 1e-6. Nothing in a state dict tells the number of heads: it is that of the named size
+(`models.sizes`) of the same width, depth and MLP, or has to be given. What is otherwise, and class
+names, `save` puts into the file's metadata.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UsageError, check_choice
+from vit_jax.models.sizes import SIZES
+from vit_jax.weights import files, model_config, table
+from vit_jax.weights.table import CONV, DENSE, FROM_HEADS, NORM, TO_HEADS, Module, tensor
+
+_OURS = 'Transformer/encoderblock_{}'
+_ATTENTION = f'{_OURS}/MultiHeadDotProductAttention_0'
+_POOL = 'MAPHead_0/MultiHeadDotProductAttention_0'
+
+_TABLE = (
+  tensor('cls', 'cls_token'),
+  tensor(model_config.POSITIONS, 'pos_embed'),
+  Module('embedding', 'patch_embed.proj', CONV),
+  Module(f'{_OURS}/LayerNorm_0', 'blocks.{}.norm1', NORM),
+  Module(
+    tuple(f'{_ATTENTION}/{part}' for part in ('query', 'key', 'value')),
+    'blocks.{}.attn.qkv',
+    TO_HEADS,
+  ),
+  Module(f'{_ATTENTION}/out', 'blocks.{}.attn.proj', FROM_HEADS),
+  Module(f'{_OURS}/LayerNorm_1', 'blocks.{}.norm2', NORM),
+  Module(f'{_OURS}/MlpBlock_0/Dense_0', 'blocks.{}.mlp.fc1', DENSE),
+  Module(f'{_OURS}/MlpBlock_0/Dense_1', 'blocks.{}.mlp.fc2', DENSE),
+  Module('Transformer/encoder_norm', 'norm', NORM),
+  tensor('MAPHead_0/probe', 'attn_pool.latent'),
+  Module(f'{_POOL}/query', 'attn_pool.q', TO_HEADS),
+  Module((f'{_POOL}/key', f'{_POOL}/value'), 'attn_pool.kv', TO_HEADS),
+  Module(f'{_POOL}/out', 'attn_pool.proj', FROM_HEADS),
+  Module('MAPHead_0/LayerNorm_0', 'attn_pool.norm', NORM),
+  Module('MAPHead_0/MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1', DENSE),
+  Module('MAPHead_0/MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2', DENSE),
+  Module('output_projection', 'head', DENSE),
+)
+
+
+def load(
+  path: str | os.PathLike, *, allow: str | None = None, **known: Any
+) -> tuple[table.Params, dict[str, Any]]:
+  """Returns (params, model config) of a state dict.
+
+  `fc_norm` is read where it is the final norm of a class token: norm and choice of a token
+  commute, norm and average don't. Position embeddings that leave the class token out
+  (no_embed_class) get a row of zeros for it.
+
+  Args:
+    path: .safetensors or, PyTorch being installed, .pth; local, gs:// or https://.
+    allow: as for `augreg.load`.
+    **known: entries of the model config that the file doesn't say: `num_heads`, `classifier`,
+      `activation`, `norm_epsilon`, `image_size`.
+
+  Raises:
+    UsageError: the file can't be read, isn't a ViT, doesn't say enough, or tensors don't fit.
+  """
+  tensors, stated = _read(path)
+  known = stated | known
+  anchors = (
+    'patch_embed.proj.weight',
+    'pos_embed',
+    'blocks.0.norm1.weight',
+    'blocks.0.mlp.fc1.bias',
+  )
+  model_config.require(tensors, anchors, path, "timm's VisionTransformer")
+  if [tensors[name].ndim for name in anchors] != [4, 3, 1, 1]:
+    raise UsageError(f"{path}: not timm's VisionTransformer: its tensors have other ranks")
+  _rename_fc_norm(tensors, known, path)
+  with files.reading(path, 'a ViT'):
+    config = _describe(tensors, known, path)
+    _add_zeros(tensors, config)
+  rules = table.expand(_TABLE, config['num_layers'])
+  return table.to_ours(tensors, rules, config, path, allow), config
+
+
+def save(
+  params: table.Params,
+  config: Mapping[str, Any],
+  path: str | os.PathLike,
+  *,
+  allow: str | None = None,
+) -> None:
+  """Writes a state dict, .safetensors or .pth.
+
+  timm loads it into VisionTransformer(global_pool=..., fc_norm=False) with 'token', 'avg', 'max' or
+  'map' for the classifiers 'token', 'gap', 'gmp' and 'map'.
+
+  Raises:
+    UsageError: timm's ViT can't compute what this model does, or parameters without a place there
+      aren't matched by `allow`.
+  """
+  config = model_config.describe_params(table.flatten(params), config, path)
+  classifiers = ('token', 'gap', 'gmp', 'map')
+  check_choice(f"{path}: classifier of timm's ViT", config['classifier'], classifiers)
+  rules = table.expand(_TABLE, config['num_layers'])
+  tensors = table.to_theirs(params, rules, config, path, allow)
+  text = model_config.to_json(config)
+  if _is_safetensors(path):
+    data = files.format_safetensors(tensors, **{files.CONFIG_KEY: text})
+  else:
+    data = files.format_torch({'state_dict': tensors, files.CONFIG_KEY: text}, path)
+  files.write(path, data)
+
+
+def _is_safetensors(path: str | os.PathLike) -> bool:
+  return os.fspath(path).endswith('.safetensors')
+
+
+def _read(path: str | os.PathLike) -> tuple[files.Tensors, dict[str, Any]]:
+  """Returns a file's tensors and what it says itself."""
+  data = files.read(path)
+  if _is_safetensors(path):
+    with files.reading(path, 'a .safetensors file'):
+      tensors, content = files.parse_safetensors(data)
+  else:
+    with files.reading(path, 'tensors saved by PyTorch'):
+      content = files.parse_torch(data, path)
+      tensors = files.arrays_in(content.get('state_dict') or content.get('model') or content)
+  with files.reading(path, 'a file with a model config'):
+    text = content.get(files.CONFIG_KEY)
+    return tensors, model_config.from_json(text, path) if text else {}
+
+
+def _rename_fc_norm(tensors: files.Tensors, known: Mapping[str, Any], path: object) -> None:
+  """Makes `fc_norm` the final norm where that is the same function."""
+  if 'fc_norm.weight' not in tensors:
+    return
+  if 'cls_token' not in tensors or known.get('classifier') != 'token':
+    raise UsageError(
+      f'{path}: fc_norm, a norm after the average of tokens, which ViT here has before it; where '
+      'the head reads the class token alone, say so: --classifier=token'
+    )
+  for name in ('fc_norm.weight', 'fc_norm.bias'):
+    if name in tensors:
+      tensors[name.removeprefix('fc_')] = tensors.pop(name)
+
+
+def _describe(tensors: files.Tensors, known: Mapping[str, Any], path: object) -> dict[str, Any]:
+  """Returns the model config; see `model_config.describe`."""
+  hidden_size, channels, *patch = tensors['patch_embed.proj.weight'].shape
+  num_layers = model_config.count_layers(tensors, r'blocks\.(\d+)\.')
+  mlp_dim = len(tensors['blocks.0.mlp.fc1.bias'])
+  num_heads = known.get('num_heads') or _num_heads(hidden_size, num_layers, mlp_dim, path)
+  pooling = 'map' if 'attn_pool.latent' in tensors else 'gap'
+  config = {
+    'name': 'vit',
+    'hidden_size': hidden_size,
+    'mlp_dim': mlp_dim,
+    'num_layers': num_layers,
+    'num_heads': num_heads,
+    'patches': {'size': tuple(patch)},
+    'classifier': 'token' if 'cls_token' in tensors else pooling,
+    'positional_embedding': 'learned_1d',
+    'representation_size': None,
+    'norm_epsilon': 1e-6,
+    'activation': 'gelu_exact',
+    'num_classes': len(tensors['head.bias']) if 'head.bias' in tensors else 0,
+    'channels': channels,
+    'image_size': None,
+    'class_names': None,
+    **known,
+  }
+  model_config.check_class_names(config, path)
+  if config['image_size'] is None:
+    positions = tensors['pos_embed'].shape[1]
+    own = 'cls_token' in tensors and model_config.has_class_position(positions, patch, None)
+    config['image_size'] = model_config.square_image(positions - own, patch, path)
+  return config
+
+
+def _num_heads(hidden_size: int, num_layers: int, mlp_dim: int, path: object) -> int:
+  for *size, heads in SIZES.values():
+    if size == [hidden_size, num_layers, mlp_dim]:
+      return heads
+  raise UsageError(
+    f'{path}: a state dict does not tell the number of heads, and width {hidden_size}, depth '
+    f'{num_layers}, MLP {mlp_dim} is no named size; give it: --num_heads=N'
+  )
+
+
+def _add_zeros(tensors: files.Tensors, config: Mapping[str, Any]) -> None:
+  """Adds what models here always have, and timm's may lack: zeros do nothing."""
+  positions, image = tensors['pos_embed'], config['image_size']
+  if 'cls_token' in tensors and not model_config.has_class_position(
+    positions.shape[1], config['patches']['size'], image
+  ):
+    tensors['pos_embed'] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))
+  if not any(re.fullmatch(r'blocks\.\d+\.attn\.qkv\.bias', name) for name in tensors):
+    for layer in range(config['num_layers']):
+      zeros = np.zeros(3 * config['hidden_size'], np.float32)
+      tensors[f'blocks.{layer}.attn.qkv.bias'] = zeros
