@@ -148,7 +148,7 @@ def test_channels():
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (((8,), 0, 'resize'), r'config.data.image_size: \(8,\) is not \(height, width\)'),
+    (((8, 8, 3), 0, 'resize'), r'config.data.image_size: \(8, 8, 3\) is not \(height, width\)'),
     (((8, 0), 0, 'resize'), r'config.data.image_size: \(8, 0\)'),
     (((8, 8, 3), 0, 'resize'), 'config.data.image_size'),
     (((8, 8), 2, 'resize'), 'config.data.channels: 2 is not 1, 3 or 0'),
@@ -168,3 +168,7 @@ def test_log_aspect_is_symmetric():
   boxes = np.array([inception_box(1000, 1000, generator) for _ in range(2000)])
   aspects = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
   assert abs(np.log(aspects).mean()) < 4 * math.log(4 / 3) / math.sqrt(3 * 2000)
+
+
+def test_one_side_stands_for_a_square():
+  assert make_preprocess((8,), 0, 'resize', train=False).image_size == (8, 8)

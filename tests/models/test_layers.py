@@ -127,3 +127,8 @@ def test_resolve_grid():
     layers.resolve_grid(12, None)
   with pytest.raises(ValueError, match='12 tokens do not fill a 2x4 grid'):
     layers.resolve_grid(12, (2, 4))
+
+
+@pytest.mark.parametrize('size', [4, (4,), [4], (4, 4)])
+def test_one_side_stands_for_a_square(size):
+  assert layers.as_pair(size) == (4, 4)
