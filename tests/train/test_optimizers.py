@@ -328,8 +328,8 @@ def test_paths_are_joined_by_slashes():
       {'optimizer.name': 'sgd', 'optimizer.nesterov': True},
       'config.optimizer.nesterov: needs a momentum above 0, not None',
     ),
-    ({'optimizer.weight_decay': -0.1}, 'config.optimizer.weight_decay: -0.1 is negative'),
-    ({'grad_clip_norm': -1.0}, 'config.grad_clip_norm: -1.0 is negative'),
+    ({'optimizer.weight_decay': -0.1}, 'config.optimizer.weight_decay: -0.1 is not a number from 0 on'),
+    ({'grad_clip_norm': -1.0}, 'config.grad_clip_norm: -1.0 is not a number from 0 on'),
     (
       {'optimizer.no_decay': '(bias'},
       r"config.optimizer.no_decay: '\(bias' is not a regular expression .*",
