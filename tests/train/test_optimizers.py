@@ -328,7 +328,10 @@ def test_paths_are_joined_by_slashes():
       {'optimizer.name': 'sgd', 'optimizer.nesterov': True},
       'config.optimizer.nesterov: needs a momentum above 0, not None',
     ),
-    ({'optimizer.weight_decay': -0.1}, 'config.optimizer.weight_decay: -0.1 is not a number from 0 on'),
+    (
+      {'optimizer.weight_decay': -0.1},
+      'config.optimizer.weight_decay: -0.1 is not a number from 0 on',
+    ),
     ({'grad_clip_norm': -1.0}, 'config.grad_clip_norm: -1.0 is not a number from 0 on'),
     (
       {'optimizer.no_decay': '(bias'},
