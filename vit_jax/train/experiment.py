@@ -139,8 +139,7 @@ class Experiment:
       self._loader(split, resident=False)
     self._check_sizes()
     self._schedule = make_schedule(config, config.num_steps)
-    params = jax.eval_shape(self._init_params)
-    self._tx = make_optimizer(config, params, self._schedule)
+    self._tx = make_optimizer(config, self._param_shapes, self._schedule)
 
   def _check_sizes(self) -> None:
     """Traces model and task once, so that sizes that don't fit show before a run starts."""
@@ -155,9 +154,9 @@ class Experiment:
         )
     if min(config.data.std) <= 0:
       raise UsageError(f'config.data.std: {config.data.std} has a value that is not positive')
-    params = jax.eval_shape(self._init_params)
+    self._param_shapes = jax.eval_shape(self._init_params)
     image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
-    logits = jax.eval_shape(self._apply, params, image)
+    logits = jax.eval_shape(self._apply, self._param_shapes, image)
     if logits.shape != (1, self.num_classes):
       raise UsageError(
         f'config.model.classifier: {config.model.classifier!r} gives outputs of shape '
@@ -212,7 +211,7 @@ class Experiment:
     (train, _), (test, _) = self.sets['train'], self.sets['test']
     height, width, channels = self._image_shape
     where = 'resident on the device' if self.resident else 'streamed from the host'
-    count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(self._init_params)))
+    count = sum(x.size for x in jax.tree.leaves(self._param_shapes))
     return (
       f'{self.config.data.name}: {len(train):,} train and {len(test):,} test images of '
       f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})\n'

@@ -48,6 +48,11 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     raise
 
 
+def _test_metrics(eval_feed, params: Any) -> dict[str, float]:
+  """Evaluates `params`, giving metrics the names that they have in metrics.jsonl."""
+  return {f'test/{name}': value for name, value in quotients(eval_feed(params)).items()}
+
+
 class Run:
   """A run's state, on devices and on the host, and the steps that change it."""
 
@@ -76,8 +81,7 @@ class Run:
 
   def evaluate(self, eval_feed) -> dict[str, float]:
     """Returns the test metrics, having updated whatever follows the monitored one."""
-    metrics = quotients(eval_feed(self.state.eval_params))
-    metrics = {f'test/{name}': value for name, value in metrics.items()}
+    metrics = _test_metrics(eval_feed, self.state.eval_params)
     for name, value in metrics.items():
       if not math.isfinite(value):
         raise NonFiniteError(f'{name} after step {self.step} is not finite')
@@ -224,8 +228,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   if found is None:
     raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
   state, _ = found
-  metrics = quotients(experiment.eval_feed()(feeds.put_on_devices(state.eval_params)))
-  metrics = {'step': int(state.step), **{f'test/{name}': v for name, v in metrics.items()}}
+  params = feeds.put_on_devices(state.eval_params)
+  metrics = {'step': int(state.step), **_test_metrics(experiment.eval_feed(), params)}
   if _is_main():
     print(writers.format_values(metrics), flush=True)
   return metrics
