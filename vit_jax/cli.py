@@ -52,7 +52,7 @@ def _check_config_flags(argv: list[str]) -> None:
 def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
   """absl's parser, its complaints as one line; unknown fields are told before it sees them.
 
-  `arguments` are the names of what comes beside flags.
+  `arguments` are as for `run`.
   """
   try:
     _check_config_flags(argv[1:])
@@ -65,8 +65,8 @@ def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
     if innermost is None and not isinstance(e, flags.Error):
       raise  # a bug in the config's own code
     _fail(innermost or ' '.join(str(e).split()))
-  given = rest[1:]
-  if len(given) > len(arguments):
+  given, open_ended = rest[1:], bool(arguments) and arguments[-1].endswith('...')
+  if len(given) > len(arguments) and not open_ended:
     _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
   if len(given) < len(arguments):
     _fail(f'{arguments[len(given)]} is missing; give {" ".join(arguments)}')
@@ -84,7 +84,8 @@ def _fail(message: object, code: int = 2) -> NoReturn:
 def run(command: Callable[..., None], arguments: Sequence[str] = ()) -> None:
   """Runs `command`, with every way to end that a person can cause as a line.
 
-  It is called with what comes beside flags, as many words as `arguments` has names for.
+  It is called with what comes beside flags: a word for each of `arguments`, and any number from one
+  on for a last name that ends in '...'.
 
   Exit codes: 2 for mistakes (UsageError), 1 for a loss that isn't finite, 128 plus the signal's
   number for SIGTERM and Ctrl-C. Everything unforeseen keeps its traceback.
