@@ -26,7 +26,18 @@ def get_config() -> ConfigDict:
   c.monitor = 'test/accuracy'  # decides best checkpoint, early stopping, plateau; *loss: lower wins
   c.early_stopping_patience = 0  # evaluations without a better monitor before stopping; 0 = never
 
-  c.model = ConfigDict()
+  c.init_from = ''  # weights to start from: a file, a folder, hf:NAME, a run directory; '' = none
+  c.init_options = ConfigDict()
+  c.init_options.head = 'auto'  # auto: kept where the classes are the same; or keep, new
+  c.init_options.allow = placeholder(str)  # regex of tensors there that needn't fit
+  c.init_options.format = placeholder(str)  # augreg, huggingface, timm, scenic, run; None: by name
+  c.init_options.num_heads = placeholder(int)  # this and the rest: where the file doesn't say it
+  c.init_options.image_size = placeholder(tuple)  # height, width
+  c.init_options.classifier = placeholder(str)
+  c.init_options.activation = placeholder(str)
+  c.init_options.norm_epsilon = placeholder(float)
+
+  c.model = ConfigDict()  # with init_from, None in a field takes what the weights have
   c.model.name = 'vit'
   c.model.hidden_size = 192
   c.model.mlp_dim = 768

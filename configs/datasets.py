@@ -32,18 +32,16 @@ _PHOTOGRAPHS = (
 )
 
 
-def split_arg(arg: str, default_size: str) -> tuple[str, str]:
-  """Splits 'SIZE,DATASET' or 'DATASET'.
+def split_arg(arg: str, default_size: str | None) -> tuple[str | None, str]:
+  """Splits 'SIZE,DATASET', or 'DATASET' alone, into the two.
 
   Raises:
     UsageError: more parts than two, or an empty one.
   """
   parts = arg.split(',')
-  if len(parts) == 1:
-    parts = [default_size, *parts]
-  if len(parts) != 2 or not all(parts):
+  if len(parts) > 2 or not all(parts):
     raise UsageError(f"--config: {arg!r} is not 'SIZE,DATASET', as in 'Ti/4,cifar10'")
-  return parts[0], parts[1]
+  return parts[0] if len(parts) == 2 else default_size, parts[-1]
 
 
 def apply(config: ConfigDict, dataset: str) -> None:

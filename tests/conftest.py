@@ -27,6 +27,19 @@ TINY = (
 )
 
 
+def tiny_config(**changes):
+  """The configuration of such a run, for tests in this process."""
+  from configs import digits
+
+  config = digits.get_config()
+  config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+  config.model.patches.size = (4, 4)
+  config.schedule.warmup_steps = 0
+  config.batch_size = 64
+  config.update_from_flattened_dict(changes)
+  return config
+
+
 def start_training(*args, tiny=True, devices=1, env=None, **options):
   """Starts train.py in the repository's root, with `devices` virtual CPU devices."""
   environment = {

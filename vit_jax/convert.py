@@ -7,13 +7,13 @@ from absl import flags
 from vit_jax import cli, weight_flags, weights
 from vit_jax.errors import UsageError
 
-_TO = flags.DEFINE_enum('to', None, list(weights.FORMATS), 'Format of DST.')
+_TO = flags.DEFINE_enum('to', None, list(weights.WRITABLE), 'Format of DST.')
 
 
 def main(source: str, destination: str) -> None:
   """Reads SRC, writes DST, and says what the model is."""
   if _TO.value is None:
-    raise UsageError(f'--to: give the format to write: {", ".join(weights.FORMATS)}')
+    raise UsageError(f'--to: give the format to write: {", ".join(weights.WRITABLE)}')
   if Path(destination).exists():
     raise UsageError(f'{destination}: there already; remove it or give another name')
   params, config = weight_flags.load(source)

@@ -7,11 +7,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
 from PIL import Image
 
+from vit_jax.checkpoints import Checkpointer
 from vit_jax.errors import UsageError
 from vit_jax.train import loop, run_directory
-from vit_jax.train.checkpoints import Checkpointer
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.metrics import NonFiniteError
 from vit_jax.train.writers import read_history
@@ -26,15 +27,7 @@ def finished(tmp_path_factory):
 
 
 def make_config(**changes):
-  from configs import digits
-
-  config = digits.get_config()
-  config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
-  config.model.patches.size = (4, 4)
-  config.schedule.warmup_steps = 0
-  config.update(batch_size=64, num_steps=12, eval_every=4, log_every=2)
-  config.update_from_flattened_dict(changes)
-  return config
+  return tiny_config(**{'num_steps': 12, 'eval_every': 4, 'log_every': 2, **changes})
 
 
 def test_the_run_directory_is_complete(finished):
@@ -200,7 +193,7 @@ def test_a_folder_in_which_nothing_was_saved_is_taken_over(tmp_path):
 def test_one_process_at_a_time(tmp_path):
   config = Experiment(make_config()).config
   in_use = pytest.raises(UsageError, match='another process is training in')
-  with run_directory.claimed(tmp_path, config), in_use:
+  with run_directory.claimed(tmp_path, config, {}), in_use:
     loop.train_and_evaluate(make_config(), tmp_path)
   assert not (tmp_path / 'metrics.jsonl').exists()
 

@@ -258,9 +258,19 @@ class VisionTransformer(nn.Module, kw_only=True):
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **attributes: Any) -> Self:
-    """Builds the model from those entries of `config` that it has attributes for."""
-    names = {field.name for field in dataclasses.fields(cls)} - {'name', 'parent', *attributes}
-    return cls(**{name: config[name] for name in names if name in config}, **attributes)
+    """Builds the model from those entries of `config` that it has attributes for.
+
+    None stands for the default.
+
+    Raises:
+      UsageError: an entry that has no default is missing or None.
+    """
+    given = {name: value for name, value in config.items() if value is not None} | attributes
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ('name', 'parent')}
+    for name, field in fields.items():
+      if name not in given and field.default is dataclasses.MISSING:
+        raise UsageError(f'config.model.{name}: not set, and nothing else says it')
+    return cls(**{name: given[name] for name in fields.keys() & given.keys()})
 
   def __post_init__(self) -> None:
     _check_options(self)

@@ -1,7 +1,9 @@
 """From a configuration to everything that a run needs, all mistakes found before it starts."""
 
+from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -19,10 +21,11 @@ from vit_jax.data import (
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import build_model
 from vit_jax.tasks import build_task
-from vit_jax.train import feeds, step
+from vit_jax.train import feeds, pretrained, step
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
+from vit_jax.weights import adapt
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -98,6 +101,10 @@ def _check_range(field: str, value: float, low: float, high: float) -> None:
     raise UsageError(f'config.{field}: {value} is not in [{low}, {high})')
 
 
+def _flatten(params: Any) -> dict[str, Any]:
+  return flax.traverse_util.flatten_dict(params, sep='/')
+
+
 class Experiment:
   """The parts of a run: data, model, task, optimiser, and the feeds that connect them.
 
@@ -109,12 +116,17 @@ class Experiment:
     sets: split -> (source, preprocess).
   """
 
-  def __init__(self, config: ConfigDict):
+  def __init__(self, config: ConfigDict, workdir: Path | None = None):
     """Builds everything but the state and what lives on devices.
+
+    Args:
+      config: the experiment, see configs/common.py.
+      workdir: the run directory; where a run there goes on, `config.init_from` isn't read again.
 
     Raises:
       UsageError: any mistake in the configuration.
     """
+    config, start = pretrained.complete(config, workdir)
     data = config.data
     augment.validate(config.augment)
     preprocess = {
@@ -138,6 +150,7 @@ class Experiment:
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
     self._check_sizes()
+    self._pretrained, self._notes = self._adapt(start) if start else ({}, [])
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self._param_shapes, self._schedule)
 
@@ -166,6 +179,30 @@ class Experiment:
     metrics = jax.eval_shape(lambda *x: self._task(*x, False), logits, batch)
     check_choice('config.monitor', config.monitor, [f'test/{name}' for name in metrics])
 
+  def _adapt(self, start: pretrained.Pretrained) -> tuple[dict[str, Any], list[str]]:
+    """Returns (the parameters that the run takes from `start`, flat; what was changed)."""
+    params, notes = adapt.adapt(
+      *start,
+      {name: leaf.shape for name, leaf in _flatten(self._param_shapes).items()},
+      self.model_config,
+      self.config.init_from,
+      head=self.config.init_options.head,
+      allow=self.config.init_options.allow,
+    )
+    return _flatten(params), notes
+
+  @property
+  def model_config(self) -> dict[str, Any]:
+    """What the parameters are of, as `vit_jax.weights` describes it, with all of its attributes."""
+    fields, data = self.config.model.to_dict(), self.config.data
+    return {name: getattr(self.model, name) if v is None else v for name, v in fields.items()} | {
+      'num_classes': self.num_classes,
+      'channels': self._image_shape[-1],
+      'image_size': self._image_shape[:2],
+      'class_names': list(self.sets['train'][0].class_names),
+      'preprocess': {'mean': data.mean, 'std': data.std, 'crop': data.crop},
+    }
+
   def _apply(self, params, image):
     return self.model.apply({'params': params}, image, train=False)
 
@@ -175,7 +212,9 @@ class Experiment:
 
   def initial_state(self) -> TrainState:
     """Returns the state before the first step as NumPy arrays, the same in every process."""
-    state = jax.jit(lambda: create_state(self.config, self._init_params(), self._tx))()
+    params = _flatten(jax.jit(self._init_params)()) | self._pretrained
+    params = flax.traverse_util.unflatten_dict(params, sep='/')
+    state = jax.jit(lambda params: create_state(self.config, params, self._tx))(params)
     return jax.device_get(state)
 
   def _loader(self, split: str, resident: bool) -> ResidentLoader | StreamedLoader:
@@ -207,14 +246,17 @@ class Experiment:
     return feed(eval_step, self._loader('test', self.resident))
 
   def describe(self) -> str:
-    """Returns a line on what is about to be run."""
+    """Returns some lines on what is about to be run."""
     (train, _), (test, _) = self.sets['train'], self.sets['test']
     height, width, channels = self._image_shape
     where = 'resident on the device' if self.resident else 'streamed from the host'
     count = sum(x.size for x in jax.tree.leaves(self._param_shapes))
-    return (
+    lines = [
       f'{self.config.data.name}: {len(train):,} train and {len(test):,} test images of '
-      f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})\n'
+      f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})',
       f'{self.config.model.name}: {count:,} parameters, {self.config.dtype}, '
-      f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    )
+      f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    ]
+    if self._pretrained:
+      lines += [f'starting from {self.config.init_from}', *(f'  {note}' for note in self._notes)]
+    return '\n'.join(lines)

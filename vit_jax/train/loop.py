@@ -15,9 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax import host_memory
+from vit_jax.checkpoints import Checkpointer
 from vit_jax.errors import UsageError
 from vit_jax.train import feeds, results, run_directory, writers
-from vit_jax.train.checkpoints import Checkpointer
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.metrics import NonFiniteError, Window, monitor_sign, quotients
 from vit_jax.train.signals import Interrupted, StopSignal
@@ -175,11 +175,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Interrupted: SIGTERM or Ctrl-C; the run was saved.
     NonFiniteError: loss or gradients weren't finite; the last good checkpoint is kept.
   """
-  experiment = Experiment(config)
+  experiment = Experiment(config, workdir)
   with contextlib.ExitStack() as stack:
     stack.enter_context(_disk_errors(workdir))
     if _is_main():
-      stack.enter_context(run_directory.claimed(workdir, experiment.config))
+      stack.enter_context(
+        run_directory.claimed(workdir, experiment.config, experiment.model_config)
+      )
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
     if run.done and (workdir / 'results.json').exists() and _is_main():
@@ -216,7 +218,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   Raises:
     UsageError: no run or checkpoint there, or all are damaged.
   """
-  experiment = Experiment(config)
+  experiment = Experiment(config, workdir)
   if _is_main():
     run_directory.check(workdir, experiment.config, only=_READ_BACK)
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)

@@ -57,6 +57,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
     raise UsageError(f'{path}: not valid JSON ({e})') from e
 
 
+def has_checkpoints(workdir: Path) -> bool:
+  """Whether a run in `workdir` saved anything."""
+  return any((workdir / 'checkpoints').glob('[0-9]*'))
+
+
 def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None:
   """Raises UsageError unless `workdir` holds a run of the same configuration.
 
@@ -93,7 +98,7 @@ def _lock(workdir: Path) -> int:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def claimed(workdir: Path, config: ConfigDict, model_config: dict[str, Any]) -> Iterator[None]:
   """Makes `workdir` this experiment's, and no other process's until the end of the context.
 
   It must be new or empty, or hold a run of the same configuration, or one that saved nothing.
@@ -101,12 +106,13 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
   Args:
     workdir: the run directory.
     config: the resolved configuration, which is written to config.json.
+    model_config: what the parameters are of, for those who load them; written to model.json.
 
   Raises:
     UsageError: it can't be written, is in use, or holds something else.
   """
   if (workdir / 'config.json').exists():
-    if any((workdir / 'checkpoints').glob('[0-9]*')):
+    if has_checkpoints(workdir):
       check(workdir, config)
   elif workdir.is_dir() and any(workdir.iterdir()):
     raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
@@ -114,6 +120,7 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(workdir)
     write_json(workdir / 'config.json', _as_json(config))
+    write_json(workdir / 'model.json', model_config)
   except OSError as e:
     raise UsageError(f'--workdir: {workdir} cannot be written ({e.strerror})') from e
   try:

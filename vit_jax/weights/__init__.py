@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.weights import augreg, huggingface, scenic, timm
+from vit_jax.weights import augreg, huggingface, run, scenic, timm
 
-FORMATS = {'augreg': augreg, 'huggingface': huggingface, 'timm': timm, 'scenic': scenic}
+WRITABLE = {'augreg': augreg, 'huggingface': huggingface, 'timm': timm, 'scenic': scenic}
+FORMATS = WRITABLE | {'run': run}
 _SUFFIXES = {
   '.npz': 'augreg',
   '.safetensors': 'timm',
@@ -30,6 +31,8 @@ def detect(path: str | os.PathLike) -> str:
   """
   name, local = os.fspath(path), Path(path)
   if local.is_dir():
+    if (local / 'model.json').exists():
+      return 'run'
     return 'huggingface' if (local / 'config.json').exists() else 'scenic'
   if name.startswith('hf:'):
     return 'huggingface'
@@ -68,10 +71,10 @@ def save(
   format: str,
   allow: str | None = None,
 ) -> None:
-  """Writes a model in a `format`, a key of `FORMATS`.
+  """Writes a model in a `format`, a key of `WRITABLE`.
 
   Raises:
     UsageError: the format has no place for it, or the path can't be written.
   """
-  check_choice('format', format, FORMATS)
-  FORMATS[format].save(params, config, path, allow=allow)
+  check_choice('format', format, WRITABLE)
+  WRITABLE[format].save(params, config, path, allow=allow)

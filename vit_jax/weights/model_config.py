@@ -16,8 +16,8 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import UsageError
-from vit_jax.models.vit import ViT
+from vit_jax.errors import UsageError, check_choice
+from vit_jax.models import MODELS
 
 Shape = tuple[int, ...]
 
@@ -184,13 +184,16 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
   Raises:
     UsageError: the config's fields don't fit each other.
   """
+  check_choice('model name', config['name'], MODELS)
   size = config['image_size'] or config['patches']['size']
   images = jax.ShapeDtypeStruct((1, *size, config['channels']), jnp.float32)
-  # All layers are alike, and tracing dozens takes seconds.
-  init = functools.partial(ViT.from_config({**config, 'num_layers': 1}).init, train=False)
+  # A ViT's layers are all alike, and tracing dozens takes seconds.
+  traced = 1 if config['name'] == 'vit' else config['num_layers']
+  model = MODELS[config['name']].from_config({**config, 'num_layers': traced})
+  init = functools.partial(model.init, train=False)
   variables = jax.eval_shape(init, jax.random.key(0), images)
   shapes = {}
   for name, leaf in flax.traverse_util.flatten_dict(variables['params'], sep='/').items():
-    for layer in range(config['num_layers']):
+    for layer in range(config['num_layers'] // traced):
       shapes[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = leaf.shape
   return shapes

@@ -1,4 +1,8 @@
-"""Checkpoints: asynchronous, atomic, last and best kept (Orbax), each verified when it is read."""
+"""Checkpoints: asynchronous, atomic, last and best kept (Orbax), each verified when it is read.
+
+A checkpoint has two items: `state`, a TrainState, and `meta`, JSON: what the run carries on the
+host, and the CRC-32 of the state and of its evaluation parameters.
+"""
 
 import contextlib
 import dataclasses
@@ -8,6 +12,7 @@ import shutil
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +48,95 @@ def _quiet():
   finally:
     asyncio_logger.setLevel(level)
     sys.unraisablehook = hook
+
+
+def _verify(state: Any, crc: int | None) -> None:
+  if checksum(state) != crc:
+    raise ValueError('contents differ from their checksum')
+
+
+def _in_turn(steps: Iterable[int], first: int | None) -> list[int]:
+  """Returns the steps from the newest on, `first`, unless None, before them."""
+  steps = sorted(steps, reverse=True)
+  return steps if first is None else [first, *(step for step in steps if step != first)]
+
+
+def _first_intact(
+  directory: Path, steps: Iterable[int], read: Callable[[int], Any]
+) -> tuple[Any, list[int]]:
+  """Returns (what `read` gives of the first step that it can read, the damaged ones before it).
+
+  It is None where there are no steps.
+
+  Raises:
+    UsageError: all are damaged.
+  """
+  damaged = {}
+  for step in steps:
+    try:
+      with _quiet():
+        found = read(step)
+    except (MemoryError, PermissionError):
+      raise
+    except Exception as e:  # whatever a damaged file makes Orbax raise
+      damaged[step] = f'{type(e).__name__}: {e}'.splitlines()[0][:120]
+      continue
+    for bad, reason in damaged.items():
+      print(
+        f'{directory / str(bad)}: damaged checkpoint ({reason}); '
+        f'falling back to that of step {step}',
+        flush=True,
+      )
+    return found, list(damaged)
+  if damaged:
+    reasons = '; '.join(f'step {step}: {reason}' for step, reason in damaged.items())
+    raise UsageError(f'{directory}: every checkpoint is damaged ({reasons})')
+  return None, []
+
+
+def read_params(directory: Path) -> Any:
+  """Returns the evaluation parameters, NumPy arrays, of the best checkpoint.
+
+  They alone are read, without the optimiser's state. Where that checkpoint is damaged, or none
+  was evaluated yet, they are those of the newest intact one. Any process may call it.
+
+  Raises:
+    UsageError: there is no checkpoint, or all are damaged.
+  """
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix=f'process_{jax.process_index()}_reads',
+  )
+
+  def checkpointer(handler):
+    return ocp.Checkpointer(
+      handler(multiprocessing_options=options), multiprocessing_options=options
+    )
+
+  metas, trees = checkpointer(ocp.JsonCheckpointHandler), checkpointer(ocp.PyTreeCheckpointHandler)
+
+  def read(step):
+    state, meta = directory / str(step) / 'state', metas.restore(directory / str(step) / 'meta')
+    tree = trees.metadata(state).item_metadata.tree
+    part = 'params' if tree['ema_params'] is None else 'ema_params'
+    item = {part: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[part])}
+    args = ocp.args.PyTreeRestore(
+      item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    params = trees.restore(state, args=args)[part]
+    _verify(params, meta['eval_crc32'])
+    return params
+
+  directory = directory.resolve()
+  steps = [int(path.name) for path in directory.glob('[0-9]*') if path.name.isdecimal()]
+  if not steps:
+    raise UsageError(f'{directory}: no checkpoint yet')
+  best = None
+  with contextlib.suppress(Exception), _quiet():  # whatever damage there is, `read` will meet it
+    best = (metas.restore(directory / str(max(steps)) / 'meta')['best'] or {}).get('step')
+  params, _ = _first_intact(directory, _in_turn(steps, best), read)
+  return params
 
 
 @dataclasses.dataclass
@@ -104,7 +198,9 @@ class Checkpointer:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        meta=ocp.args.JsonSave(meta | {'crc32': checksum(state)}),
+        meta=ocp.args.JsonSave(
+          meta | {'crc32': checksum(state), 'eval_crc32': checksum(state.eval_params)}
+        ),
       ),
       force=True,
     )
@@ -115,46 +211,26 @@ class Checkpointer:
     return None if self._manager is None else self._manager.latest_step()
 
   def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-    with _quiet():
-      found = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
-        ),
-      )
-    if checksum(found['state']) != found['meta'].pop('crc32', None):
-      raise ValueError('contents differ from their checksum')
-    return found['state'], found['meta']
+    found = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
+      ),
+    )
+    meta = found['meta']
+    _verify(found['state'], meta.pop('crc32', None))
+    del meta['eval_crc32']
+    return found['state'], meta
 
   def _restore(self, template: Any, first: int | None) -> tuple[Any, dict[str, Any]] | None:
     """Restores `first`, else the newest, else the one before it, and so on."""
     if self._manager is None:
       return None
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    if first is not None:
-      steps = [first, *(s for s in steps if s != first)]
-    damaged = []
-    for step in steps:
-      try:
-        found = self._read(step, template)
-      except (MemoryError, PermissionError):
-        raise
-      except Exception as e:  # whatever a damaged file makes Orbax raise
-        damaged.append((step, f'{type(e).__name__}: {e}'.splitlines()[0][:120]))
-        continue
-      for bad, reason in damaged:
-        print(
-          f'{self._directory / str(bad)}: damaged checkpoint ({reason}); '
-          f'falling back to that of step {step}',
-          flush=True,
-        )
-      if damaged and not self._read_only:
-        self._set_aside([bad for bad, _ in damaged])
-      return found
-    if damaged:
-      reasons = '; '.join(f'step {step}: {reason}' for step, reason in damaged)
-      raise UsageError(f'{self._directory}: every checkpoint is damaged ({reasons})')
-    return None
+    steps = _in_turn(self._manager.all_steps(), first)
+    found, damaged = _first_intact(self._directory, steps, lambda step: self._read(step, template))
+    if damaged and not self._read_only:
+      self._set_aside(damaged)
+    return found
 
   def _set_aside(self, steps: list[int]) -> None:
     """Renames damaged checkpoints, so that their steps can be saved again and nothing is lost."""

@@ -1,0 +1,38 @@
+"""Fine-tuning the ViT of config.init_from: configs/finetune.py:SIZE,DATASET or finetune.py:DATASET.
+
+Without SIZE, the model is that of the weights, patches included. What else they decide (activation,
+norm_epsilon, classifier, positional_embedding, and the mean and std of pixels) is theirs too,
+unless it is set.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import common, datasets
+from vit_jax.models import sizes
+from vit_jax.train import pretrained
+
+# Steps and warmup steps, at a batch of 512, as big_vision and vision_transformer.
+_STEPS = {'cifar10': (10_000, 500), 'cifar100': (10_000, 500), 'imagenet2012': (20_000, 500)}
+_STEPS_OF_SMALL_SETS = (500, 100)
+
+
+def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
+  """Returns the configuration: SGD without weight decay (arXiv 2010.11929, 2106.10270)."""
+  c = common.get_config()
+  size, dataset = datasets.split_arg(arg, default_size=None)
+  datasets.apply(c, dataset)
+  for field in pretrained.OPEN:
+    c.model[field] = placeholder(type(c.model[field]))
+  c.model.patches.size = placeholder(tuple)
+  c.data.mean = placeholder(tuple)
+  c.data.std = placeholder(tuple)
+  if size:
+    c.model.update(sizes.parse(size))
+  c.batch_size = 512
+  c.num_steps, c.schedule.warmup_steps = _STEPS.get(dataset, _STEPS_OF_SMALL_SETS)
+  c.optimizer.name = 'sgd'
+  c.optimizer.momentum = 0.9
+  c.optimizer.learning_rate = 0.01
+  c.grad_clip_norm = 1.0
+  return c

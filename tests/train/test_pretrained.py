@@ -1,0 +1,154 @@
+"""Runs that start from weights: what they take, what they leave, and what they refuse."""
+
+import json
+
+import flax
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from small_vits import SQUARE, random_params
+
+from vit_jax import weights
+from vit_jax.errors import UsageError
+from vit_jax.train import loop
+from vit_jax.train.experiment import Experiment
+
+SOURCE = SQUARE | {
+  'activation': 'gelu_exact',
+  'norm_epsilon': 1e-5,
+  'image_size': (12, 16),
+  'channels': 1,
+}
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  """A weight file of two layers, three classes and 12x16 grey images."""
+  path = tmp_path_factory.mktemp('weights') / 'm.npz'
+  weights.save(random_params(SOURCE), SOURCE, path, format='augreg')
+  return path
+
+
+def finetuning(init_from, arg='digits', **changes):
+  from configs import finetune
+
+  config = finetune.get_config(arg)
+  config.update(batch_size=64, num_steps=4, init_from=str(init_from))
+  config.schedule.warmup_steps = 0
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def flat(params):
+  return flax.traverse_util.flatten_dict(params, sep='/')
+
+
+def initial_params(config):
+  return flat(Experiment(config).initial_state().params)
+
+
+def test_open_fields_are_those_of_the_weights(source):
+  experiment = Experiment(finetuning(source))
+  for name in ('hidden_size', 'num_layers', 'num_heads', 'activation', 'norm_epsilon'):
+    assert experiment.config.model[name] == SOURCE[name]
+  assert experiment.config.model.patches.size == SOURCE['patches']['size']
+  assert experiment.config.data.mean == experiment.config.data.std == (0.5,)
+  assert f'starting from {source}' in experiment.describe()
+
+
+def test_a_run_starts_with_the_weights_and_a_new_head(source):
+  params, before = initial_params(finetuning(source)), flat(random_params(SOURCE))
+  resized = 'Transformer/posembed_input/pos_embedding'
+  for name, value in params.items():
+    if name.startswith('output_projection'):
+      assert not value.any()
+    elif name != resized:
+      np.testing.assert_array_equal(value, before[name])
+  assert params[resized].shape == (1, 1 + 2 * 2, 8)
+  np.testing.assert_array_equal(params[resized][:, 0], before[resized][:, 0])
+
+
+def test_fields_that_are_set_win_where_they_may(source):
+  params = initial_params(finetuning(source, **{'model.classifier': 'gap'}))
+  assert 'cls' not in params
+  with pytest.raises(UsageError, match=r"config\.model\.activation: .*'relu'.*'gelu_exact'"):
+    Experiment(finetuning(source, **{'model.activation': 'relu'}))
+
+
+def test_the_moving_average_starts_there_too(source):
+  state = Experiment(finetuning(source, ema_decay=0.9)).initial_state()
+  jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.params)
+
+
+def test_a_run_goes_on_without_its_weights(source, tmp_path):
+  copy = tmp_path / 'm.npz'
+  copy.write_bytes(source.read_bytes())
+  whole = loop.train_and_evaluate(finetuning(copy), tmp_path / 'whole')
+  part = finetuning(copy, checkpoint_every=2, eval_every=2)
+  loop.train_and_evaluate(part, tmp_path / 'part')
+  last = sorted((tmp_path / 'part' / 'checkpoints').glob('[0-9]*'))[-1]
+  assert last.name == '4'
+  last.rename(tmp_path / 'gone')
+  copy.unlink()
+  resumed = loop.train_and_evaluate(part, tmp_path / 'part')
+  assert resumed['final'] == whole['final']
+  assert json.loads((tmp_path / 'part' / 'config.json').read_text())['model']['num_layers'] == 2
+
+
+def test_a_run_starts_from_a_run(tmp_path):
+  loop.train_and_evaluate(tiny_config(num_steps=3), tmp_path / 'first')
+  before, _ = weights.load(tmp_path / 'first')
+  config = finetuning(tmp_path / 'first')
+  params = initial_params(config)
+  for name, value in flat(before).items():  # the same classes: the head as well
+    np.testing.assert_array_equal(params[name], value)
+  config.init_options.head = 'new'
+  assert not initial_params(config)['output_projection/kernel'].any()
+
+
+def test_frozen_blocks_stay_as_the_weights_have_them(source, tmp_path):
+  freeze = ('embedding', 'Transformer/encoderblock_0')
+  loop.train_and_evaluate(finetuning(source, freeze=freeze), tmp_path / 'run')
+  before, (after, _) = flat(random_params(SOURCE)), weights.load(tmp_path / 'run')
+  for name, value in flat(after).items():
+    if name.startswith(freeze):
+      np.testing.assert_array_equal(value, before[name])
+    elif name.startswith('Transformer/encoderblock_1/MlpBlock_0'):
+      assert (value != before[name]).any()
+
+
+def test_a_linear_probe_trains_the_head_alone(source, tmp_path):
+  from configs import linear_probe
+
+  config = linear_probe.get_config('digits')
+  config.update(batch_size=64, num_steps=3, init_from=str(source))
+  config.schedule.warmup_steps = 0
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  before, (after, _) = initial_params(config), weights.load(tmp_path / 'run')
+  changed = {name for name, value in flat(after).items() if (value != before[name]).any()}
+  assert changed == {'output_projection/kernel', 'output_projection/bias'}
+
+
+def test_without_weights_open_fields_are_the_defaults(tmp_path):
+  config = finetuning('', 'Ti/4,digits', **{'model.num_layers': 1})
+  model = Experiment(config).model
+  assert (model.classifier, model.activation, model.norm_epsilon) == ('gap', 'gelu', 1e-6)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'init_from': ''}, r'config\.model\.mlp_dim: not set'),
+    ({'init_from': 'nowhere.npz'}, r'config\.init_from: nowhere\.npz: no such file'),
+    ({'init_options.head': 'keep'}, r"config\.init_options\.head: 'keep', but the head"),
+    ({'init_options.head': 'kept'}, r"config\.init_options\.head: 'kept' is not one of"),
+    ({'init_options.format': 'tf'}, r"config\.init_from: format: 'tf' is not one of"),
+    ({'model.hidden_size': 12}, r'tensors that do not fit'),
+  ],
+)
+def test_mistakes(source, changes, message):
+  config = finetuning(source)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UsageError, match=message):
+    Experiment(config)

@@ -1,0 +1,71 @@
+"""Weights to start from, and the fields of the model that they decide."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from vit_jax import weights
+from vit_jax.errors import UsageError
+from vit_jax.train import run_directory
+
+# What a configuration may leave open, as None, for the weights to say.
+OPEN = (
+  'hidden_size',
+  'mlp_dim',
+  'num_layers',
+  'num_heads',
+  'classifier',
+  'positional_embedding',
+  'norm_epsilon',
+  'activation',
+)
+
+# How public ViTs take pixels, where their files don't say.
+_PIXELS = {'mean': (0.5,), 'std': (0.5,)}
+
+
+class Pretrained(NamedTuple):
+  """Parameters and the config of the model that they are of; see `vit_jax.weights`."""
+
+  params: Any
+  config: dict[str, Any]
+
+
+def _fill(config: ConfigDict, model: Mapping[str, Any], pixels: Mapping[str, Any]) -> None:
+  for name in OPEN:
+    if config.model[name] is None and name in model:
+      config.model[name] = model[name]
+  if config.model.patches.size is None and 'patches' in model:
+    config.model.patches.size = tuple(model['patches']['size'])
+  for name in ('mean', 'std'):
+    if config.data[name] is None:
+      config.data[name] = tuple(pixels[name])
+
+
+def complete(config: ConfigDict, workdir: Path | None) -> tuple[ConfigDict, Pretrained | None]:
+  """Returns (a copy of `config` with the model's open fields filled in, what it starts from).
+
+  They come from the run in `workdir`, where there is one to go on with, and nothing is loaded;
+  otherwise from the weights that `config.init_from` names. Without those, None in a field is the
+  model's default, and pixels are scaled to [-1, 1].
+
+  Raises:
+    UsageError: the weights can't be loaded.
+  """
+  config = config.copy_and_resolve_references()
+  if workdir and run_directory.has_checkpoints(workdir):
+    there = run_directory.read_config(workdir)
+    _fill(config, there['model'], there['data'])
+    return config, None
+  if not config.init_from:
+    _fill(config, {}, _PIXELS)
+    return config, None
+  options = {k: v for k, v in config.init_options.items() if v is not None and k != 'head'}
+  try:
+    pretrained = Pretrained(*weights.load(config.init_from, **options))
+  except UsageError as e:
+    raise UsageError(f'config.init_from: {e}') from e
+  _fill(config, pretrained.config, pretrained.config.get('preprocess') or _PIXELS)
+  return config, pretrained

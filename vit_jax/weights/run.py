@@ -1,0 +1,39 @@
+"""Run directories of this project: the best checkpoint's evaluation parameters, of any model."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vit_jax import checkpoints
+from vit_jax.weights import files, model_config, table
+
+
+def load(
+  path: str | os.PathLike, *, allow: str | None = None, **known: Any
+) -> tuple[table.Params, dict[str, Any]]:
+  """Returns (params, model config): the moving average of the parameters, where the run keeps one.
+
+  Where nothing was evaluated yet, or the best checkpoint is damaged, they are the newest's. Args
+  and errors are those of `augreg.load`; the config has every attribute of the model.
+  """
+  path = Path(path)
+  config = _read_config(path / 'model.json') | known
+  tensors = table.flatten(checkpoints.read_params(path / 'checkpoints'))
+  with files.reading(path / 'model.json', 'a model config'):
+    rules = [table.Rule((name,), name) for name in model_config.parameter_shapes(config)]
+  return table.to_ours(tensors, rules, config, path, allow), config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+  data = files.read(path)
+  with files.reading(path, 'a model config'):
+    return {key: _tuples(value) for key, value in json.loads(data).items()}
+
+
+def _tuples(value: Any) -> Any:
+  """Undoes what JSON does to tuples; class names alone are a list."""
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  is_numbers = isinstance(value, list) and not any(isinstance(item, str) for item in value)
+  return tuple(value) if is_numbers else value
