@@ -143,7 +143,7 @@ def to_ours(
   shapes = parameter_shapes(config)
   rules = [rule for rule in rules if shapes.keys() >= set(rule.ours)]
   expected = {rule.theirs: rule.their_shape(shapes) for rule in rules}
-  fitting = _check(tensors, expected, path, allow)
+  fitting = check(tensors, expected, path, allow)
   flat = {}
   for rule in rules:
     if rule.theirs in fitting:
@@ -167,7 +167,7 @@ def to_theirs(
   flat = flatten(params)
   placed = {name for rule in rules for name in rule.ours}
   expected = {name: s for name, s in parameter_shapes(config).items() if name in placed}
-  fitting = _check(flat, expected, path, allow)
+  fitting = check(flat, expected, path, allow)
   return {
     rule.theirs: rule.to_theirs(fitting) for rule in rules if fitting.keys() >= set(rule.ours)
   }
@@ -184,13 +184,30 @@ def _float32(array: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(array, np.float32) if floats else array
 
 
-def _check(
+def check(
   arrays: Mapping[str, np.ndarray],
   expected: Mapping[str, Shape],
   path: object,
   allow: str | None,
+  option: str = '--allow',
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays that are as expected; the others are let through by `allow` or refused."""
+  """Returns the arrays that are floats and as expected.
+
+  Args:
+    arrays: name -> array.
+    expected: name -> shape.
+    path: the file, for messages.
+    allow: a regular expression; names that it matches whole may be missing, left over, misshapen
+      or of another type.
+    option: what sets `allow`, for messages.
+
+  Raises:
+    UsageError: with a table of all others that are, or where `allow` isn't a regular expression.
+  """
+  try:
+    allowed = re.compile(allow or '(?!)')
+  except re.error as e:
+    raise UsageError(f'{option}: {allow!r} is not a regular expression ({e})') from e
   problems, fitting = [], {}
   for name in sorted({*arrays, *expected}):
     if name not in arrays:
@@ -203,13 +220,13 @@ def _check(
       problems.append(('not floats', name, str(arrays[name].dtype), 'float32'))
     else:
       fitting[name] = arrays[name]
-  problems = [row for row in problems if not re.fullmatch(allow or '(?!)', row[1])]
+  problems = [row for row in problems if not allowed.fullmatch(row[1])]
   if problems:
     rows = [('', 'tensor', 'found', 'expected'), *problems]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
     raise UsageError(
-      f'{path}: tensors that do not fit: {len(problems)}; --allow=REGEX leaves out those whose '
+      f'{path}: tensors that do not fit: {len(problems)}; {option}=REGEX leaves out those whose '
       'whole name it matches\n' + '\n'.join(lines)
     )
   return fitting
