@@ -136,6 +136,17 @@ def test_without_weights_open_fields_are_the_defaults(tmp_path):
   assert (model.classifier, model.activation, model.norm_epsilon) == ('gap', 'gelu', 1e-6)
 
 
+def test_what_a_file_does_not_say_is_asked_for_as_a_field(tmp_path):
+  odd = SOURCE | {'image_size': (12, 8)}
+  weights.save(random_params(odd), odd, tmp_path / 'full.npz', format='augreg')
+  np.savez(tmp_path / 'm.npz', **np.load(tmp_path / 'full.npz'))  # without its own config
+  with pytest.raises(UsageError, match=r'--config\.init_options\.image_size=HEIGHT,WIDTH'):
+    Experiment(finetuning(tmp_path / 'm.npz'))
+  options = {f'init_options.{name}': odd[name] for name in ('image_size', 'norm_epsilon')}
+  model = Experiment(finetuning(tmp_path / 'm.npz', **options)).model
+  assert (model.norm_epsilon, model.activation) == (1e-5, 'gelu')
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [

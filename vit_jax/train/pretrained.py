@@ -1,5 +1,6 @@
 """Weights to start from, and the fields of the model that they decide."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,8 @@ def complete(config: ConfigDict, workdir: Path | None) -> tuple[ConfigDict, Pret
   try:
     pretrained = Pretrained(*weights.load(config.init_from, **options))
   except UsageError as e:
-    raise UsageError(f'config.init_from: {e}') from e
+    # The commands have flags for what are fields here.
+    text = re.sub('--(?=' + '|'.join(config.init_options) + ')', '--config.init_options.', str(e))
+    raise UsageError(f'config.init_from: {text}') from e
   _fill(config, pretrained.config, pretrained.config.get('preprocess') or _PIXELS)
   return config, pretrained

@@ -206,7 +206,7 @@ def _fit_positions(
   notes: list[str],
 ) -> np.ndarray:
   """Returns the position embeddings on the target's grid, with its class token or without."""
-  had, has = (int(c['classifier'] == 'token') for c in (config, target))
+  had, has = (_num_class_tokens(c) for c in (config, target))
   count, new_grid = positions.shape[1] - had, _grid(target)
   if config.get('image_size') is not None:
     old_grid = _grid(config)
@@ -231,6 +231,11 @@ def _fit_positions(
   return positions
 
 
+def _num_class_tokens(config: Mapping[str, Any]) -> int:
+  own = config.get('class_token')
+  return int(config['classifier'] == 'token' if own is None else own)
+
+
 def _grid(config: Mapping[str, Any]) -> tuple[int, ...]:
   """Returns (rows, columns) of a model's patches."""
   patch = layers.as_pair(config['patches']['size'])
@@ -252,7 +257,7 @@ def _differing_modules(
     return [m for m in modules if bool(_parts(ours, m)) != bool(_parts(theirs, m))]
 
   differing = []
-  if config.get('classifier') != target.get('classifier'):
+  if any(config.get(field) != target.get(field) for field in ('classifier', 'class_token')):
     differing += on_one_side('cls', 'MAPHead_0')
   if on_one_side('fc_norm'):
     differing += on_one_side('fc_norm', 'Transformer/encoder_norm')
