@@ -19,7 +19,7 @@ from vit_jax.data import (
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import build_model
 from vit_jax.tasks import build_task
-from vit_jax.train import feeds, step
+from vit_jax.train import feeds, partition, step
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
@@ -98,6 +98,10 @@ def _check_range(field: str, value: float, low: float, high: float) -> None:
     raise UsageError(f'config.{field}: {value} is not in [{low}, {high})')
 
 
+def _size(tree: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
 class Experiment:
   """The parts of a run: data, model, task, optimiser, and the feeds that connect them.
 
@@ -138,6 +142,7 @@ class Experiment:
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
     self._check_sizes()
+    self._trainable, _ = partition.split(config.freeze, self._param_shapes)
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self._param_shapes, self._schedule)
 
@@ -211,10 +216,11 @@ class Experiment:
     (train, _), (test, _) = self.sets['train'], self.sets['test']
     height, width, channels = self._image_shape
     where = 'resident on the device' if self.resident else 'streamed from the host'
-    count = sum(x.size for x in jax.tree.leaves(self._param_shapes))
+    count, trained = _size(self._param_shapes), _size(self._trainable)
+    parameters = f'{count:,} parameters' + (f' ({trained:,} train)' if trained < count else '')
     return (
       f'{self.config.data.name}: {len(train):,} train and {len(test):,} test images of '
       f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})\n'
-      f'{self.config.model.name}: {count:,} parameters, {self.config.dtype}, '
+      f'{self.config.model.name}: {parameters}, {self.config.dtype}, '
       f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     )
