@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
   c.optimizer.learning_rate = 1e-3  # the schedule's peak
   c.optimizer.weight_decay = 0.0  # coupled (added to gradients, as PyTorch) for sgd and adam
   c.optimizer.no_decay = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'  # '' = decay everything
+  c.optimizer.layer_decay = 1.0  # of the learning rate, for each layer down from the head; 1 = off
+  c.optimizer.head_lr_factor = 1.0  # multiplies output_projection's learning rate
   c.optimizer.momentum = placeholder(float)  # sgd
   c.optimizer.nesterov = placeholder(bool)  # sgd
   c.optimizer.b1 = placeholder(float)  # adam, adamw, lion, lamb
@@ -113,7 +115,7 @@ def get_config() -> ConfigDict:
 
   c.grad_clip_norm = 0.0  # clip gradients to this global norm; 0 = off
   c.ema_decay = 0.0  # of the parameters' moving average, which is then what is evaluated; 0 = off
-  c.freeze = ()  # regexes of parameter paths that stay as they are
+  c.freeze = ()  # regexes of parameter paths, or their parents', that stay as they are
   return c
 
 

@@ -1,4 +1,4 @@
-"""Optimisers against NumPy statements of the algorithms; decay, clipping and freezing."""
+"""Optimisers against NumPy statements of the algorithms; decay, clipping, layers' rates."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from flax import traverse_util
 
 from configs.common import get_config
 from vit_jax.errors import UsageError
-from vit_jax.train.optimizers import make_optimizer, path_names, trainable_mask
+from vit_jax.train.optimizers import learning_rate_factors, make_optimizer
+from vit_jax.train.partition import merge, split
 
 OPTIMIZERS = ('sgd', 'adam', 'adamw', 'lion', 'lamb')
 NUM_STEPS = 6
@@ -61,12 +62,14 @@ def random_params(paths=DECAYED + NOT_DECAYED, seed=0):
 def train(config, params, gradients, schedule=lambda step: 0.1):
   """Returns the parameters after each step, flat, and the last state."""
   tx = make_optimizer(config, params, schedule)
-  state = tx.init(params)
+  trainable, frozen = split(config.freeze, params)
+  state = tx.init(trainable)
   trajectory = []
   for gradient in gradients:
-    updates, state = tx.update(gradient, state, params)
-    params = optax.apply_updates(params, updates)
-    trajectory.append(flatten(params))
+    gradient, _ = split(config.freeze, gradient)
+    updates, state = tx.update(gradient, state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    trajectory.append(flatten(merge(trainable, frozen)))
   return trajectory, state
 
 
@@ -217,44 +220,6 @@ def test_clipping_comes_before_coupled_decay():
   np.testing.assert_allclose(after['kernel'], 10 - (1 + 0.5 * 10))
 
 
-def test_clipping_ignores_frozen_gradients():
-  config = make_config(name='sgd')
-  config.update(grad_clip_norm=1.0, freeze=('embedding',))
-  params = random_params(('embedding/kernel', 'head/kernel'))
-  gradient = jax.tree.map(np.zeros_like, params)
-  gradient['embedding']['kernel'][:] = 1e6
-  gradient['head']['kernel'][0, 0] = 0.6
-  after = train(config, params, [gradient], lambda step: 1.0)[0][-1]
-  moved = flatten(params)['head/kernel'] - after['head/kernel']
-  np.testing.assert_allclose(moved, gradient['head']['kernel'], atol=1e-6)
-
-
-FREEZE_CASES = [
-  (('cls',), {'cls'}),
-  (('embedding/bias',), {'embedding/bias'}),
-  (('embedding',), {'embedding/kernel', 'embedding/bias'}),
-  (('cls', 'embedding/.*'), {'cls', 'embedding/kernel', 'embedding/bias'}),
-  (('.*/bias',), {p for p in NOT_DECAYED if p.endswith('/bias')}),
-  # Not block 10, whose name starts as block 1's does.
-  (
-    ('Transformer/encoderblock_[0-5]',),
-    {p for p in DECAYED + NOT_DECAYED if 'block_0/' in p or 'block_1/' in p},
-  ),
-  (('Transformer',), {p for p in DECAYED + NOT_DECAYED if p.startswith('Transformer/')}),
-  (('(?!output_projection).*',), {p for p in DECAYED + NOT_DECAYED if not p.startswith('output')}),
-]
-
-
-@pytest.mark.parametrize(('freeze', 'frozen'), FREEZE_CASES)
-def test_a_pattern_freezes_a_parameter_or_all_below_its_parent(freeze, frozen):
-  mask = trainable_mask(freeze, random_params())
-  assert {path for path, trainable in flatten(mask).items() if not trainable} == frozen
-
-
-def test_nothing_frozen_means_all_trainable():
-  assert all(jax.tree.leaves(trainable_mask((), random_params())))
-
-
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_frozen_parameters_stay_and_cost_no_state(name):
   momentum = {'momentum': 0.9} if name == 'sgd' else {}
@@ -291,20 +256,119 @@ def test_freezing_a_part_leaves_the_rest_of_training_alone(name):
 
 
 def test_shapes_stand_for_parameters():
-  config = make_config(weight_decay=0.1)
-  config.freeze = ('embedding',)
+  config = make_config(weight_decay=0.1, layer_decay=0.5)
   params = random_params()
   shapes = jax.eval_shape(lambda: params)
-  states = [make_optimizer(config, p, lambda step: 0.1).init(params) for p in (params, shapes)]
-  assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+  optimizers = [make_optimizer(config, p, lambda step: 0.1) for p in (params, shapes)]
+  updates = [tx.update(params, tx.init(params), params) for tx in optimizers]
+  jax.tree.map(np.testing.assert_array_equal, *updates)
 
 
-def test_paths_are_joined_by_slashes():
-  tree = {'a': {'b': {'kernel': 1, 'bias': 2}}, 'cls': 3}
-  assert path_names(tree) == {
-    'a': {'b': {'kernel': 'a/b/kernel', 'bias': 'a/b/bias'}},
-    'cls': 'cls',
-  }
+# Block 10 is the last of 11, so that the embedding stands 12 layers below the head.
+BELOW_HEAD = {
+  'embedding/kernel': 12,
+  'embedding/bias': 12,
+  'cls': 12,
+  'Transformer/posembed_input/pos_embedding': 12,
+  'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel': 11,
+  'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/bias': 11,
+  'Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel': 11,
+  'Transformer/encoderblock_0/LayerNorm_0/scale': 11,
+  'Transformer/encoderblock_0/LayerNorm_0/bias': 11,
+  'Transformer/encoderblock_1/MlpBlock_0/Dense_0/kernel': 10,
+  'Transformer/encoderblock_10/MlpBlock_0/Dense_0/kernel': 1,
+}
+
+
+def test_learning_rates_fall_with_each_layer_below_the_head():
+  factors = learning_rate_factors(random_params(), layer_decay=0.5)
+  assert factors == {path: 0.5 ** BELOW_HEAD.get(path, 0) for path in DECAYED + NOT_DECAYED}
+
+
+def test_the_head_is_the_last_layer_alone():
+  params = random_params(('cls', 'pre_logits/kernel', *DECAYED))
+  factors = learning_rate_factors(params, head_lr_factor=10.0)
+  assert {p for p, factor in factors.items() if factor != 1} == {'output_projection/kernel'}
+  both = learning_rate_factors(params, layer_decay=0.5, head_lr_factor=10.0)
+  assert both['output_projection/kernel'] == factors['output_projection/kernel'] == 10
+  assert both['pre_logits/kernel'] == 1
+  assert both['cls'] == 0.5**12
+
+
+LAYERS = {  # path -> factor, where layer_decay is 0.5 and head_lr_factor 3
+  'cls': 0.125,
+  'Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel': 0.25,
+  'Transformer/encoderblock_1/MlpBlock_0/Dense_0/kernel': 0.5,
+  'Transformer/encoder_norm/scale': 1.0,
+  'output_projection/kernel': 3.0,
+}
+
+
+@pytest.mark.parametrize('freeze', [(), ('cls', 'Transformer/encoderblock_1')])
+@pytest.mark.parametrize('reference', [sgd, adam, adamw, lion, lamb])
+def test_layers_learn_at_their_own_rates(reference, freeze):
+  """Decay and moments included; frozen blocks count as layers."""
+  options = {'momentum': 0.9} if reference is sgd else {}
+  config = make_config(name=reference.__name__, weight_decay=0.3, no_decay='', **options)
+  config.optimizer.update(layer_decay=0.5, head_lr_factor=3.0)
+  config.freeze = freeze
+  params = random_params(tuple(LAYERS))
+  gradients = [random_params(tuple(LAYERS), seed) for seed in (1, 2, 3)]
+  trajectory, _ = train(config, params, gradients, lambda step: 0.1 / (1 + step))
+  for path, p in flatten(params).items():
+    if path.startswith(freeze or '-'):
+      assert trajectory[-1][path].tobytes() == p.tobytes()
+      continue
+    steps = [
+      (LAYERS[path] * 0.1 / (1 + step), flatten(gradient)[path].astype(np.float64))
+      for step, gradient in enumerate(gradients)
+    ]
+    expected = reference(p.astype(np.float64), steps, 0.3, **options)
+    for got, p in zip(trajectory, expected, strict=True):
+      np.testing.assert_allclose(got[path], p, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['SGD', 'Adam', 'AdamW'])
+def test_layers_learn_as_parameter_groups_of_pytorch(name):
+  torch = pytest.importorskip('torch')
+  options = {'momentum': 0.9} if name == 'SGD' else {}
+  config = make_config(name=name.lower(), weight_decay=0.3, no_decay='', **options)
+  config.optimizer.update(layer_decay=0.5, head_lr_factor=3.0)
+  params = random_params(tuple(LAYERS))
+  gradients = [random_params(tuple(LAYERS), seed) for seed in (1, 2, 3, 4)]
+  trajectory, _ = train(config, params, gradients)
+  theirs = {path: torch.nn.Parameter(torch.tensor(p)) for path, p in flatten(params).items()}
+  groups = [{'params': [p], 'lr': 0.1 * LAYERS[path]} for path, p in theirs.items()]
+  optimizer = getattr(torch.optim, name)(groups, weight_decay=0.3, **options)
+  for gradient, ours in zip(gradients, trajectory, strict=True):
+    for path, g in flatten(gradient).items():
+      theirs[path].grad = torch.tensor(g)
+    optimizer.step()
+    for path, p in theirs.items():
+      np.testing.assert_allclose(ours[path], p.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_one_rate_for_all_adds_nothing_to_the_state():
+  params = random_params()
+  usual, layered = (make_config(layer_decay=decay) for decay in (1.0, 0.9))
+  usual, layered = (train(config, params, [params])[1] for config in (usual, layered))
+  assert len(usual) == 1
+  assert len(layered) == 2
+  assert jax.tree.structure(usual) == jax.tree.structure(layered[:1])
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'message'),
+  [
+    ({'layer_decay': 0.9}, 'layer_decay: 0.9 needs a model with Transformer/encoderblock_N'),
+    ({'head_lr_factor': 2.0}, 'head_lr_factor: 2.0 needs a model with output_projection'),
+  ],
+)
+def test_a_rate_for_layers_that_are_not_there_is_refused(optimizer, message):
+  params = random_params(('stages_0/Dense_0/kernel', 'Transformer/encoder_norm/scale', 'head/bias'))
+  with pytest.raises(UsageError, match=f'^config.optimizer.{message}; 1.0 is off$'):
+    make_optimizer(make_config(**optimizer), params, lambda step: 0.1)
+  make_optimizer(make_config(), params, lambda step: 0.1)
 
 
 @pytest.mark.parametrize(
@@ -333,16 +397,21 @@ def test_paths_are_joined_by_slashes():
       'config.optimizer.weight_decay: -0.1 is not a number from 0 on',
     ),
     ({'grad_clip_norm': -1.0}, 'config.grad_clip_norm: -1.0 is not a number from 0 on'),
+    *(
+      ({'optimizer.layer_decay': x}, rf'config.optimizer.layer_decay: {x} is not in \(0, 1\]')
+      for x in (0.0, -0.5, 1.01, float('nan'))
+    ),
+    *(
+      (
+        {'optimizer.head_lr_factor': x},
+        f'config.optimizer.head_lr_factor: {x} is not a number above 0',
+      )
+      for x in (0.0, -1.0, float('inf'), float('nan'))
+    ),
     (
       {'optimizer.no_decay': '(bias'},
       r"config.optimizer.no_decay: '\(bias' is not a regular expression .*",
     ),
-    ({'freeze': ('cls', '[')}, r"config.freeze: '\[' is not a regular expression .*"),
-    # Neither a part of a name nor the end of a path is a match.
-    ({'freeze': ('cls', 'embed')}, "config.freeze: 'embed' matches no parameter"),
-    ({'freeze': ('kernel',)}, "config.freeze: 'kernel' matches no parameter"),
-    ({'freeze': ('',)}, "config.freeze: '' matches no parameter"),
-    ({'freeze': ('.*',)}, r"config.freeze: \('\.\*',\) leaves no parameter to train"),
   ],
 )
 def test_mistakes(fields, message):

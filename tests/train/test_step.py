@@ -17,7 +17,9 @@ from vit_jax.tasks import build_task
 from vit_jax.train import step as steps
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
-from vit_jax.train.state import TrainState
+from vit_jax.train.optimizers import make_optimizer
+from vit_jax.train.partition import split
+from vit_jax.train.state import create_state
 
 BATCH = 8
 
@@ -30,6 +32,7 @@ def experiment():
   config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
   config.model.patches.size = (4, 4)
   config.model.dropout_rate = 0.0
+  config.optimizer.update(name='sgd', weight_decay=0.0)
   config.augment.shift = 0
   config.update(batch_size=BATCH, num_steps=3)
   config.schedule.warmup_steps = 0
@@ -46,15 +49,23 @@ def make_batch(weight=None):
   }
 
 
+@functools.cache
+def noisy_params():
+  """Initial ones, and noise: a head of zeros, or the same for all classes, hides the gradients."""
+  rng = np.random.default_rng(0)
+  params = experiment().initial_state().params
+  return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), params)
+
+
 def sgd_step(batch, **changes):
   """Returns (parameters before, after, metrics) of one step of plain SGD with rate 1."""
   config = experiment().config.copy_and_resolve_references()
   config.update(changes)
   model, task = experiment().model, build_task(config, 10)
-  tx, schedule = optax.sgd(1.0), optax.constant_schedule(1.0)
-  params = jax.tree.map(lambda x: x + 0.01, experiment().initial_state().params)
-  ema = params if config.ema_decay else None
-  state = TrainState(np.int32(0), params, tx.init(params), ema)
+  params = noisy_params()
+  schedule = optax.constant_schedule(1.0)
+  tx = make_optimizer(config, params, schedule)
+  state = create_state(config, params, tx)
   train_step = steps.make_train_step(config, model, task, tx, schedule, 10)
   mapped = steps.map_over_devices(lambda s, b, _: train_step(s, b))
   new, metrics = mapped(put_on_devices(state), batch, ())
@@ -91,6 +102,30 @@ def test_gradient_is_that_of_the_weighted_mean_loss(parts, weight):
   assert metrics['loss'][1] == batch['weight'].sum()
   norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
   assert metrics['grad_norm'][0] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_frozen_parameters_count_towards_no_norm(parts):
+  """Neither in the metric nor in clipping, here to half of the trainable gradient's norm."""
+  freeze = ('embedding', 'Transformer/encoderblock_0')
+  params = noisy_params()
+  grads, still = split(freeze, reference_gradient(params, make_batch())[1])
+  norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
+  assert optax.tree.norm(still) > norm / 2  # enough to be seen in what follows
+  params, new, metrics = sgd_step(
+    make_batch(), freeze=freeze, grad_clip_norm=float(norm / 2), grad_accum_steps=parts
+  )
+  assert metrics['grad_norm'][0] == pytest.approx(norm, rel=1e-4)
+  (before, still_before), (after, still_after) = (
+    split(freeze, jax.device_get(p)) for p in (params, new.params)
+  )
+  jax.tree.map(
+    lambda p, q, g: np.testing.assert_allclose(p - q, g / 2, rtol=2e-4, atol=2e-6),
+    before,
+    after,
+    grads,
+  )
+  jax.tree.map(np.testing.assert_array_equal, still_before, still_after)
 
 
 def test_moving_average():

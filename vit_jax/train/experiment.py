@@ -21,7 +21,7 @@ from vit_jax.data import (
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import build_model
 from vit_jax.tasks import build_task
-from vit_jax.train import feeds, pretrained, step
+from vit_jax.train import feeds, partition, pretrained, step
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
@@ -105,6 +105,10 @@ def _flatten(params: Any) -> dict[str, Any]:
   return flax.traverse_util.flatten_dict(params, sep='/')
 
 
+def _size(tree: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
 class Experiment:
   """The parts of a run: data, model, task, optimiser, and the feeds that connect them.
 
@@ -150,6 +154,7 @@ class Experiment:
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
     self._check_sizes()
+    self._trainable, _ = partition.split(config.freeze, self._param_shapes)
     self._pretrained, self._notes = self._adapt(start) if start else ({}, [])
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self._param_shapes, self._schedule)
@@ -250,11 +255,12 @@ class Experiment:
     (train, _), (test, _) = self.sets['train'], self.sets['test']
     height, width, channels = self._image_shape
     where = 'resident on the device' if self.resident else 'streamed from the host'
-    count = sum(x.size for x in jax.tree.leaves(self._param_shapes))
+    count, trained = _size(self._param_shapes), _size(self._trainable)
+    parameters = f'{count:,} parameters' + (f' ({trained:,} train)' if trained < count else '')
     lines = [
       f'{self.config.data.name}: {len(train):,} train and {len(test):,} test images of '
       f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})',
-      f'{self.config.model.name}: {count:,} parameters, {self.config.dtype}, '
+      f'{self.config.model.name}: {parameters}, {self.config.dtype}, '
       f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     ]
     if self._pretrained:

@@ -1,6 +1,5 @@
 """Optimisers, through optax: what the config says about them, as one transformation."""
 
-import itertools
 import math
 import re
 from typing import Any
@@ -10,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UsageError, check_choice
+from vit_jax.train.partition import compile_regex, path_names
 
 # name -> optax's constructor, the options that it takes, whether its weight decay is decoupled
 _OPTIMIZERS = {
@@ -21,60 +21,91 @@ _OPTIMIZERS = {
 }
 _OPTIONS = ('momentum', 'nesterov', 'b1', 'b2', 'eps')
 
-
-def path_names(tree: Any) -> Any:
-  """Returns a tree like `tree` whose leaves are their own paths, as 'Transformer/.../kernel'."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'), tree
-  )
+_BEFORE_BLOCKS = re.compile(r'(embedding|cls|Transformer/posembed_input)(/.*)?')
+_BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
 
 
-def _regex(field: str, pattern: str) -> re.Pattern:
-  try:
-    return re.compile(pattern)
-  except re.error as e:
-    raise UsageError(f'{field}: {pattern!r} is not a regular expression ({e})') from e
+def _options(opt: ConfigDict, allowed: tuple[str, ...]) -> dict[str, Any]:
+  """Returns the options that are set, all of them ones that the optimiser has and in range."""
+  options = {name: opt[name] for name in _OPTIONS if opt[name] is not None}
+  for name in options:
+    if name not in allowed:
+      raise UsageError(
+        f'config.optimizer.{name}: {opt.name} has no such option; it has {", ".join(allowed)}'
+      )
+  if opt.nesterov and not opt.momentum:
+    raise UsageError(f'config.optimizer.nesterov: needs a momentum above 0, not {opt.momentum}')
+  for name in ('momentum', 'b1', 'b2'):
+    if name in options and not 0 <= options[name] < 1:
+      raise UsageError(f'config.optimizer.{name}: {options[name]} is not in [0, 1)')
+  if not options.get('eps', 1.0) > 0:
+    raise UsageError(f'config.optimizer.eps: {opt.eps} is not positive')
+  return options
 
 
-def _matches(pattern: re.Pattern, name: str) -> bool:
-  ancestors = itertools.accumulate(name.split('/'), '{}/{}'.format)
-  return any(pattern.fullmatch(path) for path in ancestors)
+def learning_rate_factors(
+  params: Any, layer_decay: float = 1.0, head_lr_factor: float = 1.0
+) -> dict[str, float]:
+  """Returns, by parameter path, what the learning rate is multiplied by.
 
+  Layer-wise decay counts layers as BEiT (arXiv 2106.08254), MAE (arXiv 2111.06377) and timm do:
+  `embedding`, `cls` and position embeddings are layer 0, `encoderblock_i` of L is layer i + 1,
+  and layer l has the factor layer_decay ** (L + 1 - l). What comes after the blocks has 1, and so
+  has what stands between them (TokenLearner's modules). `head_lr_factor` is for
+  `output_projection` alone, the layer that starts anew where classes differ, and not for
+  `pre_logits` or `MAPHead_0`, which come with pre-trained weights.
 
-def trainable_mask(freeze: tuple[str, ...], params: Any) -> Any:
-  """Returns a tree of bools, False on parameters that one of the `freeze` regexes matches.
-
-  A regex matches a parameter where it matches the whole of its path or of a parent's:
-  'embedding/bias' freezes one array, 'embedding' all below it,
-  'Transformer/encoderblock_[0-5]' six blocks.
+  Args:
+    params: all parameters, or their shapes; frozen ones count as layers.
+    layer_decay: in (0, 1].
+    head_lr_factor: above 0.
 
   Raises:
-    UsageError: a regex that doesn't compile or matches no parameter, or nothing is left to train.
+    UsageError: a factor out of range, or one for layers that the model doesn't have.
   """
-  names = path_names(params)
-  patterns = [_regex('config.freeze', p) for p in freeze]
-  for pattern in patterns:
-    if not any(_matches(pattern, name) for name in jax.tree.leaves(names)):
-      raise UsageError(f'config.freeze: {pattern.pattern!r} matches no parameter')
-  mask = jax.tree.map(lambda name: not any(_matches(p, name) for p in patterns), names)
-  if not any(jax.tree.leaves(mask)):
-    raise UsageError(f'config.freeze: {tuple(freeze)!r} leaves no parameter to train')
-  return mask
+  names = jax.tree.leaves(path_names(params))
+  blocks = {name: int(m[1]) for name in names if (m := _BLOCK.fullmatch(name))}
+  head = {name for name in names if name.startswith('output_projection/')}
+  if not 0 < layer_decay <= 1:
+    raise UsageError(f'config.optimizer.layer_decay: {layer_decay} is not in (0, 1]')
+  if not 0 < head_lr_factor < math.inf:
+    raise UsageError(f'config.optimizer.head_lr_factor: {head_lr_factor} is not a number above 0')
+  for field, value, found, path in (
+    ('layer_decay', layer_decay, blocks, 'Transformer/encoderblock_N'),
+    ('head_lr_factor', head_lr_factor, head, 'output_projection'),
+  ):
+    if value != 1 and not found:
+      raise UsageError(f'config.optimizer.{field}: {value} needs a model with {path}; 1.0 is off')
+
+  depth = max(blocks.values(), default=-1) + 1
+
+  def factor(name: str) -> float:
+    layer = 0 if _BEFORE_BLOCKS.fullmatch(name) else blocks.get(name, depth) + 1
+    return layer_decay ** (depth + 1 - layer) * (head_lr_factor if name in head else 1.0)
+
+  return {name: factor(name) for name in names}
+
+
+def _multiply(factors: dict[str, float]) -> optax.GradientTransformation:
+  """Multiplies each update by its path's factor."""
+  return optax.stateless(
+    lambda updates, _: jax.tree.map(lambda u, p: u * factors[p], updates, path_names(updates))
+  )
 
 
 def make_optimizer(
   config: ConfigDict, params: Any, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Builds clipping, weight decay and the optimiser, over the parameters that aren't frozen.
+  """Builds clipping, weight decay, the optimiser and its layers' learning rates.
 
   Weight decay is decoupled, and multiplied by the learning rate, for adamw, lion and lamb (arXiv
   1711.05101, as PyTorch's AdamW); for sgd and adam it is added to the gradient, as PyTorch's
-  `weight_decay` is. Frozen parameters get no update and no optimiser state, and don't count
-  towards the global norm.
+  `weight_decay` is. Layers' factors multiply the learning rate, as those of PyTorch's parameter
+  groups: decoupled decay with it, the schedule's value in the metrics not.
 
   Args:
-    config: the experiment; reads `optimizer`, `grad_clip_norm` and `freeze`.
-    params: the parameters, or their shapes.
+    config: the experiment; reads `optimizer` and `grad_clip_norm`.
+    params: the parameters, or their shapes; all, though the result may be used on some alone.
     schedule: step -> learning rate.
 
   Raises:
@@ -84,27 +115,15 @@ def make_optimizer(
   opt = config.optimizer
   check_choice('config.optimizer.name', opt.name, _OPTIMIZERS)
   constructor, allowed, decoupled = _OPTIMIZERS[opt.name]
-  options = {name: opt[name] for name in _OPTIONS if opt[name] is not None}
-  for name in options:
-    if name not in allowed:
-      raise UsageError(
-        f'config.optimizer.{name}: {opt.name} has no such option; it has {", ".join(allowed)}'
-      )
-  if opt.nesterov and not opt.momentum:
-    raise UsageError(f'config.optimizer.nesterov: needs a momentum above 0, not {opt.momentum}')
+  options = _options(opt, allowed)
   for field, value in (
     ('optimizer.weight_decay', opt.weight_decay),
     ('grad_clip_norm', config.grad_clip_norm),
   ):
     if not 0 <= value < math.inf:
       raise UsageError(f'config.{field}: {value} is not a number from 0 on')
-  for name in ('momentum', 'b1', 'b2'):
-    if name in options and not 0 <= options[name] < 1:
-      raise UsageError(f'config.optimizer.{name}: {options[name]} is not in [0, 1)')
-  if not options.get('eps', 1.0) > 0:
-    raise UsageError(f'config.optimizer.eps: {opt.eps} is not positive')
-
-  no_decay = _regex('config.optimizer.no_decay', opt.no_decay) if opt.no_decay else None
+  factors = learning_rate_factors(params, opt.layer_decay, opt.head_lr_factor)
+  no_decay = compile_regex('config.optimizer.no_decay', opt.no_decay) if opt.no_decay else None
 
   def decay_mask(tree):
     return jax.tree.map(lambda name: not (no_decay and no_decay.search(name)), path_names(tree))
@@ -117,10 +136,6 @@ def make_optimizer(
   elif opt.weight_decay:
     parts.append(optax.add_decayed_weights(opt.weight_decay, decay_mask))
   parts.append(constructor(schedule, **options))
-  tx = optax.chain(*parts)
-  if not config.freeze:
-    return tx
-  labels = jax.tree.map(
-    lambda trainable: 'train' if trainable else 'freeze', trainable_mask(config.freeze, params)
-  )
-  return optax.partition({'train': tx, 'freeze': optax.set_to_zero()}, labels)
+  if any(factor != 1 for factor in factors.values()):
+    parts.append(_multiply(factors))
+  return optax.chain(*parts)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vit_jax.train import partition
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -15,8 +17,8 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, optimiser steps done.
-    params: float32 parameters.
-    opt_state: optax's state.
+    params: float32 parameters, frozen ones too.
+    opt_state: optax's state, of the parameters that train.
     ema_params: exponential moving average of `params`, or None.
     plateau: optax's reduce-on-plateau state, whose `scale` multiplies updates, or None.
   """
@@ -50,10 +52,11 @@ def make_plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs | 
 def create_state(config: ConfigDict, params: Any, tx: optax.GradientTransformation) -> TrainState:
   """Returns the state before the first step. Can be traced (jax.jit, jax.eval_shape)."""
   plateau = make_plateau(config)
+  trainable, _ = partition.split(config.freeze, params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=tx.init(params),
+    opt_state=tx.init(trainable),
     ema_params=jax.tree.map(jnp.copy, params) if config.ema_decay else None,
     plateau=plateau.init(params) if plateau else None,
   )

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.data import augment
 from vit_jax.tasks import Metrics, Task
+from vit_jax.train import partition
 from vit_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -21,6 +22,15 @@ Batch = dict[str, jax.Array]
 
 def _split(batch: Batch, parts: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+
+def _moving_average(config: ConfigDict, ema_params: Any, trainable: Any) -> Any:
+  if ema_params is None:
+    return None
+  # A frozen parameter's average is itself, but wouldn't be after rounding.
+  ema, frozen = partition.split(config.freeze, ema_params)
+  ema = optax.incremental_update(trainable, ema, 1 - config.ema_decay)
+  return partition.merge(ema, frozen)
 
 
 def make_train_step(
@@ -36,29 +46,31 @@ def make_train_step(
   The batch has uint8 `image` [B, H, W, C], `label`, float32 `weight` [B] and int32 `slot` [B], the
   row's place in the global batch. Augmentation keys come from (seed, step, slot), so they don't
   depend on how many devices share the batch; dropout keys come from (seed, step, device). The
-  gradient is that of the global batch's weighted mean loss, however it is split. `metrics` are the
-  task's (sum, count) pairs over the global batch, with `learning_rate` and `grad_norm`.
+  gradient is that of the global batch's weighted mean loss, however it is split, and of the
+  trainable parameters alone: frozen ones aren't differentiated, and stay as they are to the bit.
+  `metrics` are the task's (sum, count) pairs over the global batch, with `learning_rate` and
+  `grad_norm`.
   """
 
-  def loss_fn(params, batch, key):
+  def loss_fn(trainable, frozen, batch, key):
+    params = partition.merge(trainable, frozen)
     outputs = model.apply({'params': params}, batch['image'], train=True, rngs={'dropout': key})
     metrics = task(outputs, batch, True)
     return metrics['loss'][0], metrics
 
-  def add_up(params, batch, key):
+  def add_up(trainable, frozen, batch, key):
     """Sums gradients and metrics over micro-batches."""
     grad_fn = jax.grad(loss_fn, has_aux=True)
     parts = config.grad_accum_steps
     if parts == 1:
-      return grad_fn(params, batch, key)
+      return grad_fn(trainable, frozen, batch, key)
     keys, batches = jax.random.split(key, parts), _split(batch, parts)
     first = jax.tree.map(lambda x: x[0], batches)
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, params, first, keys[0])
-    )
+    shapes = jax.eval_shape(grad_fn, trainable, frozen, first, keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def body(total, xs):
-      return jax.tree.map(jnp.add, total, grad_fn(params, *xs)), None
+      return jax.tree.map(jnp.add, total, grad_fn(trainable, frozen, *xs)), None
 
     return jax.lax.scan(body, zeros, (batches, keys))[0]
 
@@ -71,15 +83,13 @@ def make_train_step(
     )
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
 
-    grads, metrics = jax.lax.psum(add_up(state.params, batch, dropout_key), 'batch')
+    trainable, frozen = partition.split(config.freeze, state.params)
+    grads, metrics = jax.lax.psum(add_up(trainable, frozen, batch, dropout_key), 'batch')
     grads = jax.tree.map(lambda g: g / metrics['loss'][1], grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, trainable)
     scale = 1.0 if state.plateau is None else state.plateau.scale
     updates = jax.tree.map(lambda u: u * scale, updates)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-      ema_params = optax.incremental_update(params, ema_params, 1 - config.ema_decay)
+    trainable = optax.apply_updates(trainable, updates)
 
     one = jnp.ones(())
     metrics |= {
@@ -87,7 +97,10 @@ def make_train_step(
       'grad_norm': (optax.tree.norm(grads), one),
     }
     state = state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
+      step=state.step + 1,
+      params=partition.merge(trainable, frozen),
+      opt_state=opt_state,
+      ema_params=_moving_average(config, state.ema_params, trainable),
     )
     return state, metrics
 
