@@ -184,13 +184,22 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
   Raises:
     UsageError: the config's fields don't fit each other.
   """
+  # All layers are alike, and tracing dozens takes seconds.
+  one_layer = {**config, 'num_layers': 1, 'class_names': None}
+  shapes = {}
+  for name, shape in _trace(json.dumps(one_layer, sort_keys=True, default=str)):
+    for layer in range(config['num_layers']):
+      shapes[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = shape
+  return shapes
+
+
+@functools.lru_cache  # reading and writing a file ask several times
+def _trace(config: str) -> list[tuple[str, Shape]]:
+  """Returns (path, shape) of the parameters of a model whose config is given as JSON."""
+  config = json.loads(config)
   size = config['image_size'] or config['patches']['size']
   images = jax.ShapeDtypeStruct((1, *size, config['channels']), jnp.float32)
-  # All layers are alike, and tracing dozens takes seconds.
-  init = functools.partial(ViT.from_config({**config, 'num_layers': 1}).init, train=False)
+  init = functools.partial(ViT.from_config(config).init, train=False)
   variables = jax.eval_shape(init, jax.random.key(0), images)
-  shapes = {}
-  for name, leaf in flax.traverse_util.flatten_dict(variables['params'], sep='/').items():
-    for layer in range(config['num_layers']):
-      shapes[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = leaf.shape
-  return shapes
+  flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+  return [(name, leaf.shape) for name, leaf in flat.items()]
