@@ -333,9 +333,8 @@ class VisionTransformer(nn.Module, kw_only=True):
     if self.has_class_token:
       x = x[:, 1:]
     if self.classifier == 'map':
-      return MAPHead(self.mlp_dim, self.num_heads, self.dtype, self.norm_epsilon, self.activation)(
-        x
-      )
+      sizes = (self.mlp_dim, self.num_heads)
+      return MAPHead(*sizes, self.dtype, self.norm_epsilon, self.activation)(x)
     return x if self.classifier == 'none' else _POOLING[self.classifier](x, axis=1)
 
   @nn.nowrap
