@@ -47,6 +47,8 @@ def get_config() -> ConfigDict:
   c.model.stride = placeholder(tuple)  # smaller than the patch: patches overlap; None = patch size
   c.model.patch_embedding = 'conv'  # conv or linear: one function, two ways to compute it
   c.model.classifier = 'token'  # token, gap, gmp, gsp, map, none
+  c.model.class_token = placeholder(bool)  # beside another classifier too; None = no
+  c.model.fc_norm = False  # norm what was pooled instead of the tokens (not token, none)
   c.model.positional_embedding = 'learned_1d'  # or sinusoidal_1d, sinusoidal_2d, none
   c.model.posemb_init_stddev = 0.02  # of learned position embeddings
   c.model.representation_size = placeholder(int)  # width of a tanh layer before the head

@@ -17,6 +17,8 @@ SQUARE = {
   'num_heads': 2,
   'patches': {'size': (4, 4)},
   'classifier': 'token',
+  'class_token': None,
+  'fc_norm': False,
   'positional_embedding': 'learned_1d',
   'representation_size': None,
   'norm_epsilon': 1e-6,
@@ -25,6 +27,7 @@ SQUARE = {
   'channels': 3,
   'image_size': (8, 8),
   'class_names': None,
+  'preprocess': None,
 }
 WIDE = SQUARE | {
   'patches': {'size': (4, 2)},
@@ -34,6 +37,7 @@ WIDE = SQUARE | {
   'activation': 'gelu_exact',
   'norm_epsilon': 1e-12,
   'class_names': ['cat', 'dög', 'cat'],
+  'preprocess': {'mean': (0.4567,), 'std': (0.3,), 'crop': 'resize'},
 }
 
 
@@ -47,8 +51,9 @@ def random_params(config, seed=0):
 
 def logits(params, config, images):
   """What the model computes."""
-  apply = jax.jit(functools.partial(ViT.from_config(config).apply, train=False))
-  return np.asarray(apply({'params': params}, images))
+  apply = functools.partial(ViT.from_config(config).apply, train=False)
+  quick = {'xla_backend_optimization_level': 0}  # to compile, which is all the time that it takes
+  return np.asarray(jax.jit(apply, compiler_options=quick)({'params': params}, images))
 
 
 def random_images(config, seed=0):

@@ -38,6 +38,8 @@ OPTIONS = {
   'norm_epsilon': 1e-5,
   'activation': 'relu',
   'remat': True,
+  'class_token': True,
+  'fc_norm': True,
 }
 
 
@@ -95,6 +97,12 @@ def test_a_tokenizer_is_no_matter_to_a_vit():
     ({'mlp_dim': 0}, r'config\.model\.mlp_dim: 0 is less than 1'),
     ({'classifier': 'tokens'}, r"config\.model\.classifier: .*did you mean 'token'"),
     ({'positional_embedding': 'learned_2d'}, r'config\.model\.positional_embedding: .*learned_1d'),
+    (
+      {'classifier': 'token', 'class_token': False},
+      r"config\.model\.class_token: False, but config\.model\.classifier is 'token'",
+    ),
+    ({'classifier': 'token', 'fc_norm': True}, r"config\.model\.fc_norm: classifier 'token'"),
+    ({'classifier': 'none', 'fc_norm': True}, r"config\.model\.fc_norm: classifier 'none'"),
     ({'patch_embedding': 'cnv'}, r"config\.model\.patch_embedding: .*did you mean 'conv'"),
     ({'activation': 'rele'}, r"config\.model\.activation: .*did you mean 'relu'"),
     ({'dropout_rate': 1.0}, r'config\.model\.dropout_rate: 1\.0 is not in \[0, 1\)'),

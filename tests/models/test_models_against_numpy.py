@@ -152,6 +152,7 @@ def forward(
   activation=gelu,
   epsilon=1e-6,
   tokenizer=None,
+  class_token=False,
 ):
   """The whole model, image by image, in float64."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), p)
@@ -159,15 +160,18 @@ def forward(
   for image in np.asarray(images, np.float64):
     x = embed(image, p['embedding'], patch, stride or patch)
     grid, x = x.shape[:2], x.reshape(-1, WIDTH)
-    has_cls = int(classifier == 'token')
+    has_cls = int(classifier == 'token' or class_token)
     if has_cls:
       x = np.concatenate([p['cls'][0], x])
     encoder = p['Transformer']
     x = x + positions(kind, grid, has_cls, encoder)
     for layer in range(LAYERS):
       x = transform(x, layer, grid, has_cls, encoder, tokenizer, activation, epsilon)
-    x = layer_norm(x, encoder['encoder_norm'], epsilon)
-    x = pool(x, classifier, p)
+    if 'encoder_norm' in encoder:
+      x = layer_norm(x, encoder['encoder_norm'], epsilon)
+    x = pool(x[1:] if class_token else x, classifier, p)
+    if 'fc_norm' in p:
+      x = layer_norm(x, p['fc_norm'], epsilon)
     if 'pre_logits' in p:
       x = np.tanh(dense(x, p['pre_logits']))
     outputs.append(dense(x, p['output_projection']))
@@ -233,6 +237,25 @@ def test_vit_classifiers(classifier):
   check(vit(classifier=classifier), WIDE, classifier=classifier)
 
 
+@pytest.mark.parametrize('classifier', ['gap', 'gmp', 'map', 'none'])
+def test_vit_class_token_that_is_not_pooled(classifier):
+  model = vit(classifier=classifier, class_token=True, positional_embedding='sinusoidal_2d')
+  check(model, WIDE, classifier=classifier, class_token=True, kind='sinusoidal_2d')
+
+
+@pytest.mark.parametrize('class_token', [False, True])
+@pytest.mark.parametrize('classifier', ['gap', 'map'])
+def test_vit_norm_after_pooling(classifier, class_token):
+  model = vit(classifier=classifier, class_token=class_token, fc_norm=True)
+  check(model, SQUARE, classifier=classifier, class_token=class_token)
+
+
+def test_vit_norm_after_pooling_has_the_epsilon_of_the_others():
+  check(
+    vit(classifier='gmp', fc_norm=True, norm_epsilon=0.1), SQUARE, classifier='gmp', epsilon=0.1
+  )
+
+
 @pytest.mark.parametrize('size', [SQUARE, WIDE])
 @pytest.mark.parametrize('classifier', ['token', 'gap'])
 @pytest.mark.parametrize('kind', ['sinusoidal_1d', 'sinusoidal_2d', 'none'])
@@ -278,6 +301,13 @@ def test_token_learner_classifiers(classifier, use_tokenfuse):
   tokenizer = {'tokenlearner_loc': 1, 'use_v11': True, 'use_tokenfuse': use_tokenfuse}
   model = token_learner(tokenizer, classifier=classifier)
   check(model, WIDE, classifier=classifier, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize('use_tokenfuse', [False, True])
+def test_token_learner_with_a_class_token_and_a_norm_after_pooling(use_tokenfuse):
+  tokenizer = {'tokenlearner_loc': 1, 'use_v11': True, 'use_tokenfuse': use_tokenfuse}
+  model = token_learner(tokenizer, classifier='gap', class_token=True, fc_norm=True)
+  check(model, WIDE, class_token=True, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize('size', [SQUARE, WIDE])

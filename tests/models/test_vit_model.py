@@ -117,6 +117,15 @@ def test_parameter_tree_with_map_head_and_fixed_positions():
   )
 
 
+@pytest.mark.parametrize('kind', ['vit', 'v11'])
+def test_parameter_tree_with_a_class_token_beside_pooling_and_a_norm_after_it(kind):
+  plain = tree_of(make(kind, classifier='gap'))
+  more = tree_of(make(kind, classifier='gap', class_token=True, fc_norm=True))
+  renamed = {p.replace('Transformer/encoder_norm', 'fc_norm'): s for p, s in plain.items()}
+  positions = 'Transformer/posembed_input/pos_embedding'
+  assert more == renamed | {'cls': (1, 1, 8), positions: (1, 7, 8)}
+
+
 MASKING = {'Dense_0': dense(8, 64), 'Dense_1': dense(64, 2)}
 FUSER = {
   'fuser_mix_norm1': norm(8),

@@ -3,6 +3,7 @@
 import http.server
 import importlib.util
 import io
+import re
 import threading
 import zipfile
 
@@ -56,6 +57,45 @@ def test_poolings_other_than_the_token_pass_through(tmp_path, classifier, pair):
   assert_same(params, random_params(config))
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'classifier': 'gap', 'fc_norm': True},
+    {'classifier': 'gap', 'fc_norm': True, 'class_token': True},
+    {'classifier': 'map', 'class_token': True},
+    {'classifier': 'gmp', 'class_token': True},
+  ],
+  ids=lambda changes: '+'.join(map(str, changes.values())),
+)
+def test_norms_after_pooling_and_tokens_that_are_not_pooled_keep_to_timm_and_scenic(
+  tmp_path, changes
+):
+  config = SQUARE | {'num_layers': 1} | changes
+  params = random_params(config)
+  for format in ('timm', 'scenic'):
+    weights.save(params, config, tmp_path / FILES[format], format=format)
+    loaded, its_config = weights.load(tmp_path / FILES[format])
+    assert its_config == config
+    assert_same(loaded, params)
+  for format in ('augreg', 'huggingface'):
+    with pytest.raises(UsageError) as error:
+      weights.save(params, config, tmp_path / f'other-{FILES[format]}', format=format)
+    assert '\n' not in str(error.value)
+    assert re.search(r'=True has no place there|classifier.*is not one of token', str(error.value))
+
+
+def test_a_class_token_is_what_the_head_reads_unless_the_caller_says_otherwise(tmp_path):
+  params = random_params(SQUARE)
+  flax_bytes = flax.serialization.msgpack_serialize(params)
+  (tmp_path / 'm.msgpack').write_bytes(flax_bytes)
+  assert weights.load(tmp_path / 'm.msgpack')[1]['classifier'] == 'token'
+  loaded, config = weights.load(tmp_path / 'm.msgpack', classifier='gap')
+  assert (config['classifier'], config['class_token']) == ('gap', True)
+  assert_same(loaded, params)
+  weights.save(params, SQUARE, tmp_path / 'folder', format='huggingface')
+  assert weights.load(tmp_path / 'folder', classifier='gap')[1] == config
+
+
 def test_pre_logits_have_a_place_in_flax_files_alone(tmp_path):
   config = SQUARE | {'representation_size': 5, 'num_layers': 1}
   params = random_params(config)
@@ -78,6 +118,9 @@ def test_models_without_learned_positions_keep_to_scenic(tmp_path):
   loaded, its_config = weights.load(tmp_path / 'm.msgpack')
   assert its_config == config
   assert_same(loaded, params)
+  for format in ('timm', 'huggingface'):
+    with pytest.raises(UsageError, match="'sinusoidal_2d' is not one of learned_1d"):
+      weights.save(params, config, tmp_path / FILES[format], format=format)
 
 
 # What the published files of vision_transformer have in a block, and what linen writes.
@@ -131,6 +174,48 @@ def test_big_vision_positions_leave_the_class_token_out(tmp_path, classifier, na
   there = loaded['Transformer']['posembed_input']['pos_embedding']
   np.testing.assert_array_equal(there[:, own:], positions[:, own:])
   assert not there[:, :own].any()
+
+
+def stacked(flat, depth):
+  """Flat parameters with the blocks of all layers along a leading axis, as nn.scan has them."""
+  first = 'Transformer/encoderblock_0/'
+  stacks = {
+    n.replace(first, 'Transformer/encoderblock/'): np.stack(
+      [flat[n.replace(first, f'Transformer/encoderblock_{layer}/')] for layer in range(depth)]
+    )
+    for n in flat
+    if n.startswith(first)
+  }
+  return stacks | {n: a for n, a in flat.items() if '/encoderblock_' not in n}
+
+
+@pytest.mark.parametrize('prefix', ['', 'params/'])
+@pytest.mark.parametrize('depth', [1, 2, 11])
+def test_big_vision_scanned_blocks_are_taken_apart(tmp_path, prefix, depth):
+  config = SQUARE | {'classifier': 'gap', 'num_layers': depth}
+  params = random_params(config)
+  tensors = stacked(named(params, {'output_projection': 'head'}), depth)
+  tensors['pos_embedding'] = tensors.pop('Transformer/posembed_input/pos_embedding')
+  assert sum('encoderblock' in name for name in tensors) == 16
+  np.savez(tmp_path / 'm.npz', **{prefix + name: array for name, array in tensors.items()})
+  loaded, its_config = weights.load(tmp_path / 'm.npz')
+  assert its_config == config
+  assert_same(loaded, params)
+
+
+def test_scanned_blocks_of_unlike_depths_are_refused(tmp_path):
+  tensors = stacked(named(random_params(SQUARE), {'output_projection': 'head'}), 2)
+  name = 'Transformer/encoderblock/LayerNorm_0/bias'
+  np.savez(tmp_path / 'm.npz', **tensors | {name: tensors[name][:1]})
+  with pytest.raises(UsageError, match=r'missing +Transformer/encoderblock_1/LayerNorm_0/bias'):
+    weights.load(tmp_path / 'm.npz')
+  for bad, message in (
+    (np.float32(1), '0-d array'),
+    (np.zeros((2**40, 0), np.float32), 'unexpect'),
+  ):
+    np.savez(tmp_path / 'm.npz', **tensors | {name: bad})
+    with pytest.raises(UsageError, match=message):
+      weights.load(tmp_path / 'm.npz')
 
 
 def test_a_class_token_has_no_position_where_the_image_size_says_so(tmp_path):

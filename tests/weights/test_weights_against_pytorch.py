@@ -139,6 +139,31 @@ def test_the_older_pickled_weights_and_the_newer_names(tmp_path):
   assert_same(params, expected)
 
 
+@pytest.mark.parametrize('kind', ['safetensors', 'pickled'])
+def test_weights_in_shards(tmp_path, kind):
+  model = randomised(MODELS['head'](hugging_face_config('deeper')))
+  model.save_pretrained(tmp_path / 'whole')
+  model.save_pretrained(tmp_path / 'shards', max_shard_size='20KB')
+  shards = sorted((tmp_path / 'shards').glob('model-*.safetensors'))
+  assert len(shards) > 2
+  if kind == 'pickled':
+    index = tmp_path / 'shards' / 'model.safetensors.index.json'
+    text = index.read_text().replace('model-', 'pytorch_model-').replace('.safetensors"', '.bin"')
+    index.with_name('pytorch_model.bin.index.json').write_text(text)
+    index.unlink()
+    for shard in shards:
+      tensors = {
+        n: torch.from_numpy(a.copy())
+        for n, a in files.parse_safetensors(shard.read_bytes())[0].items()
+      }
+      torch.save(tensors, shard.with_name(f'pytorch_{shard.stem}.bin'))
+      shard.unlink()
+  params, config = weights.load(tmp_path / 'shards')
+  expected, expected_config = weights.load(tmp_path / 'whole')
+  assert config == expected_config
+  assert_same(params, expected)
+
+
 def test_a_pooler_beside_a_head_is_not_dropped_in_silence(tmp_path):
   model = MODELS['head'](hugging_face_config())
   model.vit.pooler = transformers.ViTModel(model.config).pooler
@@ -218,11 +243,15 @@ def timm_forward(tensors, images, heads, pool):
   if 'norm.weight' in w:
     x = norm(x, 'norm')
   if pool == 'map':
+    x = x[:, len(cls) :]
     (q,) = split(linear(w['attn_pool.latent'].expand(len(x), -1, -1), 'attn_pool.q'), 1)
     x = linear(attend(q, *split(linear(x, 'attn_pool.kv'), 2)), 'attn_pool.proj')
     x = (x + mlp(norm(x, 'attn_pool.norm'), 'attn_pool.mlp'))[:, 0]
+  elif pool == 'token':
+    x = x[:, 0]
   else:
-    x = {'token': lambda: x[:, 0], 'avg': lambda: x.mean(1), 'max': lambda: x.amax(1)}[pool]()
+    x = x[:, len(cls) :]
+    x = x.mean(1) if pool == 'avg' else x.amax(1)
   if 'fc_norm.weight' in w:
     x = norm(x, 'fc_norm')
   return (linear(x, 'head') if 'head.weight' in w else x).numpy()
@@ -255,6 +284,41 @@ def test_timm_computes_the_same(tmp_path, pool, base):
   assert_same(loaded, params)
 
 
+@pytest.mark.parametrize(
+  ('pool', 'fc_norm', 'class_token'),
+  [
+    ('avg', True, None),
+    ('avg', True, True),
+    ('avg', False, True),
+    ('max', True, True),
+    ('map', True, True),
+  ],
+)
+def test_timm_norm_after_pooling_and_class_token_that_is_not_pooled(
+  tmp_path, pool, fc_norm, class_token
+):
+  changes = {'classifier': POOLS[pool], 'fc_norm': fc_norm, 'class_token': class_token}
+  config = TIMM | {'num_layers': 1} | changes
+  path, images = tmp_path / 'm.safetensors', random_images(config)
+  params, tensors = saved_for_timm(path, config)
+  assert ('cls_token' in tensors) == bool(class_token)
+  assert ('fc_norm.weight' in tensors) == fc_norm == ('norm.weight' not in tensors)
+  expected = timm_forward(tensors, images, config['num_heads'], pool)
+  np.testing.assert_allclose(logits(params, config, images), expected, rtol=0, atol=1e-4)
+  known = {'classifier': config['classifier']} if pool != 'map' else {}
+  loaded, its_config = weights.load(path, num_heads=2, **known)
+  assert its_config == config
+  assert_same(loaded, params)
+
+
+def test_timm_fc_norm_without_a_class_token_is_of_an_average(tmp_path):
+  config = TIMM | {'classifier': 'gap', 'fc_norm': True}
+  params, _ = saved_for_timm(tmp_path / 'm.safetensors', config)
+  loaded, its_config = weights.load(tmp_path / 'm.safetensors', num_heads=2)
+  assert its_config == config
+  assert_same(loaded, params)
+
+
 def resave(path, tensors):
   path.write_bytes(files.format_safetensors(tensors))
 
@@ -276,7 +340,7 @@ def test_timm_fc_norm_of_a_class_token_is_the_final_norm(tmp_path):
   tensors = {n.replace('norm.', 'fc_norm.') if n.startswith('norm.') else n: a
              for n, a in tensors.items()}  # fmt: skip
   resave(path, tensors)
-  with pytest.raises(UsageError, match=r'--classifier=token$'):
+  with pytest.raises(UsageError, match=r"'avg' is --classifier=gap, .*'token' is token$"):
     weights.load(path, num_heads=2)
   params, config = weights.load(path, num_heads=2, classifier='token')
   expected = timm_forward(tensors, images, 2, 'token')

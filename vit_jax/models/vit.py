@@ -135,6 +135,7 @@ class Encoder(nn.Module):
     norm_epsilon: epsilon of the LayerNorms.
     activation: name in `layers.ACTIVATIONS`.
     remat: recompute each block's activations in the backward pass instead of keeping them.
+    final_norm: whether the tokens are normed after the last block.
   """
 
   num_layers: int
@@ -151,6 +152,7 @@ class Encoder(nn.Module):
   norm_epsilon: float = 1e-6
   activation: str = 'gelu'
   remat: bool = False
+  final_norm: bool = True
 
   temporal_dimensions = 1  # frames per example; no attribute here, but one of EncoderMod
 
@@ -160,6 +162,8 @@ class Encoder(nn.Module):
     x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
     for layer in range(self.num_layers):
       x = self.apply_layer(x, layer, deterministic=not train)
+    if not self.final_norm:
+      return x
     return nn.LayerNorm(self.norm_epsilon, self.dtype, name='encoder_norm')(x)
 
   @nn.nowrap
@@ -231,6 +235,11 @@ class VisionTransformer(nn.Module, kw_only=True):
     norm_epsilon: epsilon of every LayerNorm.
     activation: of the MLPs of the layers and the MAP head: a name in `layers.ACTIVATIONS`.
     remat: recompute the layers' activations in the backward pass, saving memory for time.
+    class_token: whether there is a class token; None means where the classifier is 'token'. Every
+      other classifier leaves it out of what it reads, as in models fine-tuned from MAE (arXiv
+      2111.06377): it takes part in attention alone.
+    fc_norm: norm the pooled vector (a LayerNorm `fc_norm`) instead of the tokens before
+      (`Transformer/encoder_norm`), as timm's ViTs with an average do.
 
   Raises:
     UsageError: on construction, for options that don't fit each other; when called, for images
@@ -255,6 +264,8 @@ class VisionTransformer(nn.Module, kw_only=True):
   norm_epsilon: float = 1e-6
   activation: str = 'gelu'
   remat: bool = False
+  class_token: bool | None = None
+  fc_norm: bool = False
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **attributes: Any) -> Self:
@@ -288,6 +299,11 @@ class VisionTransformer(nn.Module, kw_only=True):
       return self.patch_size
     return layers.as_pair(self.stride)
 
+  @property
+  def has_class_token(self) -> bool:
+    """Whether token 0 is a class token."""
+    return self.classifier == 'token' if self.class_token is None else self.class_token
+
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     x = layers.PatchEmbedding(
@@ -300,18 +316,15 @@ class VisionTransformer(nn.Module, kw_only=True):
     )(x)
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height * width, channels)
-    if self.classifier == 'token':
+    if self.has_class_token:
       cls = self.param('cls', nn.initializers.zeros, (1, 1, channels))
       x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), [batch, 1, 1]), x], axis=1)
 
     x = self.encoder((height, width))(x, train=train)
 
-    if self.classifier == 'token':
-      x = x[:, 0]
-    elif self.classifier == 'map':
-      x = MAPHead(self.mlp_dim, self.num_heads, self.dtype, self.norm_epsilon, self.activation)(x)
-    elif self.classifier != 'none':
-      x = _POOLING[self.classifier](x, axis=1)
+    x = self.pool(x)
+    if self.fc_norm:
+      x = nn.LayerNorm(self.norm_epsilon, self.dtype, name='fc_norm')(x)
     if self.representation_size is not None:
       x = nn.tanh(nn.Dense(self.representation_size, dtype=self.dtype, name='pre_logits')(x))
     if self.num_classes > 0:
@@ -321,6 +334,18 @@ class VisionTransformer(nn.Module, kw_only=True):
       )
       x = head(x)
     return x
+
+  @nn.nowrap
+  def pool(self, x: jax.Array) -> jax.Array:
+    """Reduces tokens [B, N, D] to what the head reads: [B, D], or all of them for 'none'."""
+    if self.classifier == 'token':
+      return x[:, 0]
+    if self.has_class_token:
+      x = x[:, 1:]
+    if self.classifier == 'map':
+      sizes = (self.mlp_dim, self.num_heads)
+      return MAPHead(*sizes, self.dtype, self.norm_epsilon, self.activation)(x)
+    return x if self.classifier == 'none' else _POOLING[self.classifier](x, axis=1)
 
   @nn.nowrap
   def encoder(self, grid: tuple[int, int]) -> Encoder:
@@ -333,7 +358,8 @@ class VisionTransformer(nn.Module, kw_only=True):
     own = {field.name for field in dataclasses.fields(self)} - {'name', 'parent'}
     shared = own & {field.name for field in dataclasses.fields(Encoder)}
     return {name: getattr(self, name) for name in shared} | {
-      'has_cls_token': self.classifier == 'token',
+      'has_cls_token': self.has_class_token,
+      'final_norm': not self.fc_norm,
       'grid': grid,
       'name': 'Transformer',
     }
@@ -366,6 +392,13 @@ def _check_options(model: VisionTransformer) -> None:
     ('activation', layers.ACTIVATIONS),
   ):
     check_choice(f'config.model.{field}', getattr(model, field), allowed)
+  if model.classifier == 'token' and not model.has_class_token:
+    raise UsageError("config.model.class_token: False, but config.model.classifier is 'token'")
+  if model.fc_norm and model.classifier in ('token', 'none'):
+    raise UsageError(
+      f'config.model.fc_norm: classifier {model.classifier!r} pools nothing, so that the norm of '
+      'the tokens is the same; leave it False'
+    )
   for field in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
     if getattr(model, field) < 1:
       raise UsageError(f'config.model.{field}: {getattr(model, field)} is less than 1')

@@ -205,7 +205,11 @@ class Experiment:
       'channels': self._image_shape[-1],
       'image_size': self._image_shape[:2],
       'class_names': list(self.sets['train'][0].class_names),
-      'preprocess': {'mean': data.mean, 'std': data.std, 'crop': data.crop},
+      'preprocess': {
+        'mean': data.mean,
+        'std': data.std,
+        'crop': 'resize' if data.crop == 'resize' else 'central',  # as in evaluation
+      },
     }
 
   def _apply(self, params, image):

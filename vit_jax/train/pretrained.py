@@ -18,6 +18,8 @@ OPEN = (
   'num_layers',
   'num_heads',
   'classifier',
+  'class_token',
+  'fc_norm',
   'positional_embedding',
   'norm_epsilon',
   'activation',

@@ -1,8 +1,8 @@
 """AugReg's .npz files: the names of vision_transformer, as published, and of big_vision.
 
 github.com/google-research/vision_transformer, github.com/google-research/big_vision. Their models
-use the tanh approximation of GELU and a LayerNorm epsilon of 1e-6. What is otherwise, and class
-names, `save` puts into the archive's comment, where other readers don't look.
+use the tanh approximation of GELU and a LayerNorm epsilon of 1e-6. What is otherwise, class names
+and preprocessing, `save` puts into the archive's comment, where other readers don't look.
 """
 
 import io
@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vit_jax.errors import UsageError
 from vit_jax.weights import files, model_config, table
 from vit_jax.weights.table import FLAX_DENSE, FLAX_NORM, Module, tensor
 
@@ -67,7 +68,8 @@ def load(
 ) -> tuple[table.Params, dict[str, Any]]:
   """Returns (params, model config) of an .npz file.
 
-  Position embeddings that leave the class token out, big_vision's, get a row of zeros for it.
+  Position embeddings that leave the class token out, big_vision's, get a row of zeros for it, and
+  its scanned blocks, stacked along a leading axis, are taken apart.
 
   Args:
     path: local, gs:// or https://.
@@ -82,6 +84,7 @@ def load(
   tensors, stated = _read(path)
   known = stated | known
   with files.reading(path, 'a ViT'):
+    _unstack_blocks(tensors)
     _to_old_positions(tensors, known.get('image_size'))
     linen = 'Transformer/encoderblock_0/LayerNorm_1/scale' in tensors
     num_layers = model_config.count_layers(tensors, r'Transformer/encoderblock_(\d+)/')
@@ -103,9 +106,13 @@ def save(
   Class names are kept where they fit into 64 KiB.
 
   Raises:
-    UsageError: the model has parameters without a place there that `allow` doesn't match.
+    UsageError: the published models can't compute what this one does, or parameters without a
+      place there aren't matched by `allow`.
   """
   config = model_config.describe_params(table.flatten(params), config, path)
+  for field in ('class_token', 'fc_norm'):
+    if config[field]:
+      raise UsageError(f'{path}: {field}=True has no place there; timm and scenic files have one')
   rules = table.expand(_PUBLISHED, config['num_layers'], separator='/')
   archive = io.BytesIO()
   np.savez(archive, **table.to_theirs(params, rules, config, path, allow))
@@ -135,6 +142,15 @@ def _read(path: str | os.PathLike) -> tuple[files.Tensors, dict[str, Any]]:
 def _recover_bfloat16(array: np.ndarray) -> np.ndarray:
   # NumPy has no name for the type, and reads it as two bytes of nothing in particular.
   return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype('V2') else array
+
+
+def _unstack_blocks(tensors: files.Tensors) -> None:
+  """Makes one tensor a layer of those that big_vision's scan stacks."""
+  stack = 'Transformer/encoderblock/'
+  # An empty array can claim any number of layers.
+  for name in [name for name in tensors if name.startswith(stack) and tensors[name].size]:
+    for layer, array in enumerate(tensors.pop(name)):
+      tensors[f'{_BLOCK.format(layer)}/{name.removeprefix(stack)}'] = array
 
 
 def _to_old_positions(tensors: files.Tensors, image_size: model_config.Shape | None) -> None:

@@ -56,7 +56,21 @@ _ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu',
   'relu': 'relu',
 }
-_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+# A file of all weights, the index of several, and those; in the order of preference.
+_WEIGHTS = (
+  ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors'),
+  ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin'),
+)
+_PREPROCESSOR = 'preprocessor_config.json'
+_PROCESSOR_DEFAULTS = {
+  'do_rescale': True,
+  'rescale_factor': 1 / 255,
+  'do_normalize': True,
+  'image_mean': 0.5,
+  'image_std': 0.5,
+  'do_center_crop': False,
+}
+_RESIZE_OVER_CROP = 256 / 224  # of the central crop here
 
 
 def load(
@@ -66,8 +80,10 @@ def load(
 
   Args:
     path: a folder with config.json and model.safetensors or, PyTorch being installed,
-      pytorch_model.bin; or the name of one on the hub, `google/vit-base-patch16-224`, with or
-      without `hf:` in front, which is downloaded once into Hugging Face's cache.
+      pytorch_model.bin, whole or in shards; or the name of one on the hub,
+      `google/vit-base-patch16-224`, with or without `hf:` in front, which is downloaded once into
+      Hugging Face's cache. preprocessor_config.json is read where there is one; what it says of
+      interpolation, and of the margin around a central crop, is not.
     allow: as for `augreg.load`.
     **known: entries of the model config, which win over the file's.
 
@@ -83,7 +99,8 @@ def load(
   )
   model_config.require(tensors, anchors, weights_file, 'a Hugging Face ViT')
   with files.reading(config_file, "a ViT's config.json"):
-    config = _our_config(theirs, tensors, config_file) | known
+    config = _our_config(theirs, tensors, known, config_file)
+  model_config.check_said(config, config_file.parent)
   _add_zero_biases(tensors, theirs, config)
   rules = table.expand(_TABLE, config['num_layers'])
   return table.to_ours(tensors, rules, config, weights_file, allow), config
@@ -98,12 +115,16 @@ def save(
 ) -> None:
   """Writes a folder that ViTForImageClassification.from_pretrained loads; ViTModel without a head.
 
+  Where the config has `preprocess`, AutoImageProcessor.from_pretrained loads that; it has no words
+  for a central crop that isn't square, which is left out.
+
   Raises:
     UsageError: Hugging Face's ViT can't compute what this model does, or parameters without a
       place there aren't matched by `allow`.
   """
   config = model_config.describe_params(table.flatten(params), config, path)
-  check_choice(f'{path}: classifier of a Hugging Face ViT', config['classifier'], ('token',))
+  for field, value in (('classifier', 'token'), ('positional_embedding', 'learned_1d')):
+    check_choice(f'{path}: {field} of a Hugging Face ViT', config[field], (value,))
   table_ = [line for line in _TABLE if not (line.ours == 'pre_logits' and config['num_classes'])]
   rules = table.expand(table_, config['num_layers'])
   tensors = table.to_theirs(params, rules, config, path, allow)
@@ -111,47 +132,133 @@ def save(
     tensors = {n if n.startswith('classifier.') else f'vit.{n}': t for n, t in tensors.items()}
   folder = Path(path)
   files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
-  files.write(folder / 'config.json', json.dumps(_their_config(config), indent=2).encode())
+  _write_json(folder / 'config.json', _their_config(config))
+  if config['preprocess'] is not None and (preprocessor := _their_preprocess(config)):
+    _write_json(folder / _PREPROCESSOR, preprocessor)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+  files.write(path, json.dumps(content, indent=2).encode())
 
 
 def _find(path: str | os.PathLike) -> tuple[Path, Path]:
   """Returns the paths of the config and the weights, after a download if need be."""
   name = os.fspath(path)
   if not name.startswith('hf:') and (Path(name).exists() or name.count('/') != 1):
-    return Path(name, 'config.json'), _first([Path(name, w) for w in _WEIGHTS], name)
-  name = name.removeprefix('hf:')
-  with files.reading(name, 'a folder or a model on the Hugging Face hub'):
-    snapshot = huggingface_hub.snapshot_download(name, allow_patterns=['config.json', _WEIGHTS[0]])
-    if not Path(snapshot, _WEIGHTS[0]).is_file():
-      snapshot = huggingface_hub.snapshot_download(
-        name, allow_patterns=['config.json', _WEIGHTS[1]]
-      )
-  return Path(snapshot, 'config.json'), _first([Path(snapshot, w) for w in _WEIGHTS], name)
+    folder = Path(name)
+  else:
+    name = name.removeprefix('hf:')
+    with files.reading(name, 'a folder or a model on the Hugging Face hub'):
+      folder = _download(name)
+  for whole, index, _ in _WEIGHTS:
+    for weights in (whole, index):
+      if (folder / weights).is_file():
+        return folder / 'config.json', folder / weights
+  raise UsageError(f'{name}: no {" or ".join(whole for whole, _, _ in _WEIGHTS)} there')
 
 
-def _first(paths: list[Path], name: str) -> Path:
-  for path in paths:
-    if path.is_file():
-      return path
-  raise UsageError(f'{name}: no {" or ".join(_WEIGHTS)} there')
+def _download(name: str) -> Path:
+  """Returns the folder in Hugging Face's cache, filled; pickled weights only where need be."""
+  for patterns in _WEIGHTS:
+    allowed = ['config.json', _PREPROCESSOR, *patterns]
+    folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed))
+    if any((folder / weights).is_file() for weights in patterns):
+      break
+  return folder
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+  data = files.read(path)
+  with files.reading(path, what):
+    content = json.loads(data)
+    if not isinstance(content, dict):
+      raise TypeError(f'a {type(content).__name__}, not an object')
+  return content
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-  data = files.read(path)
-  with files.reading(path, "a ViT's config.json"):
-    config = json.loads(data)
-    if config.get('model_type') != 'vit':
-      raise UsageError(f"{path}: model_type is {config.get('model_type')!r}; only 'vit' is read")
+  config = _read_json(path, "a ViT's config.json")
+  if config.get('model_type') != 'vit':
+    raise UsageError(f"{path}: model_type is {config.get('model_type')!r}; only 'vit' is read")
   return config
 
 
 def _read_weights(path: Path) -> files.Tensors:
+  """Returns the tensors of a file, or of all the shards that an index names."""
+  if path.suffix == '.json':
+    return {n: t for shard in _shards(path) for n, t in _read_weights(shard).items()}
   data = files.read(path)
   if path.suffix == '.safetensors':
     with files.reading(path, 'a .safetensors file'):
       return files.parse_safetensors(data)[0]
   with files.reading(path, 'tensors saved by PyTorch'):
     return files.arrays_in(files.parse_torch(data, path))
+
+
+def _shards(index: Path) -> list[Path]:
+  """Returns the files that an index names, each of which lies beside it."""
+  what = 'an index of shards'
+  content = _read_json(index, what)
+  suffix = Path(index.name.removesuffix('.index.json')).suffix
+  with files.reading(index, what):
+    names = sorted(set(content['weight_map'].values()))
+    for name in names:
+      if Path(name).name != name or Path(name).suffix != suffix:
+        raise UsageError(f'{index}: {name!r} is not the name of a {suffix} file in this folder')
+    return [index.with_name(name) for name in names]
+
+
+def _read_preprocess(path: Path) -> dict[str, Any] | None:
+  """Returns what preprocessor_config.json says, if it is there, in this project's terms."""
+  if not path.is_file():
+    return None
+  what = "an image processor's config"
+  theirs = _read_json(path, what)
+  theirs = _PROCESSOR_DEFAULTS | {key: v for key, v in theirs.items() if v is not None}
+  with files.reading(path, what):
+    # They normalise pixels times the factor, here it is pixels / 255.
+    scale = 255 * theirs['rescale_factor'] if theirs['do_rescale'] else 255
+    mean, std = theirs['image_mean'], theirs['image_std']
+    if not theirs['do_normalize']:
+      mean, std = 0.0, 1.0
+    preprocess = {
+      'mean': [value / scale for value in (mean if isinstance(mean, list) else [mean])],
+      'std': [value / scale for value in (std if isinstance(std, list) else [std])],
+      'crop': 'central' if theirs['do_center_crop'] else 'resize',
+    }
+    return model_config.said({'preprocess': preprocess}, path)['preprocess']
+
+
+def _their_preprocess(config: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns preprocessor_config.json, or None where it can't say it."""
+  preprocess, (height, width) = config['preprocess'], config['image_size']
+  size = {'height': height, 'width': width}
+  crop = {'image_processor_type': 'ViTImageProcessor', 'size': size}
+  if preprocess['crop'] == 'central':
+    if height != width:
+      return None
+    # ViT's own processor, in older versions, doesn't crop.
+    crop = {
+      'image_processor_type': 'BitImageProcessor',
+      'size': {'shortest_edge': round(_RESIZE_OVER_CROP * height)},
+      'do_center_crop': True,
+      'crop_size': size,
+    }
+  mean, std = (
+    list(values) * (config['channels'] if len(values) == 1 else 1)
+    for values in (preprocess['mean'], preprocess['std'])
+  )
+  return {
+    **crop,
+    'do_resize': True,
+    'resample': 3,  # Pillow's bicubic
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': mean,
+    'image_std': std,
+    'do_convert_rgb': config['channels'] == 3,
+  }
 
 
 def _canonical(name: str) -> str:
@@ -173,7 +280,9 @@ def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
   return value
 
 
-def _our_config(theirs: Mapping[str, Any], tensors: files.Tensors, path: Path) -> dict[str, Any]:
+def _our_config(
+  theirs: Mapping[str, Any], tensors: files.Tensors, known: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
   """Returns the model config that config.json gives; ViTConfig's defaults may be left out of it."""
   activation = theirs.get('hidden_act', 'gelu')
   check_choice(f'{path}: hidden_act', activation, _ACTIVATIONS)
@@ -194,7 +303,7 @@ def _our_config(theirs: Mapping[str, Any], tensors: files.Tensors, path: Path) -
     'num_layers': num_layers,
     'num_heads': _whole(theirs, 'num_attention_heads', 12),
     'patches': {'size': _pair(theirs.get('patch_size', 16))},
-    'classifier': 'token',
+    **model_config.describe_pooling(known, probe=False, class_token=True, fc_norm=False),
     'positional_embedding': 'learned_1d',
     'representation_size': None if pooler is None or num_classes else len(pooler),
     'norm_epsilon': float(theirs.get('layer_norm_eps', 1e-12)),
@@ -203,6 +312,8 @@ def _our_config(theirs: Mapping[str, Any], tensors: files.Tensors, path: Path) -
     'channels': _whole(theirs, 'num_channels', 3),
     'image_size': _pair(theirs.get('image_size', 224)),
     'class_names': None if made_up else names,
+    'preprocess': _read_preprocess(path.with_name(_PREPROCESSOR)),
+    **known,
   }
 
 

@@ -2,7 +2,9 @@
 
 It is a dict that `ViT.from_config` takes: the entries of an experiment's `config.model` that
 parameters depend on, and `num_classes`, `channels`, `image_size` (height, width) or None where
-nothing depends on it, and `class_names`, a list or None.
+nothing depends on it, `class_names`, a list or None, and `preprocess`, None or a dict of what is
+done to images: `mean` and `std`, of pixels scaled to [0, 1], and `crop`, 'resize' or 'central', all
+three as in an experiment's `config.data`.
 """
 
 import functools
@@ -30,6 +32,22 @@ def _is_pair(value: Any) -> bool:
   return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value)
 
 
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_preprocess(value: Any) -> bool:
+  if not isinstance(value, dict) or value.keys() != {'mean', 'std', 'crop'}:
+    return False
+  mean, std = value['mean'], value['std']
+  return (
+    all(isinstance(numbers, list | tuple) and numbers for numbers in (mean, std))
+    and all(map(_is_number, (*mean, *std)))
+    and min(std) > 0
+    and value['crop'] in ('resize', 'central')
+  )
+
+
 # What shapes don't tell: a file's own words, or the caller's. Each with its test.
 _SAID = {
   'num_heads': lambda value: type(value) is int and value > 0,
@@ -41,6 +59,7 @@ _SAID = {
   'class_names': lambda value: (
     value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
   ),
+  'preprocess': lambda value: value is None or _is_preprocess(value),
 }
 
 
@@ -55,6 +74,8 @@ def said(config: Mapping[str, Any], path: object) -> dict[str, Any]:
     value = tuple(config[key]) if _is_pair(config[key]) else config[key]
     if not _SAID[key](value):
       raise UsageError(f'{path}: its model config has {key}={value!r}')
+    if key == 'preprocess' and value is not None:
+      value = value | {name: tuple(map(float, value[name])) for name in ('mean', 'std')}
     entries[key] = value
   return entries
 
@@ -114,11 +135,38 @@ def has_class_position(num_positions: int, patch: Shape, image: Shape | None) ->
   )
 
 
-def check_class_names(config: Mapping[str, Any], path: object) -> None:
-  """Raises UsageError unless there are as many class names, if any, as logits."""
+def check_said(config: Mapping[str, Any], path: object) -> None:
+  """Raises UsageError unless what was said fits the shapes.
+
+  There are as many class names, if any, as logits, and as many means and standard deviations as
+  channels, or one for all.
+  """
   names, num_classes = config['class_names'], config['num_classes']
   if names is not None and len(names) != num_classes:
     raise UsageError(f'{path}: {len(names)} class names for {num_classes} classes')
+  for name in ('mean', 'std') if config['preprocess'] else ():
+    values, channels = config['preprocess'][name], config['channels']
+    if len(values) not in (1, channels):
+      raise UsageError(
+        f'{path}: preprocess.{name} has {len(values)} values for {channels} channels'
+      )
+
+
+def describe_pooling(
+  known: Mapping[str, Any], *, probe: bool, class_token: bool, fc_norm: bool
+) -> dict[str, Any]:
+  """Returns `classifier`, `class_token` and `fc_norm` of a model that has these parameters or not.
+
+  What they leave open, the classifier beside a class token, is in `known` or is 'token'.
+  """
+  default = 'map' if probe else 'token' if class_token else 'gap'
+  classifier = known.get('classifier', default)
+  beside = class_token and classifier != 'token'
+  return {
+    'classifier': classifier,
+    'class_token': True if beside else None,
+    'fc_norm': fc_norm,
+  }
 
 
 def describe(shapes: Mapping[str, Shape], known: Mapping[str, Any], path: object) -> dict[str, Any]:
@@ -135,7 +183,12 @@ def describe(shapes: Mapping[str, Shape], known: Mapping[str, Any], path: object
   if ranks != [4, 3, 2]:
     raise UsageError(f'{path}: not a ViT: its patch, query and MLP kernels have {ranks} axes')
   *patch, channels, hidden_size = shapes['embedding/kernel']
-  pooling = 'map' if 'MAPHead_0/probe' in shapes else 'gap'
+  pooling = describe_pooling(
+    known,
+    probe='MAPHead_0/probe' in shapes,
+    class_token='cls' in shapes,
+    fc_norm='fc_norm/scale' in shapes,
+  )
   config = {
     'name': 'vit',
     'hidden_size': hidden_size,
@@ -143,7 +196,7 @@ def describe(shapes: Mapping[str, Shape], known: Mapping[str, Any], path: object
     'num_layers': count_layers(shapes, r'Transformer/encoderblock_(\d+)/'),
     'num_heads': shapes[_QUERY][1],
     'patches': {'size': tuple(patch)},
-    'classifier': 'token' if 'cls' in shapes else pooling,
+    **pooling,
     'positional_embedding': 'learned_1d',
     'representation_size': shapes.get('pre_logits/bias', (None,))[0],
     'norm_epsilon': 1e-6,
@@ -152,11 +205,13 @@ def describe(shapes: Mapping[str, Shape], known: Mapping[str, Any], path: object
     'channels': channels,
     'image_size': None,
     'class_names': None,
+    'preprocess': None,
     **known,
   }
-  check_class_names(config, path)
+  check_said(config, path)
   if config['image_size'] is None and len(shapes.get(POSITIONS, ())) == 3:
-    num_patches = shapes[POSITIONS][1] - (config['classifier'] == 'token')
+    own = bool(config['class_token'] or config['classifier'] == 'token')
+    num_patches = shapes[POSITIONS][1] - own
     config['image_size'] = square_image(num_patches, patch, path)
   return config
 
@@ -185,15 +240,23 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     UsageError: the config's fields don't fit each other.
   """
   check_choice('model name', config['name'], MODELS)
-  size = config['image_size'] or config['patches']['size']
-  images = jax.ShapeDtypeStruct((1, *size, config['channels']), jnp.float32)
   # A ViT's layers are all alike, and tracing dozens takes seconds.
   traced = 1 if config['name'] == 'vit' else config['num_layers']
-  model = MODELS[config['name']].from_config({**config, 'num_layers': traced})
-  init = functools.partial(model.init, train=False)
-  variables = jax.eval_shape(init, jax.random.key(0), images)
+  traced_config = {**config, 'num_layers': traced, 'class_names': None}
   shapes = {}
-  for name, leaf in flax.traverse_util.flatten_dict(variables['params'], sep='/').items():
+  for name, shape in _trace(json.dumps(traced_config, sort_keys=True, default=str)):
     for layer in range(config['num_layers'] // traced):
-      shapes[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = leaf.shape
+      shapes[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = shape
   return shapes
+
+
+@functools.lru_cache  # reading and writing a file ask several times
+def _trace(config: str) -> list[tuple[str, Shape]]:
+  """Returns (path, shape) of the parameters of a model whose config is given as JSON."""
+  config = json.loads(config)
+  size = config['image_size'] or config['patches']['size']
+  images = jax.ShapeDtypeStruct((1, *size, config['channels']), jnp.float32)
+  model = MODELS[config['name']].from_config(config)
+  variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+  flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+  return [(name, leaf.shape) for name, leaf in flat.items()]

@@ -2,8 +2,8 @@
 
 github.com/huggingface/pytorch-image-models. timm's models use exact GELU and a LayerNorm epsilon
 of 1e-6. Nothing in a state dict tells the number of heads: it is that of the named size
-(`models.sizes`) of the same width, depth and MLP, or has to be given. What is otherwise, and class
-names, `save` puts into the file's metadata.
+(`models.sizes`) of the same width, depth and MLP, or has to be given. What is otherwise, class
+names and preprocessing, `save` puts into the file's metadata.
 """
 
 import os
@@ -37,6 +37,7 @@ _TABLE = (
   Module(f'{_OURS}/MlpBlock_0/Dense_0', 'blocks.{}.mlp.fc1', DENSE),
   Module(f'{_OURS}/MlpBlock_0/Dense_1', 'blocks.{}.mlp.fc2', DENSE),
   Module('Transformer/encoder_norm', 'norm', NORM),
+  Module('fc_norm', 'fc_norm', NORM),
   tensor('MAPHead_0/probe', 'attn_pool.latent'),
   Module(f'{_POOL}/query', 'attn_pool.q', TO_HEADS),
   Module((f'{_POOL}/key', f'{_POOL}/value'), 'attn_pool.kv', TO_HEADS),
@@ -53,9 +54,7 @@ def load(
 ) -> tuple[table.Params, dict[str, Any]]:
   """Returns (params, model config) of a state dict.
 
-  `fc_norm` is read where it is the final norm of a class token: norm and choice of a token
-  commute, norm and average don't. Position embeddings that leave the class token out
-  (no_embed_class) get a row of zeros for it.
+  Position embeddings that leave the class token out (no_embed_class) get a row of zeros for it.
 
   Args:
     path: .safetensors or, PyTorch being installed, .pth; local, gs:// or https://.
@@ -77,7 +76,7 @@ def load(
   model_config.require(tensors, anchors, path, "timm's VisionTransformer")
   if [tensors[name].ndim for name in anchors] != [4, 3, 1, 1]:
     raise UsageError(f"{path}: not timm's VisionTransformer: its tensors have other ranks")
-  _rename_fc_norm(tensors, known, path)
+  _settle_fc_norm(tensors, known, path)
   with files.reading(path, 'a ViT'):
     config = _describe(tensors, known, path)
     _add_zeros(tensors, config)
@@ -94,8 +93,9 @@ def save(
 ) -> None:
   """Writes a state dict, .safetensors or .pth.
 
-  timm loads it into VisionTransformer(global_pool=..., fc_norm=False) with 'token', 'avg', 'max' or
-  'map' for the classifiers 'token', 'gap', 'gmp' and 'map'.
+  timm loads it into VisionTransformer(global_pool=..., class_token=..., fc_norm=...) with 'token',
+  'avg', 'max' or 'map' for the classifiers 'token', 'gap', 'gmp' and 'map', and the other two as in
+  the config.
 
   Raises:
     UsageError: timm's ViT can't compute what this model does, or parameters without a place there
@@ -104,6 +104,7 @@ def save(
   config = model_config.describe_params(table.flatten(params), config, path)
   classifiers = ('token', 'gap', 'gmp', 'map')
   check_choice(f"{path}: classifier of timm's ViT", config['classifier'], classifiers)
+  check_choice(f"{path}: positions of timm's ViT", config['positional_embedding'], ('learned_1d',))
   rules = table.expand(_TABLE, config['num_layers'])
   tensors = table.to_theirs(params, rules, config, path, allow)
   text = model_config.to_json(config)
@@ -133,17 +134,17 @@ def _read(path: str | os.PathLike) -> tuple[files.Tensors, dict[str, Any]]:
     return tensors, model_config.from_json(text, path) if text else {}
 
 
-def _rename_fc_norm(tensors: files.Tensors, known: Mapping[str, Any], path: object) -> None:
-  """Makes `fc_norm` the final norm where that is the same function."""
-  if 'fc_norm.weight' not in tensors:
+def _settle_fc_norm(tensors: files.Tensors, known: Mapping[str, Any], path: object) -> None:
+  """Makes `fc_norm` the final norm where the head reads the class token, which is the same."""
+  if not {'fc_norm.weight', 'cls_token'} <= tensors.keys() or 'attn_pool.latent' in tensors:
     return
-  if 'cls_token' not in tensors or known.get('classifier') != 'token':
+  if 'classifier' not in known:
     raise UsageError(
-      f'{path}: fc_norm, a norm after the average of tokens, which ViT here has before it; where '
-      'the head reads the class token alone, say so: --classifier=token'
+      f'{path}: fc_norm beside a class token, and the file does not say what the head reads; '
+      "timm's global_pool 'avg' is --classifier=gap, 'max' is gmp, 'token' is token"
     )
-  for name in ('fc_norm.weight', 'fc_norm.bias'):
-    if name in tensors:
+  if known['classifier'] == 'token':
+    for name in {'fc_norm.weight', 'fc_norm.bias'} & tensors.keys():
       tensors[name.removeprefix('fc_')] = tensors.pop(name)
 
 
@@ -153,7 +154,12 @@ def _describe(tensors: files.Tensors, known: Mapping[str, Any], path: object) ->
   num_layers = model_config.count_layers(tensors, r'blocks\.(\d+)\.')
   mlp_dim = len(tensors['blocks.0.mlp.fc1.bias'])
   num_heads = known.get('num_heads') or _num_heads(hidden_size, num_layers, mlp_dim, path)
-  pooling = 'map' if 'attn_pool.latent' in tensors else 'gap'
+  pooling = model_config.describe_pooling(
+    known,
+    probe='attn_pool.latent' in tensors,
+    class_token='cls_token' in tensors,
+    fc_norm='fc_norm.weight' in tensors,
+  )
   config = {
     'name': 'vit',
     'hidden_size': hidden_size,
@@ -161,7 +167,7 @@ def _describe(tensors: files.Tensors, known: Mapping[str, Any], path: object) ->
     'num_layers': num_layers,
     'num_heads': num_heads,
     'patches': {'size': tuple(patch)},
-    'classifier': 'token' if 'cls_token' in tensors else pooling,
+    **pooling,
     'positional_embedding': 'learned_1d',
     'representation_size': None,
     'norm_epsilon': 1e-6,
@@ -170,9 +176,10 @@ def _describe(tensors: files.Tensors, known: Mapping[str, Any], path: object) ->
     'channels': channels,
     'image_size': None,
     'class_names': None,
+    'preprocess': None,
     **known,
   }
-  model_config.check_class_names(config, path)
+  model_config.check_said(config, path)
   if config['image_size'] is None:
     positions = tensors['pos_embed'].shape[1]
     own = 'cls_token' in tensors and model_config.has_class_position(positions, patch, None)

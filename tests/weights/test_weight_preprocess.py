@@ -1,0 +1,150 @@
+"""What goes with weights to use them on images: read, kept, refused, and handed to Hugging Face."""
+
+import json
+
+import numpy as np
+import pytest
+from small_vits import SQUARE, WIDE, random_params
+
+from vit_jax import weights
+from vit_jax.data.preprocess import make_preprocess
+from vit_jax.errors import UsageError
+
+FILES = {'augreg': 'm.npz', 'huggingface': 'folder', 'timm': 'm.safetensors', 'scenic': 'm.msgpack'}
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'crop': 'central'}
+PROCESSOR = 'preprocessor_config.json'
+
+
+@pytest.mark.parametrize('format', FILES)
+def test_formats_keep_what_is_done_to_images(tmp_path, format):
+  config = SQUARE | {'preprocess': IMAGENET}
+  weights.save(random_params(config), config, tmp_path / FILES[format], format=format)
+  assert weights.load(tmp_path / FILES[format])[1] == config
+  its_config = weights.load(tmp_path / FILES[format], preprocess=None)[1]
+  assert its_config['preprocess'] is None
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'std': (0.5, 0.0, 0.5)}, 'preprocess='),
+    ({'std': (float('nan'),)}, 'preprocess='),
+    ({'mean': (float('inf'),)}, 'preprocess='),
+    ({'mean': ()}, 'preprocess='),
+    ({'mean': 0.5}, 'preprocess='),
+    ({'mean': ('0.5',)}, 'preprocess='),
+    ({'crop': 'inception'}, 'preprocess='),
+    ({'size': 3}, 'preprocess='),
+    ({'mean': (0.5, 0.5)}, r'preprocess\.mean has 2 values for 3 channels'),
+    ({'std': (0.5,) * 4}, r'preprocess\.std has 4 values for 3 channels'),
+  ],
+)
+def test_values_that_it_cannot_have_are_one_line(tmp_path, change, message):
+  config = SQUARE | {'preprocess': IMAGENET | change}
+  for format, name in FILES.items():
+    with pytest.raises(UsageError, match=message) as error:
+      weights.save(random_params(SQUARE), config, tmp_path / name, format=format)
+    assert '\n' not in str(error.value)
+
+
+def read(folder, config=SQUARE, **processor):
+  """What comes of a folder with this preprocessor_config.json."""
+  weights.save(random_params(config), config, folder, format='huggingface')
+  (folder / PROCESSOR).write_text(json.dumps(processor))
+  return weights.load(folder)[1]['preprocess']
+
+
+def test_hugging_face_defaults_may_be_left_out(tmp_path):
+  assert read(tmp_path) == {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
+  assert read(tmp_path, image_mean=None, do_rescale=None)['mean'] == (0.5,)
+  assert read(tmp_path, do_center_crop=True)['crop'] == 'central'
+
+
+@pytest.mark.parametrize(
+  'processor',
+  [
+    {'rescale_factor': 1 / 255, 'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.4, 0.5, 0.6]},
+    {'rescale_factor': 1 / 127.5, 'image_mean': [1.0, 1.0, 1.0], 'image_std': 1},
+    {'do_rescale': False, 'image_mean': [120, 110, 100], 'image_std': [60.0, 61.0, 62.0]},
+    {'do_normalize': False, 'image_mean': [0.1, 0.2, 0.3]},
+    {'do_normalize': False, 'do_rescale': False},
+  ],
+)
+def test_hugging_face_normalisation_in_other_units_is_the_same_here(tmp_path, processor):
+  """Their order of operations, on every value that a pixel can have, against ours."""
+  given = {'rescale_factor': 1 / 255, 'image_mean': 0.5, 'image_std': 0.5} | processor
+  pixels = np.tile(np.arange(256.0)[:, None], 3)
+  expected = pixels * given['rescale_factor'] if given.get('do_rescale', True) else pixels
+  if given.get('do_normalize', True):
+    expected = (expected - given['image_mean']) / given['image_std']
+  ours = read(tmp_path, **processor)
+  np.testing.assert_allclose((pixels / 255 - ours['mean']) / ours['std'], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('processor', 'message'),
+  [
+    ({'rescale_factor': 0}, f"{PROCESSOR}: cannot be read as an image processor's config"),
+    ({'rescale_factor': 'x'}, f"{PROCESSOR}: cannot be read as an image processor's config"),
+    ({'image_std': [1, 0, 1]}, rf'{PROCESSOR}: .*preprocess=|ZeroDivision'),
+    ({'image_mean': [0.1, 0.2]}, r'preprocess\.mean has 2 values for 3 channels'),
+    ({'image_mean': []}, 'preprocess='),
+  ],
+)
+def test_hugging_face_values_that_make_no_sense_are_one_line(tmp_path, processor, message):
+  with pytest.raises(UsageError, match=message) as error:
+    read(tmp_path, **processor)
+  assert '\n' not in str(error.value)
+  (tmp_path / PROCESSOR).write_text('[')
+  with pytest.raises(UsageError, match=f"{PROCESSOR}: cannot be read as an image processor's"):
+    weights.load(tmp_path)
+
+
+def test_nothing_is_written_where_nothing_is_known_or_can_be_said(tmp_path):
+  weights.save(random_params(SQUARE), SQUARE, tmp_path / 'unknown', format='huggingface')
+  assert not (tmp_path / 'unknown' / PROCESSOR).exists()
+  config = WIDE | {'preprocess': {'mean': (0.5,), 'std': (0.5,), 'crop': 'central'}}
+  weights.save(random_params(WIDE), config, tmp_path / 'wide', format='huggingface')
+  assert not (tmp_path / 'wide' / PROCESSOR).exists()
+
+
+def load_processor(folder, config, preprocess):
+  transformers = pytest.importorskip('transformers')
+  config = config | {'preprocess': preprocess}
+  weights.save(random_params(config), config, folder, format='huggingface')
+  return transformers.AutoImageProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize('crop', ['resize', 'central'])
+@pytest.mark.parametrize(
+  ('channels', 'mean', 'std'),
+  [(3, IMAGENET['mean'], IMAGENET['std']), (3, (0.5,), (0.25,)), (1, (0.1307,), (0.3081,))],
+)
+def test_hugging_face_s_processor_gives_the_same_pixels(tmp_path, channels, mean, std, crop):
+  """Of an image of another size: the same bicubic resize and crop, and (x / 255 - mean) / std."""
+  config = SQUARE | {'image_size': (28, 28), 'channels': channels}
+  processor = load_processor(tmp_path, config, {'mean': mean, 'std': std, 'crop': crop})
+  image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), np.uint8)
+  record = make_preprocess((28, 28), channels, crop, train=False)({'image': image})
+  expected = (record['image'] / 255 - np.array(mean)) / np.array(std)
+  options = {'input_data_format': 'channels_last', 'return_tensors': 'np'}
+  (theirs,) = processor(image, **options)['pixel_values']
+  np.testing.assert_allclose(theirs.transpose(1, 2, 0), expected, rtol=0, atol=1e-5)
+
+
+def test_hugging_face_s_vit_processor_reads_it_too(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  load_processor(tmp_path, SQUARE, IMAGENET | {'crop': 'resize'})
+  processor = transformers.ViTImageProcessor.from_pretrained(tmp_path)
+  image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)  # of the right size
+  (theirs,) = processor(image, return_tensors='np')['pixel_values']
+  expected = (image / 255 - np.array(IMAGENET['mean'])) / np.array(IMAGENET['std'])
+  np.testing.assert_allclose(theirs.transpose(1, 2, 0), expected, rtol=0, atol=1e-5)
+
+
+def test_what_transformers_writes_is_read(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  weights.save(random_params(SQUARE), SQUARE, tmp_path, format='huggingface')
+  transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+  expected = {'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.5, 0.5), 'crop': 'resize'}
+  assert weights.load(tmp_path)[1]['preprocess'] == expected

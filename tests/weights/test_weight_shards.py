@@ -1,0 +1,131 @@
+"""Hugging Face folders whose weights are in several files, and what is asked of the hub."""
+
+import json
+
+import huggingface_hub
+import pytest
+from small_vits import SQUARE, assert_same, random_params
+
+from vit_jax import weights
+from vit_jax.errors import UsageError
+from vit_jax.weights import files
+
+SHARDS = ('model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors')
+INDEX = 'model.safetensors.index.json'
+
+
+def save_in_shards(folder):
+  """Writes a model with every other tensor in either file; returns its parameters."""
+  params = random_params(SQUARE)
+  weights.save(params, SQUARE, folder, format='huggingface')
+  whole = folder / 'model.safetensors'
+  tensors, _ = files.parse_safetensors(whole.read_bytes())
+  whole.unlink()
+  parts = [dict(list(tensors.items())[start::2]) for start in (0, 1)]
+  for name, part in zip(SHARDS, parts, strict=True):
+    (folder / name).write_bytes(files.format_safetensors(part))
+  write_index(folder, {n: shard for shard, part in zip(SHARDS, parts, strict=True) for n in part})
+  return params
+
+
+def write_index(folder, weight_map):
+  (folder / INDEX).write_text(json.dumps({'metadata': {}, 'weight_map': weight_map}))
+
+
+def refused(folder, match):
+  with pytest.raises(UsageError, match=match) as error:
+    weights.load(folder)
+  assert '\n' not in str(error.value)
+
+
+def test_shards_are_read_as_one(tmp_path):
+  params = save_in_shards(tmp_path)
+  loaded, config = weights.load(tmp_path)
+  assert config == SQUARE
+  assert_same(loaded, params)
+
+
+def test_a_whole_file_goes_before_an_index(tmp_path):
+  save_in_shards(tmp_path)
+  other = random_params(SQUARE, seed=1)
+  weights.save(other, SQUARE, tmp_path, format='huggingface')
+  assert_same(weights.load(tmp_path)[0], other)
+
+
+def test_a_missing_and_a_truncated_shard_are_one_line(tmp_path):
+  save_in_shards(tmp_path)
+  shard = tmp_path / SHARDS[1]
+  data = shard.read_bytes()
+  shard.write_bytes(data[: len(data) // 2])
+  refused(tmp_path, rf'^{shard}: cannot be read as a \.safetensors file')
+  shard.unlink()
+  refused(tmp_path, rf'^{shard}: no such file$')
+
+
+def test_tensors_of_a_shard_that_the_index_leaves_out_are_missed(tmp_path):
+  save_in_shards(tmp_path)
+  write_index(tmp_path, {'vit.embeddings.cls_token': SHARDS[0]})
+  with pytest.raises(UsageError, match=r'missing +|not a Hugging Face ViT'):
+    weights.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['../secret.safetensors', '/secret.safetensors', 'a/../b.safetensors', '..', '', 'config.json'],
+)
+def test_an_index_names_files_beside_it_alone(tmp_path, name):
+  folder = tmp_path / 'model'
+  save_in_shards(folder)
+  (folder / SHARDS[0]).rename(tmp_path / 'secret.safetensors')
+  write_index(folder, {'a': name, 'b': SHARDS[1]})
+  refused(folder, rf"{INDEX}: '{name}' is not the name of a \.safetensors file in this folder$")
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_an_index_that_is_none(tmp_path, text):
+  save_in_shards(tmp_path)
+  (tmp_path / INDEX).write_text(text)
+  refused(tmp_path, f'{INDEX}: cannot be read as an index of shards')
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """A folder that stands for the hub's; what is asked for comes into another, as from the hub."""
+  remote, cache = tmp_path / 'remote', tmp_path / 'cache'
+  cache.mkdir()
+
+  def download(name, allow_patterns):
+    assert name == 'some/vit'
+    names = [path.name for path in remote.iterdir()]
+    for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
+      (cache / name).write_bytes((remote / name).read_bytes())
+    return str(cache)
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+  return remote, cache
+
+
+def test_shards_come_from_the_hub_and_nothing_that_is_not_needed(hub):
+  remote, cache = hub
+  params = save_in_shards(remote)
+  for name in ('pytorch_model.bin', 'tf_model.h5', 'optimizer.safetensors'):
+    (remote / name).write_bytes(b'large')
+  (remote / 'preprocessor_config.json').write_text('{"image_mean": [0.4, 0.5, 0.6]}')
+  loaded, config = weights.load('some/vit')
+  assert_same(loaded, params)
+  assert config['preprocess']['mean'] == (0.4, 0.5, 0.6)
+  assert {path.name for path in cache.iterdir()} == {
+    *SHARDS, INDEX, 'config.json', 'preprocessor_config.json'}  # fmt: skip
+
+
+def test_pickled_weights_come_from_the_hub_where_there_are_no_others(hub):
+  torch = pytest.importorskip('torch')
+  remote, cache = hub
+  weights.save(random_params(SQUARE), SQUARE, remote, format='huggingface')
+  whole = remote / 'model.safetensors'
+  tensors, _ = files.parse_safetensors(whole.read_bytes())
+  torch.save({n: torch.from_numpy(a.copy()) for n, a in tensors.items()},
+             remote / 'pytorch_model.bin')  # fmt: skip
+  whole.unlink()
+  assert_same(weights.load('hf:some/vit')[0], random_params(SQUARE))
+  assert {path.name for path in cache.iterdir()} == {'config.json', 'pytorch_model.bin'}
