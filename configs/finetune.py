@@ -23,7 +23,8 @@ def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
   size, dataset = datasets.split_arg(arg, default_size=None)
   datasets.apply(c, dataset)
   for field in pretrained.OPEN:
-    c.model[field] = placeholder(type(c.model[field]))
+    if c.model[field] is not None:
+      c.model[field] = placeholder(type(c.model[field]))
   c.model.patches.size = placeholder(tuple)
   c.data.mean = placeholder(tuple)
   c.data.std = placeholder(tuple)
