@@ -77,7 +77,7 @@ def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
 def _load(preprocess: Mapping[str, Any]) -> Predictor:
   """Reads the model; what flags say stands in place of what its files say."""
   source = _WORKDIR.value or _WEIGHTS.value
-  is_run = _WORKDIR.value is not None or Path(source, 'checkpoints').is_dir()
+  is_run = _WORKDIR.value is not None or Path(source, 'model.json').exists()
   loss = _loss(Path(source)) if is_run else 'softmax'
   params, config = weight_flags.load(source)
   config = dict(config, preprocess={**(config.get('preprocess') or {}), **preprocess})
