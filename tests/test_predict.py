@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, start_training
+from conftest import ROOT, tiny_config
 from PIL import Image
 from small_vits import SQUARE, random_params
 
@@ -16,6 +16,7 @@ from vit_jax import weights
 from vit_jax.data import load_source
 from vit_jax.data.images import decode_image
 from vit_jax.predictor import Predictor
+from vit_jax.train import loop
 
 # Runs one command after the other, in a process of its own: commands define flags of equal names.
 SERVER = """
@@ -317,33 +318,29 @@ def write_digits(root, counts):
 
 MODELS = {
   # The images as they are stored, and what is evaluated is a moving average.
-  'vit': ('--config.ema_decay=0.5', '--config.num_steps=30'),
+  'vit': {'ema_decay': 0.5, 'num_steps': 30},
   # All that a run can say about its images, and a loss that makes other probabilities.
-  'sigmoid': (
-    '--config.data.image_size=(8,12)',
-    '--config.data.channels=3',
-    '--config.data.crop=central',
-    '--config.data.mean=(0.3,0.4,0.5)',
-    '--config.data.std=(0.5,0.6,0.7)',
-    '--config.loss.name=sigmoid',
-    '--config.num_steps=400',
-  ),
+  'sigmoid': {
+    'data.image_size': (8, 12),
+    'data.channels': 3,
+    'data.crop': 'central',
+    'data.mean': (0.3, 0.4, 0.5),
+    'data.std': (0.5, 0.6, 0.7),
+    'loss.name': 'sigmoid',
+    'num_steps': 400,
+  },
 }
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """The folder of images, and of a run of each model on them; the runs go side by side."""
+  """The folder of images, and of a run of each model on them."""
   root = tmp_path_factory.mktemp('runs')
   write_digits(root / 'images', {'train': 300, 'test': 70})
-  data = ('--config.data.name=folder', f'--config.data.dir={root}/images')
-  common = (*data, '--config.optimizer.learning_rate=1e-2', '--config.eval_every=100')
-  training = [
-    start_training(*args, *common, f'--workdir={root}/{name}') for name, args in MODELS.items()
-  ]
-  for process in training:
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+  common = {'data.name': 'folder', 'data.dir': str(root / 'images'), 'eval_every': 100}
+  for name, changes in MODELS.items():
+    config = tiny_config(**common, **changes, **{'optimizer.learning_rate': 1e-2})
+    loop.train_and_evaluate(config, root / name)
   return root
 
 
