@@ -44,14 +44,14 @@ def main(*images: str) -> int:
   preprocess = _preprocess_flags()
   paths = [file for image in images for file in find_images(image)]
   predictor = _load(preprocess)
-  form, num_damaged = _as_json if _JSON.value else _as_text, 0
-  hidden = None if len(paths) > 1 else True  # None: only where it would go into a file
+  num_damaged = 0
+  hidden = None if len(paths) > 1 else True  # None shows it on terminals alone
   with tqdm(total=len(paths), unit='image', disable=hidden, leave=False, dynamic_ncols=True) as bar:
     for path, outcome in predictor.files(paths, _BATCH_SIZE.value):
       if isinstance(outcome, Exception):
         num_damaged += 1
         bar.write(f'{path}: {_reason(outcome)}', file=sys.stderr)
-      if text := form(path, outcome, predictor.class_names):
+      if text := _format(path, outcome, predictor.class_names):
         bar.write(text, file=sys.stdout)
         sys.stdout.flush()
       bar.update()
@@ -108,24 +108,17 @@ def _read_class_names(path: str, num_classes: int) -> list[str]:
   return names
 
 
-def _most_probable(probabilities: np.ndarray) -> list[int]:
-  return np.argsort(-probabilities, kind='stable')[: _TOP.value].tolist()
-
-
-def _as_text(path: Path, outcome: np.ndarray | Exception, class_names: Sequence[str]) -> str:
-  """Returns the path and a line for each class; nothing for a damaged file."""
+def _format(path: Path, outcome: np.ndarray | Exception, class_names: Sequence[str]) -> str:
+  """Returns what is printed of an image: in text, nothing of a damaged one."""
   if isinstance(outcome, Exception):
-    return ''
-  lines = [f'{100 * outcome[i]:8.2f} %  {class_names[i]}' for i in _most_probable(outcome)]
-  return '\n'.join([str(path), *lines])
-
-
-def _as_json(path: Path, outcome: np.ndarray | Exception, class_names: Sequence[str]) -> str:
-  if isinstance(outcome, Exception):
-    return json.dumps({'image': str(path), 'error': _reason(outcome)})
+    return json.dumps({'image': str(path), 'error': _reason(outcome)}) if _JSON.value else ''
+  labels = np.argsort(-outcome, kind='stable')[: _TOP.value].tolist()
+  if not _JSON.value:
+    lines = [f'{100 * outcome[label]:8.2f} %  {class_names[label]}' for label in labels]
+    return '\n'.join([str(path), *lines])
   predictions = [
-    {'class': class_names[i], 'label': i, 'probability': float(outcome[i])}
-    for i in _most_probable(outcome)
+    {'class': class_names[label], 'label': label, 'probability': float(outcome[label])}
+    for label in labels
   ]
   return json.dumps({'image': str(path), 'predictions': predictions})
 
