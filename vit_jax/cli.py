@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -81,22 +82,32 @@ def _fail(message: object, code: int = 2) -> NoReturn:
   os._exit(code)
 
 
-def run(command: Callable[..., None], arguments: Sequence[str] = ()) -> None:
+def _nobody_reads() -> bool:
+  """Whether stdout is a pipe to a process that has closed it, as `head` does."""
+  poll = select.poll()
+  poll.register(sys.stdout, 0)
+  return bool(poll.poll(0))
+
+
+def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> None:
   """Runs `command`, with every way to end that a person can cause as a line.
 
   It is called with what comes beside flags: a word for each of `arguments`, and any number from one
   on for a last name that ends in '...'.
 
-  Exit codes: 2 for mistakes (UsageError), 1 for a loss that isn't finite, 128 plus the signal's
-  number for SIGTERM and Ctrl-C. Everything unforeseen keeps its traceback.
+  Exit codes: what `command` returns, 2 for mistakes (UsageError), 1 for a loss that isn't finite,
+  128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe. Everything unforeseen keeps
+  its traceback.
   """
 
   def main(argv):
+    # Names of files and classes may be none that the terminal's encoding has.
+    sys.stdout.reconfigure(errors='backslashreplace')
     absl_logging.set_verbosity(absl_logging.WARNING)
     # Orbax tells its every move to absl's logger, and raises its errors besides.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
-      command(*argv[1:])
+      return command(*argv[1:])
     except UsageError as e:
       _fail(e)
     except NonFiniteError as e:
@@ -105,6 +116,10 @@ def run(command: Callable[..., None], arguments: Sequence[str] = ()) -> None:
       _fail(f'{e}; to go on: {shlex.join(["python", *sys.argv])}', 128 + e.signum)
     except KeyboardInterrupt:
       _fail('interrupted', 128 + signal.SIGINT)
+    except BrokenPipeError:
+      if not _nobody_reads():
+        raise
+      os._exit(128 + signal.SIGPIPE)
 
   if host_memory.runs_on_cpu():
     host_memory.reuse_freed_memory()

@@ -1,10 +1,13 @@
-"""Image files to arrays: what is stored, upright, in 8 bits."""
+"""Image files: where they are, and what is stored in them, upright, in 8 bits."""
 
+import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from PIL import Image
+
+from vit_jax.errors import UsageError
 
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
@@ -70,3 +73,31 @@ def probe_image(path: Path) -> tuple[int, int, int]:
     image.draft('L', (1, 1))
     image.load()
   return height, width, channels
+
+
+def find_images(path: str | Path) -> list[Path]:
+  """Returns the image files of a folder and the folders below it, sorted; a file itself, as a list.
+
+  In folders, those are images that are named so; what is hidden is left out.
+
+  Raises:
+    UsageError: there is no such path, or no image in it, or a folder can't be read.
+  """
+  path = Path(path)
+  if not path.is_dir():
+    if not path.exists():
+      raise UsageError(f'{path}: no such image or folder')
+    return [path]
+  found = []
+  for folder, subfolders, names in os.walk(path, onerror=_refuse):
+    subfolders[:] = [name for name in subfolders if name[0] != '.']
+    files = [Path(folder, n) for n in names if n[0] != '.' and n.lower().endswith(SUFFIXES)]
+    # A link to nothing is left in, to be reported; a pipe would be waited for.
+    found += [file for file in files if file.is_file() or file.is_symlink()]
+  if not found:
+    raise UsageError(f'{path}: no images in this folder ({", ".join(SUFFIXES)})')
+  return sorted(found)
+
+
+def _refuse(error: OSError) -> NoReturn:
+  raise UsageError(f'{error.filename}: cannot be read ({error.strerror})') from error

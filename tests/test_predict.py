@@ -1,0 +1,368 @@
+"""python -m vit_jax.predict as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_config
+from PIL import Image
+from small_vits import SQUARE, random_params
+
+from vit_jax import weights
+from vit_jax.data import load_source
+from vit_jax.data.images import decode_image
+from vit_jax.predictor import Predictor
+from vit_jax.train import loop
+
+# Runs one command after the other, in a process of its own: commands define flags of equal names.
+SERVER = """
+import io, json, os, sys
+from absl import flags
+from vit_jax import cli, predict
+
+os._exit = sys.exit  # how cli leaves
+for line in sys.stdin:
+  flags.FLAGS.unparse_flags()
+  sys.argv = ['predict.py', *json.loads(line)]
+  streams = sys.stdout, sys.stderr
+  sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in streams)
+  try:
+    code = cli.run(predict.main, arguments=('IMAGE_OR_FOLDER...',))
+  except SystemExit as e:
+    code = e.code
+  written = []
+  for stream in (sys.stdout, sys.stderr):
+    stream.flush()
+    written.append(stream.buffer.getvalue().decode())
+  sys.stdout, sys.stderr = streams
+  print(json.dumps([code or 0, *written]), flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def predict():
+  """Runs the command; returns its exit code, output and errors."""
+  pipe = subprocess.PIPE
+  process = subprocess.Popen(
+    [sys.executable, '-c', SERVER], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+  )
+
+  def run(*args):
+    print(json.dumps([str(arg) for arg in args]), file=process.stdin, flush=True)
+    return subprocess.CompletedProcess(args, *json.loads(process.stdout.readline()))
+
+  yield run
+  process.communicate()
+
+
+def start(*args, **options):
+  """Starts the command in a process of its own."""
+  command = [sys.executable, '-m', 'vit_jax.predict', *map(str, args)]
+  pipe = subprocess.PIPE
+  return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, **options)
+
+
+@pytest.fixture(scope='module')
+def flags(tmp_path_factory):
+  """The flag for weights of random numbers, SQUARE's."""
+  path = tmp_path_factory.mktemp('weights') / 'm.npz'
+  weights.save(random_params(SQUARE), SQUARE, path, format='augreg')
+  return f'--weights={path}'
+
+
+def save(path, size=(20, 31), mode='RGB', **options):
+  """Writes an image of random pixels."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(len(path.name)).integers(0, 256, (*size, 3), dtype=np.uint8)
+  Image.fromarray(pixels).convert(mode).save(path, **options)
+  return path
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Images of all kinds, six of them, and three damaged ones, in a folder with a space."""
+  root = tmp_path_factory.mktemp('images of all kinds')
+  upside_down = Image.Exif()
+  upside_down[0x0112] = 3
+  save(root / 'cmyk.jpg', mode='CMYK')
+  save(root / 'dir.jpg' / 'ü ñ.png', mode='L')
+  save(root / 'one.gif', size=(1, 1))
+  save(root / 'rgba.webp', mode='RGBA')
+  save(root / 'rotated.jpg', exif=upside_down)
+  Image.fromarray(np.arange(90, dtype=np.uint16).reshape(9, 10) * 700).save(root / 'sixteen.png')
+  (root / 'empty.bmp').touch()
+  (root / 'text.jpg').write_text('no image')
+  whole = save(root / 'truncated.jpeg', size=(99, 99)).read_bytes()
+  (root / 'truncated.jpeg').write_bytes(whole[: len(whole) // 2])
+  save(root / '.hidden.png')
+  return root
+
+
+GOOD = ['cmyk.jpg', 'dir.jpg/ü ñ.png', 'one.gif', 'rgba.webp', 'rotated.jpg', 'sixteen.png']
+DAMAGED = ['empty.bmp', 'text.jpg', 'truncated.jpeg']
+
+
+def from_json(text):
+  """The objects of an output of JSON Lines."""
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_predictions(line, probabilities, names, top=5):
+  """A line of JSON says what the library computes."""
+  order = np.argsort(-probabilities)[:top]
+  assert [p['label'] for p in line['predictions']] == order.tolist()
+  assert [p['class'] for p in line['predictions']] == [names[label] for label in order]
+  values = [p['probability'] for p in line['predictions']]
+  np.testing.assert_allclose(values, probabilities[order], atol=1e-5)
+
+
+def test_a_folder_in_json(predict, flags, folder):
+  result = predict(flags, '--json', folder, '--batch_size=4')
+  assert result.returncode == 1, 'some were damaged'
+  lines = from_json(result.stdout)
+  assert [line['image'] for line in lines] == [str(folder / n) for n in sorted(GOOD + DAMAGED)]
+  good = [line for line in lines if 'predictions' in line]
+  predictor = Predictor(random_params(SQUARE), SQUARE)
+  probabilities = predictor([decode_image(folder / name) for name in GOOD])
+  for line, row in zip(good, probabilities, strict=True):
+    assert line.keys() == {'image', 'predictions'}
+    assert_predictions(line, row, ['class 0', 'class 1', 'class 2'])
+  damaged = [line for line in lines if line not in good]
+  assert [line['image'] for line in damaged] == [str(folder / name) for name in DAMAGED]
+  assert all(line.keys() == {'image', 'error'} for line in damaged)
+  assert result.stderr.splitlines() == [f'{line["image"]}: {line["error"]}' for line in damaged]
+
+
+def test_text_is_the_path_and_a_line_for_each_class(predict, flags, folder, tmp_path):
+  (tmp_path / 'names.txt').write_text('\ufeffcat\ndög\nblue whale\n', 'utf-8')
+  result = predict(
+    flags, '--top=2', f'--class_names={tmp_path}/names.txt', folder / GOOD[1], folder / GOOD[0]
+  )
+  assert (result.returncode, result.stderr) == (0, '')
+  predictor = Predictor(random_params(SQUARE), SQUARE)
+  names, lines = ['cat', 'dög', 'blue whale'], []
+  for path in (folder / GOOD[1], folder / GOOD[0]):
+    (row,) = predictor([decode_image(path)])
+    lines.append(str(path))
+    lines += [f'{100 * row[i]:8.2f} %  {names[i]}' for i in np.argsort(-row)[:2]]
+  assert result.stdout.splitlines() == lines
+
+
+def test_damaged_files_are_not_in_text(predict, flags, folder):
+  result = predict(flags, folder)
+  assert result.returncode == 1
+  assert [line for line in result.stdout.splitlines() if line[0] != ' '] == [
+    str(folder / name) for name in GOOD
+  ]
+  assert result.stdout.count(' %  class ') == 3 * len(GOOD)
+  unknown = 'not an image in BMP, GIF, JPEG, PNG or WebP'
+  truncated, *others = reversed(result.stderr.splitlines())
+  assert others == [f'{folder}/text.jpg: {unknown}', f'{folder}/empty.bmp: {unknown}']
+  assert truncated.startswith(f'{folder}/truncated.jpeg: image file is truncated')
+
+
+def test_flags_win_over_what_a_file_says(predict, tmp_path, folder):
+  config = SQUARE | {'class_names': ['cat', 'dog', 'cow'], 'preprocess': {'mean': (0.9,)}}
+  weights.save(random_params(SQUARE), config, tmp_path / 'm.npz', format='augreg')
+  (tmp_path / 'names.txt').write_text('a\nb\nc')
+  result = predict(
+    f'--weights={tmp_path}/m.npz',
+    '--mean=0.1,0.2,0.3',
+    '--std=0.4',
+    '--crop=central',
+    '--dtype=float32',
+    f'--class_names={tmp_path}/names.txt',
+    '--json',
+    folder / 'cmyk.jpg',
+  )
+  assert (result.returncode, result.stderr) == (0, '')
+  preprocess = {'mean': (0.1, 0.2, 0.3), 'std': (0.4,), 'crop': 'central'}
+  predictor = Predictor(random_params(SQUARE), SQUARE | {'preprocess': preprocess})
+  (row,) = predictor([decode_image(folder / 'cmyk.jpg')])
+  assert_predictions(*from_json(result.stdout), row, 'abc')
+
+
+def test_a_lower_precision_is_another_number(predict, flags, folder):
+  fine, coarse = (
+    from_json(predict(flags, '--json', folder / 'cmyk.jpg', *dtype).stdout)[0]['predictions']
+    for dtype in ((), ('--dtype=bfloat16',))
+  )
+  difference = abs(fine[0]['probability'] - coarse[0]['probability'])
+  assert 0 < difference < 0.05
+
+
+MISTAKES = {
+  'no image': (['WEIGHTS'], 'IMAGE_OR_FOLDER... is missing; give IMAGE_OR_FOLDER...'),
+  'no weights': (['IMAGE'], 'give one of --workdir=RUN and --weights=PATH'),
+  'both': (['WEIGHTS', '--workdir=x', 'IMAGE'], 'give one of --workdir=RUN and --weights=PATH'),
+  'no such path': (['WEIGHTS', 'IMAGE', 'TMP/nowhere'], 'TMP/nowhere: no such image or folder'),
+  'no images': (['WEIGHTS', 'TMP/empty'], 'TMP/empty: no images in this folder (.bmp, '),
+  'no such weights': (['--weights=TMP/m.npz', 'IMAGE'], 'TMP/m.npz: no such file'),
+  'no head': (['--weights=TMP/headless.npz', 'IMAGE'], 'the model has no classification head'),
+  'no run': (
+    ['--workdir=TMP/empty', 'IMAGE'],
+    '--workdir: TMP/empty holds no run (no config.json)',
+  ),
+  'weights as a run': (
+    ['--workdir=TMP/huggingface', 'IMAGE'],
+    '--workdir: TMP/huggingface holds no run (config.json names no loss)',
+  ),
+  'top': (['WEIGHTS', 'IMAGE', '--top=0'], 'flag --top=0: 0 is not a positive integer'),
+  'batch': (['WEIGHTS', 'IMAGE', '--batch_size=0'], 'flag --batch_size=0: 0 is not a positive'),
+  'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central|inception>'),
+  'no number': (['WEIGHTS', 'IMAGE', '--mean=0.5,x'], "--mean: '0.5,x' is not a number or one per"),
+  'not finite': (['WEIGHTS', 'IMAGE', '--std=inf'], "--std: 'inf' is not a number"),
+  'channels': (['WEIGHTS', 'IMAGE', '--std=1,2'], '--std: 2 values, but images have 3 channels'),
+  'names': (
+    ['WEIGHTS', 'IMAGE', '--class_names=TMP/names.txt'],
+    '--class_names: TMP/names.txt has 2 lines, and the model 3 classes',
+  ),
+  'no names': (['WEIGHTS', 'IMAGE', '--class_names=TMP/x'], 'TMP/x: no such file'),
+  'names in bytes': (
+    ['WEIGHTS', 'IMAGE', '--class_names=TMP/headless.npz'],
+    '--class_names: TMP/headless.npz is not text in UTF-8',
+  ),
+  'flag': (['WEIGHTS', 'IMAGE', '--jsn'], "Unknown command line flag 'jsn'. Did you mean: json"),
+}
+
+
+@pytest.fixture(scope='module')
+def surroundings(tmp_path_factory):
+  """A folder with what the mistakes above need."""
+  root = tmp_path_factory.mktemp('mistakes')
+  (root / 'empty').mkdir()
+  (root / 'names.txt').write_text('cat\ndog\n')
+  headless = SQUARE | {'num_classes': 0}
+  weights.save(random_params(headless), headless, root / 'headless.npz', format='augreg')
+  weights.save(random_params(SQUARE), SQUARE, root / 'huggingface', format='huggingface')
+  return root
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistakes_end_in_one_line_and_exit_code_2(predict, flags, folder, surroundings, mistake):
+  args, message = MISTAKES[mistake]
+  image = str(folder / 'cmyk.jpg')
+  args = [{'WEIGHTS': flags, 'IMAGE': image}.get(arg, arg) for arg in args]
+  result = predict(*(arg.replace('TMP', str(surroundings)) for arg in args))
+  assert (result.returncode, result.stdout) == (2, '')
+  assert result.stderr.startswith('predict.py: ')
+  assert result.stderr.count('\n') == 1
+  assert message.replace('TMP', str(surroundings)) in result.stderr
+
+
+# What needs a process of its own.
+
+
+def test_eight_devices_give_the_numbers_of_one(predict, flags, folder):
+  eight = start(
+    flags,
+    '--json',
+    folder,
+    '--batch_size=3',
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+  )
+  out, err = eight.communicate(timeout=120)
+  assert eight.returncode == 1
+  one = predict(flags, '--json', folder)
+  assert err == one.stderr
+  for line, expected in zip(from_json(out), from_json(one.stdout), strict=True):
+    assert line['image'] == expected['image']
+    assert line.get('error') == expected.get('error')
+    for prediction, other in zip(
+      line.get('predictions', []), expected.get('predictions', []), strict=True
+    ):
+      assert prediction['class'] == other['class']
+      assert prediction['probability'] == pytest.approx(other['probability'], abs=1e-6)
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+  """A folder of more images than a pipe holds the results of."""
+  root = tmp_path_factory.mktemp('many')
+  first = save(root / '0000.png')
+  for i in range(1, 1000):
+    os.link(first, root / f'{i:04}.png')
+  return root
+
+
+def test_a_closed_pipe_and_ctrl_c_end_it_quietly(flags, many):
+  closed, interrupted = (start(flags, '--json', many, '--batch_size=1') for _ in range(2))
+  for process in (closed, interrupted):
+    assert json.loads(process.stdout.readline())['image'] == str(many / '0000.png')
+  closed.stdout.close()
+  interrupted.send_signal(signal.SIGINT)
+  _, err = interrupted.communicate(timeout=60)
+  assert (interrupted.returncode, err) == (130, 'predict.py: interrupted\n')
+  assert closed.wait(timeout=60) == 128 + signal.SIGPIPE
+  assert closed.stderr.read() == ''
+  closed.stderr.close()
+
+
+# Runs.
+
+
+def write_digits(root, counts):
+  """Writes scikit-learn's digits as a folder of images, with splits."""
+  for split, count in counts.items():
+    source = load_source('digits', split)
+    for i in range(count):
+      record = source[i]
+      path = root / split / f'digit {record["label"]}' / f'{i}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(record['image'][:, :, 0]).save(path)
+
+
+MODELS = {
+  # The images as they are stored, and what is evaluated is a moving average.
+  'vit': {'ema_decay': 0.5, 'num_steps': 30},
+  # All that a run can say about its images, and a loss that makes other probabilities.
+  'sigmoid': {
+    'data.image_size': (8, 12),
+    'data.channels': 3,
+    'data.crop': 'central',
+    'data.mean': (0.3, 0.4, 0.5),
+    'data.std': (0.5, 0.6, 0.7),
+    'loss.name': 'sigmoid',
+    'num_steps': 400,
+  },
+}
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """The folder of images, and of a run of each model on them."""
+  root = tmp_path_factory.mktemp('runs')
+  write_digits(root / 'images', {'train': 300, 'test': 70})
+  common = {'data.name': 'folder', 'data.dir': str(root / 'images'), 'eval_every': 100}
+  for name, changes in MODELS.items():
+    config = tiny_config(**common, **changes, **{'optimizer.learning_rate': 1e-2})
+    loop.train_and_evaluate(config, root / name)
+  return root
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_run_predicts_with_the_accuracy_that_it_reported(predict, runs, name):
+  images, workdir = runs / 'images', runs / name
+  accuracy = json.loads((workdir / 'results.json').read_text())['best']['test/accuracy']
+  assert 0.2 < accuracy < 1, 'something was learnt, and not all'
+
+  outputs = []
+  for flag in ('--workdir', '--weights'):
+    result = predict(f'{flag}={workdir}', '--json', '--top=99', images / 'test')
+    assert (result.returncode, result.stderr) == (0, '')
+    outputs.append(result.stdout)
+  assert outputs[0] == outputs[1]
+  lines = from_json(outputs[0])
+  assert len(lines) == 70
+  hits = [line['image'].split('/')[-2] == line['predictions'][0]['class'] for line in lines]
+  assert np.mean(hits) == pytest.approx(accuracy, abs=1e-6)
+  sums = [sum(p['probability'] for p in line['predictions']) for line in lines]
+  assert {len(line['predictions']) for line in lines} == {10}
+  if name == 'sigmoid':
+    assert max(abs(total - 1) for total in sums) > 0.01
+  else:
+    np.testing.assert_allclose(sums, 1, atol=1e-5)

@@ -1,0 +1,181 @@
+"""Class probabilities of images and image files, computed as a run's evaluation computes them."""
+
+import collections
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.data import augment, decode_image, make_preprocess
+from vit_jax.errors import UsageError, check_choice
+from vit_jax.models import MODELS
+
+# What AugReg's, big_vision's and Hugging Face's ViTs were trained with.
+_PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
+_PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
+_BATCHES_AHEAD = 2  # decoded while the devices work
+
+
+class Predictor:
+  """Classifies images with a model's parameters, on all local devices.
+
+      params, config = weights.load('hf:google/vit-base-patch16-224')
+      predictor = Predictor(params, config)
+      probabilities = predictor([decode_image('cat.jpg')])  # float32 [1, 1000]
+
+  Attributes:
+    class_names: a name for each class; 'class 17' where the config has none.
+  """
+
+  def __init__(
+    self,
+    params: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    loss: str = 'softmax',
+    dtype: Any = jnp.float32,
+  ):
+    """Puts the parameters on the devices.
+
+    Args:
+      params: parameter tree, float32.
+      config: model config, as from `weights.load`. Its `preprocess`, None or a dict of `mean` and
+        `std` (per channel or one for all, of pixels in [0, 1]) and `crop` (of `make_preprocess`),
+        may leave out any of them: 0.5, 0.5 and 'resize'.
+      loss: that the model was trained with, 'softmax' or 'sigmoid', which makes the probabilities.
+      dtype: of the computation.
+
+    Raises:
+      UsageError: the model doesn't give one number per class, or the images that it takes aren't
+        known or don't fit `mean` and `std`.
+    """
+    check_choice('loss', loss, _PROBABILITIES)
+    num_classes, preprocess = config['num_classes'], _PREPROCESS | (config.get('preprocess') or {})
+    self.class_names = config['class_names'] or [f'class {i}' for i in range(num_classes)]
+    _check_images(config, preprocess)
+    self._image_shape = (*config['image_size'], config['channels'])
+    self._preprocess = make_preprocess(
+      config['image_size'], config['channels'], preprocess['crop'], train=False
+    )
+    model = MODELS[config['name']].from_config(config, dtype=jnp.dtype(dtype))
+
+    def logits(params, images):
+      images = augment.normalize(images, preprocess['mean'], preprocess['std'])
+      return model.apply({'params': params}, images, train=False)
+
+    _check_outputs(jax.eval_shape(logits, params, self._batch(1)), num_classes)
+    mesh = Mesh(jax.local_devices(), 'batch')
+    self._split = NamedSharding(mesh, PartitionSpec('batch'))
+    self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    self._probabilities = jax.jit(lambda *args: _PROBABILITIES[loss](logits(*args)))
+
+  def __call__(self, images: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
+    """Returns float32 [N, num_classes] of N images, each uint8 [height, width, 1 or 3], any size.
+
+    They go through one compiled function, `batch_size` at a time, or the power of two that fewer
+    images need; at least one for each device.
+
+    Raises:
+      UsageError: the model gives something else than finite numbers.
+    """
+    size = self._batch_size(len(images), batch_size)
+    prepared = [self._prepare(image) for image in images]
+    parts = [self._compute(prepared[i : i + size], size) for i in range(0, len(prepared), size)]
+    return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *parts])
+
+  def files(
+    self, paths: Sequence[Path], batch_size: int = 32
+  ) -> Iterator[tuple[Path, np.ndarray | Exception]]:
+    """Yields, in order, each path with its float32 [num_classes], or why it can't be decoded.
+
+    Batches are as in a call; threads decode ahead of the devices.
+
+    Raises:
+      UsageError: as a call.
+    """
+    size = self._batch_size(len(paths), batch_size)
+    pool = ThreadPoolExecutor()
+    try:
+      images = _map_ahead(pool, self._try_to_read, paths, (1 + _BATCHES_AHEAD) * size)
+      while batch := list(itertools.islice(images, size)):
+        good = [image for _, image in batch if isinstance(image, np.ndarray)]
+        rows = iter(self._compute(good, size) if good else ())
+        for path, image in batch:
+          yield path, next(rows) if isinstance(image, np.ndarray) else image
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+  def _batch_size(self, num_images: int, most: int) -> int:
+    wanted = min(most, 2 ** math.ceil(math.log2(max(num_images, 1))))
+    num_devices = jax.local_device_count()
+    return -(-wanted // num_devices) * num_devices
+
+  def _batch(self, size: int) -> np.ndarray:
+    return np.zeros((size, *self._image_shape), np.uint8)
+
+  def _prepare(self, image: np.ndarray) -> np.ndarray:
+    return self._preprocess({'image': image})['image']
+
+  def _try_to_read(self, path: Path) -> tuple[Path, np.ndarray | Exception]:
+    try:
+      return path, self._prepare(decode_image(path))
+    except Exception as e:  # Pillow raises many types on damaged files
+      return path, e
+
+  def _compute(self, images: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Returns the probabilities of up to `size` prepared images."""
+    batch = self._batch(size)
+    for row, image in zip(batch, images, strict=False):
+      row[...] = image
+    values = np.asarray(self._probabilities(self._params, jax.device_put(batch, self._split)))
+    values = values[: len(images)]
+    if not np.isfinite(values).all():
+      raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+    return values
+
+
+def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int):
+  """Yields function(item) of each item, in order, with up to `ahead` of them under way."""
+  items = iter(items)
+  futures = collections.deque(pool.submit(function, i) for i in itertools.islice(items, ahead))
+  while futures:
+    result = futures.popleft().result()
+    futures.extend(pool.submit(function, i) for i in itertools.islice(items, 1))
+    yield result
+
+
+def _check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
+  """Raises UsageError unless it is clear which pixels the model takes."""
+  if config['image_size'] is None:
+    raise UsageError(
+      '--image_size: the weights do not say how large their images are; give HEIGHT,WIDTH'
+    )
+  channels = config['channels']
+  if channels not in (1, 3):
+    raise UsageError(f'the model takes images of {channels} channels; image files have 1 or 3')
+  for name in ('mean', 'std'):
+    if len(preprocess[name]) not in (1, channels):
+      raise UsageError(
+        f'--{name}: {len(preprocess[name])} values, but images have {channels} channels; '
+        'give one value for each, or one for all'
+      )
+  if min(preprocess['std']) <= 0:
+    raise UsageError(f'--std: {tuple(preprocess["std"])} has a value that is not positive')
+
+
+def _check_outputs(outputs: Any, num_classes: int) -> None:
+  """Raises UsageError unless a model's outputs are a logit for each class."""
+  if num_classes < 1:
+    raise UsageError('the model has no classification head, and so no classes to predict')
+  shapes = jax.tree.map(lambda x: x.shape[1:], outputs)
+  if shapes != (num_classes,):
+    raise UsageError(
+      f'the model gives outputs of shape {shapes} an image, and prediction needs ({num_classes},)'
+    )
