@@ -40,7 +40,7 @@ def test_options_say_what_a_file_does_not(tmp_path):
   result = convert(tmp_path / 'm.npz', tmp_path / 'm.msgpack', '--to=scenic', *options)
   assert result.returncode == 0, result.stderr
   params, config = weights.load(tmp_path / 'm.msgpack')
-  assert config == WIDE | {'class_names': None}
+  assert config == WIDE | {'class_names': None, 'preprocess': None}
   assert_same(params, random_params(WIDE))
 
 
