@@ -371,6 +371,14 @@ def test_a_rate_for_layers_that_are_not_there_is_refused(optimizer, message):
   make_optimizer(make_config(), params, lambda step: 0.1)
 
 
+def test_zero_turns_an_option_of_another_optimizer_off():
+  tx = make_optimizer(make_config(name='adamw', momentum=0.0), random_params(), lambda step: 0.1)
+  expected = make_optimizer(make_config(name='adamw'), random_params(), lambda step: 0.1)
+  params = random_params()
+  updates = [t.update(params, t.init(params), params)[0] for t in (tx, expected)]
+  jax.tree.map(np.testing.assert_array_equal, *updates)
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
@@ -378,15 +386,15 @@ def test_a_rate_for_layers_that_are_not_there_is_refused(optimizer, message):
     ({'optimizer.name': 'SGD'}, r"config.optimizer.name: 'SGD' is not .* mean 'sgd'\?"),
     (
       {'optimizer.name': 'adamw', 'optimizer.momentum': 0.9},
-      'config.optimizer.momentum: adamw has no such option; it has b1, b2, eps',
+      r'config.optimizer.momentum: adamw has no such option \(0 is off\); it has b1, b2, eps',
     ),
     (
       {'optimizer.name': 'sgd', 'optimizer.b1': 0.9},
-      'config.optimizer.b1: sgd has no such option; it has momentum, nesterov',
+      r'config.optimizer.b1: sgd has no such option \(0 is off\); it has momentum, nesterov',
     ),
     (
       {'optimizer.name': 'lion', 'optimizer.eps': 1e-8},
-      'config.optimizer.eps: lion has no such option; it has b1, b2',
+      r'config.optimizer.eps: lion has no such option \(0 is off\); it has b1, b2',
     ),
     (
       {'optimizer.name': 'sgd', 'optimizer.nesterov': True},

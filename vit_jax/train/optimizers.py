@@ -27,11 +27,14 @@ _BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
 
 def _options(opt: ConfigDict, allowed: tuple[str, ...]) -> dict[str, Any]:
   """Returns the options that are set, all of them ones that the optimiser has and in range."""
-  options = {name: opt[name] for name in _OPTIONS if opt[name] is not None}
+  # On the command line nothing can be set back to None, but 0 means the same to an optimiser
+  # that has no such option.
+  options = {n: opt[n] for n in _OPTIONS if opt[n] is not None and (n in allowed or opt[n])}
   for name in options:
     if name not in allowed:
       raise UsageError(
-        f'config.optimizer.{name}: {opt.name} has no such option; it has {", ".join(allowed)}'
+        f'config.optimizer.{name}: {opt.name} has no such option (0 is off); '
+        f'it has {", ".join(allowed)}'
       )
   if opt.nesterov and not opt.momentum:
     raise UsageError(f'config.optimizer.nesterov: needs a momentum above 0, not {opt.momentum}')
