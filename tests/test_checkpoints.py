@@ -138,6 +138,16 @@ def test_parameters_alone_are_the_moving_average_where_there_is_one(tmp_path):
   assert_same(read_params(tmp_path / 'c'), make_state(7).params)
 
 
+def test_a_model_without_a_state_is_saved_as_before_there_was_one(saved, tmp_path):
+  """So that runs of either time go on."""
+  (tmp_path / 'c').mkdir()
+  checkpointer = Checkpointer(tmp_path / 'c')
+  checkpointer.save(make_state(1).replace(model_state={'s': {'m': np.ones(2)}}), {'best': None})
+  checkpointer.close()
+  names = [(d / 'state' / '_METADATA').read_text() for d in (saved / '1', tmp_path / 'c' / '1')]
+  assert ['model_state' in text for text in names] == [False, True]
+
+
 @pytest.mark.parametrize('how', ['delete', 'flip'])
 def test_a_damaged_file_never_gives_wrong_parameters(saved, tmp_path, capsys, how):
   fallbacks = 0

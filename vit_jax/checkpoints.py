@@ -121,10 +121,8 @@ def read_params(directory: Path) -> Any:
     state, meta = directory / str(step) / 'state', metas.restore(directory / str(step) / 'meta')
     tree = trees.metadata(state).item_metadata.tree
     part = 'params' if tree['ema_params'] is None else 'ema_params'
-    parts = [part, 'model_state'] if tree.get('model_state') else [part]
-    item = jax.tree.map(
-      lambda leaf: np.empty(leaf.shape, leaf.dtype), {name: tree[name] for name in parts}
-    )
+    wanted = {name: tree[name] for name in (part, 'model_state') if name in tree}
+    item = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
     args = ocp.args.PyTreeRestore(
       item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
@@ -142,6 +140,12 @@ def read_params(directory: Path) -> Any:
     best = (metas.restore(directory / str(max(steps)) / 'meta')['best'] or {}).get('step')
   params, _ = _first_intact(directory, _in_turn(steps, best), read)
   return params
+
+
+def _entries(state: Any) -> dict[str, Any]:
+  """Returns what is saved of a state: its fields, but not empty dicts, which old runs lack."""
+  fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+  return {name: v for name, v in fields.items() if not isinstance(v, dict) or v}
 
 
 @dataclasses.dataclass
@@ -202,7 +206,7 @@ class Checkpointer:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
+        state=ocp.args.StandardSave(_entries(state)),
         meta=ocp.args.JsonSave(
           meta | {'crc32': checksum(state), 'eval_crc32': checksum(state.eval_variables)}
         ),
@@ -219,13 +223,13 @@ class Checkpointer:
     found = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(_entries(template)), meta=ocp.args.JsonRestore()
       ),
     )
-    meta = found['meta']
-    _verify(found['state'], meta.pop('crc32', None))
+    state, meta = template.replace(**found['state']), found['meta']
+    _verify(state, meta.pop('crc32', None))
     del meta['eval_crc32']
-    return found['state'], meta
+    return state, meta
 
   def _restore(self, template: Any, first: int | None) -> tuple[Any, dict[str, Any]] | None:
     """Restores `first`, else the newest, else the one before it, and so on."""
