@@ -23,7 +23,7 @@ from vit_jax.train.metrics import NonFiniteError
 from vit_jax.train.signals import Interrupted
 
 
-def _fields(config: ConfigDict, prefix: str = 'config') -> list[str]:
+def _fields(config: ConfigDict, prefix: str) -> list[str]:
   """Returns the dotted names of all fields."""
   names = []
   for key, value in config.items():
@@ -34,18 +34,24 @@ def _fields(config: ConfigDict, prefix: str = 'config') -> list[str]:
 
 
 def _check_config_flags(argv: list[str]) -> None:
-  """Raises UsageError for a config file that isn't there and for fields that it doesn't have."""
-  given = re.search(r'(?:^|\n)--?config[=\n](.+)', '\n'.join(argv))
+  """Raises UsageError for config files that aren't there and for fields that they don't have."""
+  for name in flags.FLAGS:
+    if isinstance(flags.FLAGS[name].parser, ConfigFileFlagParser):
+      _check_config_flag(name, argv)
+
+
+def _check_config_flag(name: str, argv: list[str]) -> None:
+  given = re.search(rf'(?:^|\n)--?{name}[=\n](.+)', '\n'.join(argv))
   if not given:
     return
   path = given[1].split(':')[0]
   if not os.path.isfile(path):
     there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
-    raise UsageError(f'--config: {path} does not exist{nearest(path, there)}')
-  config = ConfigFileFlagParser('config').parse(given[1])
-  fields = _fields(config)
+    raise UsageError(f'--{name}: {path} does not exist{nearest(path, there)}')
+  config = ConfigFileFlagParser(name).parse(given[1])
+  fields = _fields(config, name)
   for arg in argv:
-    override = re.match(r'--?(?:no)?(config\.[\w.]*)', arg)
+    override = re.match(rf'--?(?:no)?({name}\.[\w.]*)', arg)
     if override and override[1] not in fields:
       raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
 

@@ -1,11 +1,13 @@
 """From a configuration to everything that a run needs, all mistakes found before it starts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.data import (
@@ -21,7 +23,7 @@ from vit_jax.data import (
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import build_model
 from vit_jax.tasks import build_task
-from vit_jax.train import feeds, partition, pretrained, step
+from vit_jax.train import feeds, flops, partition, pretrained, step
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
@@ -242,17 +244,38 @@ class Experiment:
 
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
-    train_step = step.make_train_step(
+    feed = feeds.ResidentTrainFeed if self.resident else feeds.StreamedTrainFeed
+    return feed(self._train_step(), self._loader('train', self.resident))
+
+  def _train_step(self) -> Callable:
+    return step.make_train_step(
       self.config, self.model, self._task, self._tx, self._schedule, self.num_classes
     )
-    feed = feeds.ResidentTrainFeed if self.resident else feeds.StreamedTrainFeed
-    return feed(train_step, self._loader('train', self.resident))
 
   def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
     """Returns what evaluates parameters on the test split: params -> metrics."""
     eval_step = step.make_eval_step(self.config, self.model, self._task)
     feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
     return feed(eval_step, self._loader('test', self.resident))
+
+  def flops_per_image(self, state: TrainState) -> dict[str, float]:
+    """Returns floating-point operations an image, counted as `vit_jax.train.flops` does.
+
+    Args:
+      state: of the run; only its shapes matter.
+
+    Returns:
+      `forward`: of the model in evaluation; `training`: of a training step, over its images.
+    """
+    source, preprocess = self.sets['test']
+    row = preprocess(source[0]) | {'weight': np.float32(1), 'slot': np.int32(0)}
+    rows = self.config.batch_size // jax.device_count()
+    batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}
+    image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
+    return {
+      'forward': flops.count(self._apply, self._param_shapes, image),
+      'training': flops.count(self._train_step(), state, batch, axis='batch') / rows,
+    }
 
   def describe(self) -> str:
     """Returns some lines on what is about to be run."""
