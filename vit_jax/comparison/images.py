@@ -44,8 +44,8 @@ class RandomImages:
 class DatasetImages:
   """The first images of a data set's split, as the model takes them.
 
-  They are preprocessed as the model config says under `preprocess`; where it doesn't, they are
-  resized as a whole, and mean and standard deviation are 0.5.
+  They are preprocessed as the model config says under `preprocess`, a dict of `mean` and `std`, per
+  channel or one for all, and `crop`; what isn't said there is 0.5, 0.5 and 'resize'.
 
   Attributes:
     name: what they are, in words.
@@ -67,11 +67,13 @@ class DatasetImages:
     """
     self.name = f'{dataset}, {split}'
     self.shape = (*config['image_size'], config['channels'])
-    how = config.get('preprocess') or _PREPROCESS
+    how = _PREPROCESS | (config.get('preprocess') or {})
     self._mean, self._std = np.float32(how['mean']), np.float32(how['std'])
     is_folder = os.sep in dataset
     try:
-      self._preprocess = data.make_preprocess(*_split_shape(self.shape), how['crop'], train=False)
+      self._preprocess = data.make_preprocess(
+        config['image_size'], config['channels'], how['crop'], train=False
+      )
       self._source = data.load_source(
         'folder' if is_folder else dataset, split, dataset if is_folder else dir, field='--split'
       )
@@ -100,7 +102,3 @@ class DatasetImages:
   def _labels(self, records: list[data.Record]) -> np.ndarray:
     labels = np.asarray([record['label'] for record in records])
     return labels if self._labelled and labels.ndim == 1 else np.full(len(records), -1)
-
-
-def _split_shape(shape: tuple[int, int, int]) -> tuple[tuple[int, int], int]:
-  return shape[:2], shape[2]
