@@ -92,7 +92,8 @@ def main() -> None:
   _print_speeds(speeds)
   if _AGAINST.value is not None:
     ours, theirs = (side.flops for side in sides.values())
-    print(f'FLOPs     {theirs / ours:8.2f}  ({ours:.4g} and {theirs:.4g} in a step)')
+    of_each = f'{ours / 1e9:.4g} and {theirs / 1e9:.4g} GFLOP a step'
+    print(f'{"by FLOPs":<9} {theirs / ours:8.2f}  ({of_each})')
   for side in sides.values():
     side.close()
 

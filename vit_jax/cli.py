@@ -72,11 +72,12 @@ def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
     if innermost is None and not isinstance(e, flags.Error):
       raise  # a bug in the config's own code
     _fail(innermost or ' '.join(str(e).split()))
-  given, open_ended = rest[1:], bool(arguments) and arguments[-1].endswith('...')
+  given, open_ended = rest[1:], bool(arguments) and arguments[-1].rstrip(']').endswith('...')
+  required = [name for name in arguments if not name.startswith('[')]
   if len(given) > len(arguments) and not open_ended:
     _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
-  if len(given) < len(arguments):
-    _fail(f'{arguments[len(given)]} is missing; give {" ".join(arguments)}')
+  if len(given) < len(required):
+    _fail(f'{required[len(given)]} is missing; give {" ".join(arguments)}')
   return rest
 
 
@@ -99,7 +100,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   """Runs `command`, with every way to end that a person can cause as a line.
 
   It is called with what comes beside flags: a word for each of `arguments`, and any number from one
-  on for a last name that ends in '...'.
+  on for a last name that ends in '...', or from none on where it stands in brackets.
 
   Exit codes: what `command` returns, 2 for mistakes (UsageError), 1 for a loss that isn't finite,
   128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe. Everything unforeseen keeps

@@ -1,8 +1,11 @@
 """Compares this project with PyTorch: python -m vit_jax.compare --weights=PATH|hf:NAME|RUN.
 
-PyTorch's side is ViTForImageClassification of Hugging Face's transformers, with the same weights,
-images and kind of device. Each side has a process of its own and all cores, and they are timed in
-turns; compilation is left out. On a busy CPU, PyTorch's threads lose much time waiting for each
+And runs with the published values that their configs name, in a table of Markdown:
+python -m vit_jax.compare --runs RUN...
+
+With weights, PyTorch's side is ViTForImageClassification of Hugging Face's transformers, with the
+same images and kind of device. Each side has a process of its own and all cores, and they are timed
+in turns; compilation is left out. On a busy CPU, PyTorch's threads lose much time waiting for each
 other; OMP_WAIT_POLICY=passive in the environment makes that less.
 """
 
@@ -20,12 +23,13 @@ from absl import flags
 from tqdm import tqdm
 
 from vit_jax import cli, weight_flags, weights
-from vit_jax.comparison import measure, sides, table
+from vit_jax.comparison import measure, runs, sides, table
 from vit_jax.comparison.images import DatasetImages, RandomImages
 from vit_jax.comparison.processes import Remote
 from vit_jax.errors import UsageError
 
 _WEIGHTS = flags.DEFINE_string('weights', None, 'A file, a folder, hf:NAME on the hub, or a run.')
+_RUNS = flags.DEFINE_bool('runs', False, 'Compare run directories, which follow as arguments.')
 _DATASET = flags.DEFINE_string('dataset', None, 'As in configs: a name or the path of a folder.')
 _SPLIT = flags.DEFINE_string('split', 'test', 'Of the data set, in the syntax of TFDS.')
 _DATA_DIR = flags.DEFINE_string('data_dir', '', "Of TFDS's data sets, else $TFDS_DATA_DIR.")
@@ -42,13 +46,31 @@ _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 _BAR = {'delay': 2, 'disable': None, 'leave': False}
 
 
-def main() -> None:
+def main(*workdirs: str) -> None:
+  """Compares weights in JAX and PyTorch, or runs with published values, and prints the result."""
+  if _RUNS.value and _WEIGHTS.value is not None:
+    raise UsageError('--weights, --runs: give one of them')
+  if workdirs and not _RUNS.value:
+    raise UsageError(f'{workdirs[0]!r} is not a flag; run directories need --runs before them')
+  if not _RUNS.value:
+    _compare_with_pytorch()
+  elif not workdirs:
+    raise UsageError('--runs: give the folders of runs after it')
+  else:
+    report = [runs.read(workdir) for workdir in workdirs]
+    print(json.dumps(report, indent=2) if _JSON.value else runs.format_runs(report))
+
+
+def _compare_with_pytorch() -> None:
   """Prints differences of logits, and speeds of inference and training."""
   missing = [name for name in ('torch', 'transformers') if not importlib.util.find_spec(name)]
   if missing:
     raise UsageError(f'{" and ".join(missing)} not installed; pip install torch transformers')
   if _WEIGHTS.value is None:
-    raise UsageError('--weights: give a file, a folder, hf:NAME on the hub, or the folder of a run')
+    raise UsageError(
+      '--weights: give a file, a folder, hf:NAME on the hub, or the folder of a run '
+      '(or --runs and the folders of several)'
+    )
   report = {'weights': _WEIGHTS.value, 'load_average': os.getloadavg()[0]}
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # leaves PyTorch some of a GPU
   device = sides.torch_device(jax.default_backend())
@@ -120,4 +142,4 @@ def _compare(ours: Remote, theirs: Remote, images: RandomImages | DatasetImages)
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, arguments=('[RUN...]',))

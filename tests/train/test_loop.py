@@ -208,6 +208,20 @@ def test_evaluation_asks_only_for_what_the_checkpoint_depends_on(finished):
     loop.evaluate(other, workdir)
 
 
+def test_a_reference_may_change(finished, tmp_path):
+  config, workdir, results = finished
+  assert results['reference'] == {}
+  saved = json.loads((workdir / 'config.json').read_text())
+  saved['reference'] = {'test/accuracy': 0.8, 'source': 'another'}
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  changed = Experiment(config).config
+  changed.reference.update({'test/accuracy': 0.7, 'source': 'a write-up'})
+  run_directory.check(tmp_path, changed)
+  changed.seed = 1
+  with pytest.raises(UsageError, match=r'\(seed 0 there, 1 now\)'):
+    run_directory.check(tmp_path, changed)
+
+
 def test_a_field_that_an_older_version_lacked_does_not_matter(finished, tmp_path):
   config, workdir, _ = finished
   shutil.copytree(workdir, tmp_path / 'run')

@@ -49,8 +49,8 @@ def _count_convolution(equation: Any) -> int:
   params, kernel, (out,) = equation.params, equation.invars[1].aval, equation.outvars
   out_features = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
   operations = 2 * out.aval.size * kernel.size // out_features
-  # A gradient of groups runs over the batches of one group; one of strides over zeros between.
-  return operations // (params['batch_group_count'] * math.prod(params['lhs_dilation']))
+  # Gradients of strided convolutions run over images with zeros between the pixels.
+  return operations // math.prod(params['lhs_dilation'])
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:
