@@ -33,8 +33,8 @@ def make_config(**changes):
 def test_the_run_directory_is_complete(finished):
   _, workdir, results = finished
   names = {p.name for p in workdir.iterdir()}
-  expected = {'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints', 'plots', 'results.json'}
-  assert names == expected
+  files = {'config.json', 'model.json', 'metrics.jsonl', 'results.json'}
+  assert names == files | {'tensorboard', 'checkpoints', 'plots'}
   assert json.loads((workdir / 'results.json').read_text()) == results
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
 

@@ -132,7 +132,6 @@ class Experiment:
     Raises:
       UsageError: any mistake in the configuration.
     """
-    config, start = pretrained.complete(config, workdir)
     data = config.data
     augment.validate(config.augment)
     preprocess = {
@@ -146,6 +145,8 @@ class Experiment:
       for split in preprocess
     }
     self.sets = {split: (sources[split], preprocess[split]) for split in sources}
+    channels = data.channels or sources['train'].image_shape[2]
+    config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve(config, len(sources['train']))
     self.num_classes = sources['train'].num_classes
     self.resident, self._reason = resolve_resident(
