@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
   c.init_options = ConfigDict()
   c.init_options.head = 'auto'  # auto: kept where the classes are the same; or keep, new
   c.init_options.allow = placeholder(str)  # regex of tensors there that needn't fit
-  c.init_options.format = placeholder(str)  # augreg, huggingface, timm, scenic, run; None: by name
+  c.init_options.format = placeholder(str)  # augreg, huggingface, timm, scenic, torchvision, run
   c.init_options.num_heads = placeholder(int)  # this and the rest: where the file doesn't say it
   c.init_options.image_size = placeholder(tuple)  # height, width
   c.init_options.classifier = placeholder(str)
@@ -118,7 +118,9 @@ def get_config() -> ConfigDict:
 
   c.grad_clip_norm = 0.0  # clip gradients to this global norm; 0 = off
   c.ema_decay = 0.0  # of the parameters' moving average, which is then what is evaluated; 0 = off
-  c.freeze = ()  # regexes of parameter paths, or their parents', that stay as they are
+  # Regexes of parameter paths, or their parents', that stay as they are. Running statistics of
+  # batch normalisation move all the same, as where PyTorch's requires_grad is False.
+  c.freeze = ()
 
   # Published values that results are printed beside: metric -> value, and 'source' -> text. Metrics
   # are named as in metrics.jsonl (test/accuracy); or steps_per_second.

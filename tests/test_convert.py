@@ -44,6 +44,24 @@ def test_options_say_what_a_file_does_not(tmp_path):
   assert_same(params, random_params(WIDE))
 
 
+def test_a_resnet_has_a_line_of_its_own(tmp_path):
+  config = {
+    'name': 'resnet18',
+    'num_filters': 2,
+    'num_classes': 3,
+    'channels': 1,
+    'image_size': (32, 48),
+    'class_names': None,
+    'preprocess': None,
+  }
+  source, target = tmp_path / 'm.safetensors', tmp_path / 'n.safetensors'
+  weights.save(random_params(config), config, source, format='torchvision')
+  result = convert(source, target, '--to=torchvision')
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == f'{target}: resnet18, 32x48 images, 3 classes\n'
+  assert target.read_bytes() == source.read_bytes()
+
+
 def without_config(folder):
   """The tensors of a file, one of them unknown, without what the file says itself."""
   weights.save(random_params(WIDE), WIDE, folder / 'full.npz', format='augreg')

@@ -1,7 +1,7 @@
 """Checkpoints: asynchronous, atomic, last and best kept (Orbax), each verified when it is read.
 
 A checkpoint has two items: `state`, a TrainState, and `meta`, JSON: what the run carries on the
-host, and the CRC-32 of the state and of its evaluation parameters.
+host, and the CRC-32 of the state and of its evaluation variables.
 """
 
 import contextlib
@@ -97,6 +97,7 @@ def _first_intact(
 def read_params(directory: Path) -> Any:
   """Returns the evaluation parameters, NumPy arrays, of the best checkpoint.
 
+  Beside them stands the model state, if any, under the names of its collections ('batch_stats').
   They alone are read, without the optimiser's state. Where that checkpoint is damaged, or none
   was evaluated yet, they are those of the newest intact one. Any process may call it.
 
@@ -120,13 +121,17 @@ def read_params(directory: Path) -> Any:
     state, meta = directory / str(step) / 'state', metas.restore(directory / str(step) / 'meta')
     tree = trees.metadata(state).item_metadata.tree
     part = 'params' if tree['ema_params'] is None else 'ema_params'
-    item = {part: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[part])}
+    parts = [part, 'model_state'] if tree.get('model_state') else [part]
+    item = jax.tree.map(
+      lambda leaf: np.empty(leaf.shape, leaf.dtype), {name: tree[name] for name in parts}
+    )
     args = ocp.args.PyTreeRestore(
       item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
-    params = trees.restore(state, args=args)[part]
-    _verify(params, meta['eval_crc32'])
-    return params
+    found = trees.restore(state, args=args)
+    params, model_state = found[part], found.get('model_state', {})
+    _verify({'params': params, **model_state}, meta['eval_crc32'])
+    return params | model_state
 
   directory = directory.resolve()
   steps = [int(path.name) for path in directory.glob('[0-9]*') if path.name.isdecimal()]
@@ -199,7 +204,7 @@ class Checkpointer:
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         meta=ocp.args.JsonSave(
-          meta | {'crc32': checksum(state), 'eval_crc32': checksum(state.eval_params)}
+          meta | {'crc32': checksum(state), 'eval_crc32': checksum(state.eval_variables)}
         ),
       ),
       force=True,

@@ -1,6 +1,8 @@
-"""Converts weights of ViTs: python -m vit_jax.convert SRC DST --to=FORMAT."""
+"""Converts weights: python -m vit_jax.convert SRC DST --to=FORMAT."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -18,13 +20,17 @@ def main(source: str, destination: str) -> None:
     raise UsageError(f'{destination}: there already; remove it or give another name')
   params, config = weight_flags.load(source)
   weights.save(params, config, destination, format=_TO.value, allow=flags.FLAGS.allow)
-  patch, image = (
-    'x'.join(map(str, s or '?')) for s in (config['patches']['size'], config['image_size'])
-  )
-  print(
-    f'{destination}: ViT, {config["num_layers"]} layers of width {config["hidden_size"]}, '
-    f'{config["num_heads"]} heads, {patch} patches of {image} images, '
-    f'{config["num_classes"]} classes'
+  print(f'{destination}: {_describe(config)}, {config["num_classes"]} classes')
+
+
+def _describe(config: Mapping[str, Any]) -> str:
+  image = 'x'.join(map(str, config['image_size'] or '?'))
+  if 'patches' not in config:
+    return f'{config["name"]}, {image} images'
+  patch = 'x'.join(map(str, config['patches']['size']))
+  return (
+    f'ViT, {config["num_layers"]} layers of width {config["hidden_size"]}, '
+    f'{config["num_heads"]} heads, {patch} patches of {image} images'
   )
 
 

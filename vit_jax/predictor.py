@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data import augment, decode_image, make_preprocess
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import MODELS
+from vit_jax.models import MODELS, variables
 
 # What AugReg's, big_vision's and Hugging Face's ViTs were trained with.
 _PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
@@ -45,7 +45,7 @@ class Predictor:
     """Puts the parameters on the devices.
 
     Args:
-      params: parameter tree, float32.
+      params: parameter tree, float32, as from `weights.load`.
       config: model config, as from `weights.load`. Its `preprocess`, None or a dict of `mean` and
         `std` (per channel or one for all, of pixels in [0, 1]) and `crop` (of `make_preprocess`),
         may leave out any of them: 0.5, 0.5 and 'resize'.
@@ -68,7 +68,7 @@ class Predictor:
 
     def logits(params, images):
       images = augment.normalize(images, preprocess['mean'], preprocess['std'])
-      return model.apply({'params': params}, images, train=False)
+      return model.apply(variables(params), images, train=False)
 
     _check_outputs(jax.eval_shape(logits, params, self._batch(1)), num_classes)
     mesh = Mesh(jax.local_devices(), 'batch')

@@ -55,8 +55,8 @@ def test_what_is_loaded_has_the_accuracy_that_was_reported(run):
   assert np.mean(guesses == labels) == pytest.approx(run[1]['final']['test/accuracy'])
 
 
-@pytest.mark.parametrize('format', weights.WRITABLE)
-def test_a_run_goes_into_every_format(run, tmp_path, format):
+@pytest.mark.parametrize('format', weights.WRITABLE.keys() - {'torchvision'})
+def test_a_run_goes_into_every_format_for_vits(run, tmp_path, format):
   name = {'timm': 'm.safetensors', 'augreg': 'm.npz', 'scenic': 'm.msgpack'}.get(format, 'folder')
   params, config = weights.load(run[0])
   weights.save(params, config, tmp_path / name, format=format)

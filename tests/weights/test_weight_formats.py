@@ -332,7 +332,7 @@ def test_google_storage_names_the_package_that_it_needs():
 def test_files_that_speak_of_another_model_are_refused(tmp_path):
   tensors = named(random_params(SQUARE), PUBLISHED)
   for comment, message in (
-    ('{"name": "token_learner"}', 'not one of a ViT'),
+    ('{"name": "token_learner"}', 'not one of a model vit'),
     ('{"name": "vit", "activation": 3}', 'activation=3'),
     ('{"name": "vit", "image_size": [1, 2, 3]}', 'image_size='),
     ('{"name"', 'JSONDecodeError'),

@@ -1,5 +1,6 @@
 """From a configuration to everything that a run needs, all mistakes found before it starts."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from vit_jax.data import (
   train_loader,
 )
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import build_model
+from vit_jax.models import build_model, tree, variables
 from vit_jax.tasks import build_task
 from vit_jax.train import feeds, flops, partition, pretrained, step
 from vit_jax.train.optimizers import make_optimizer
@@ -152,7 +153,9 @@ class Experiment:
     self.resident, self._reason = resolve_resident(
       data.resident, list(self.sets.values()), jax.local_devices()
     )
-    self.model = build_model(config.model, self.num_classes, jnp.dtype(config.dtype))
+    self.model = build_model(
+      config.model, self.num_classes, jnp.dtype(config.dtype), axis_name='batch'
+    )
     self._task = build_task(config, self.num_classes)
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
@@ -175,9 +178,10 @@ class Experiment:
         )
     if min(config.data.std) <= 0:
       raise UsageError(f'config.data.std: {config.data.std} has a value that is not positive')
-    self._param_shapes = jax.eval_shape(self._init_params)
+    self._shapes = jax.eval_shape(self._init)
+    self._param_shapes = variables(self._shapes)['params']
     image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
-    logits = jax.eval_shape(self._apply, self._param_shapes, image)
+    logits = jax.eval_shape(self._apply, self._shapes, image)
     if logits.shape != (1, self.num_classes):
       raise UsageError(
         f'config.model.classifier: {config.model.classifier!r} gives outputs of shape '
@@ -188,16 +192,16 @@ class Experiment:
     check_choice('config.monitor', config.monitor, [f'test/{name}' for name in metrics])
 
   def _adapt(self, start: pretrained.Pretrained) -> tuple[dict[str, Any], list[str]]:
-    """Returns (the parameters that the run takes from `start`, flat; what was changed)."""
-    params, notes = adapt.adapt(
+    """Returns (what the run takes from `start`, flat; what was changed)."""
+    taken, notes = adapt.adapt(
       *start,
-      {name: leaf.shape for name, leaf in _flatten(self._param_shapes).items()},
+      {name: leaf.shape for name, leaf in _flatten(self._shapes).items()},
       self.model_config,
       self.config.init_from,
       head=self.config.init_options.head,
       allow=self.config.init_options.allow,
     )
-    return _flatten(params), notes
+    return _flatten(taken), notes
 
   @property
   def model_config(self) -> dict[str, Any]:
@@ -215,19 +219,21 @@ class Experiment:
       },
     }
 
-  def _apply(self, params, image):
-    return self.model.apply({'params': params}, image, train=False)
+  def _apply(self, weights, image):
+    return self.model.apply(variables(weights), image, train=False)
 
-  def _init_params(self) -> Any:
+  def _init(self) -> dict[str, Any]:
+    """Returns the tree of all variables, as `vit_jax.weights` has it."""
     image = jnp.zeros((1, *self._image_shape))
-    return self.model.init(jax.random.key(self.config.seed), image, train=False)['params']
+    return tree(self.model.init(jax.random.key(self.config.seed), image, train=False))
 
   def initial_state(self) -> TrainState:
     """Returns the state before the first step as NumPy arrays, the same in every process."""
-    params = _flatten(jax.jit(self._init_params)()) | self._pretrained
-    params = flax.traverse_util.unflatten_dict(params, sep='/')
-    state = jax.jit(lambda params: create_state(self.config, params, self._tx))(params)
-    return jax.device_get(state)
+    weights = _flatten(jax.jit(self._init)()) | self._pretrained
+    model_state = variables(flax.traverse_util.unflatten_dict(weights, sep='/'))
+    params = model_state.pop('params')
+    create = jax.jit(functools.partial(create_state, self.config, tx=self._tx))
+    return jax.device_get(create(params, model_state=model_state))
 
   def _loader(self, split: str, resident: bool) -> ResidentLoader | StreamedLoader:
     config = self.config
@@ -245,8 +251,14 @@ class Experiment:
 
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
-    feed = feeds.ResidentTrainFeed if self.resident else feeds.StreamedTrainFeed
-    return feed(self._train_step(), self._loader('train', self.resident))
+    loader = self._loader('train', self.resident)
+    if not self.resident:
+      return feeds.StreamedTrainFeed(self._train_step(), loader)
+    # XLA compiles gradients of convolutions to slow code where they stand in a loop on a CPU
+    # (github.com/jax-ml/jax/issues/12868); those of a patch embedding alone don't matter.
+    num_convolutions = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(self._param_shapes))
+    is_slow = jax.default_backend() == 'cpu' and num_convolutions > 1
+    return feeds.ResidentTrainFeed(self._train_step(), loader, 1 if is_slow else feeds.MAX_STEPS)
 
   def _train_step(self) -> Callable:
     return step.make_train_step(
@@ -254,7 +266,7 @@ class Experiment:
     )
 
   def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
-    """Returns what evaluates parameters on the test split: params -> metrics."""
+    """Returns what evaluates a model's variables on the test split: variables -> metrics."""
     eval_step = step.make_eval_step(self.config, self.model, self._task)
     feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
     return feed(eval_step, self._loader('test', self.resident))

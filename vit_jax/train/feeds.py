@@ -18,7 +18,7 @@ from vit_jax.data import ResidentLoader, StreamedLoader
 from vit_jax.train import step as steps_lib
 from vit_jax.train.state import TrainState
 
-_MAX_STEPS = 64  # of one dispatch
+MAX_STEPS = 64  # of one dispatch
 _STEPS_OF_PROCESSES = 8  # of one dispatch, where several processes take part
 _DISPATCH_SECONDS = 0.2  # aimed at: long against a dispatch's cost, short against a person's wait
 
@@ -48,10 +48,11 @@ def max_in_flight() -> int:
 class ResidentTrainFeed(contextlib.AbstractContextManager):
   """Trains on data that stay on the device, several steps in one dispatch."""
 
-  def __init__(self, train_step: Callable, loader: ResidentLoader):
+  def __init__(self, train_step: Callable, loader: ResidentLoader, max_steps: int = MAX_STEPS):
     self._steps = steps_lib.map_over_devices(
-      steps_lib.many_train_steps(train_step, _MAX_STEPS), donate=True
+      steps_lib.many_train_steps(train_step, max_steps), donate=True
     )
+    self._max_steps = max_steps
     self._loader, self._arrays = loader, put_on_devices(loader.arrays)
     del loader.arrays  # the devices have it now
     self._num_steps, self._last = 1, None
@@ -59,12 +60,12 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
   def _pace(self) -> int:
     """Adapts the steps of a dispatch to the time that the last one took."""
     if jax.process_count() > 1:  # all run the same number, and their clocks differ
-      return _STEPS_OF_PROCESSES
+      return min(_STEPS_OF_PROCESSES, self._max_steps)
     now = time.monotonic()
     if self._last is not None:
       then, num_steps = self._last
       fitting = _DISPATCH_SECONDS * num_steps / max(now - then, 1e-6)
-      self._num_steps = int(np.clip(fitting, 1, min(2 * self._num_steps, _MAX_STEPS)))
+      self._num_steps = int(np.clip(fitting, 1, min(2 * self._num_steps, self._max_steps)))
     return self._num_steps
 
   def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
@@ -73,7 +74,7 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
     # At a boundary, what comes next isn't training, and says nothing about the pace.
     self._last = (time.monotonic(), num_steps) if num_steps < limit else None
     rows = self._loader.indices(step, num_steps)
-    index = np.pad(rows['index'], [(0, 0), (0, _MAX_STEPS - num_steps), (0, 0)])
+    index = np.pad(rows['index'], [(0, 0), (0, self._max_steps - num_steps), (0, 0)])
     rows = {
       'index': index,
       'slot': np.broadcast_to(rows['slot'][:, None], index.shape),
@@ -134,15 +135,17 @@ class ResidentEvalFeed:
 
   def __init__(self, eval_step: Callable, loader: ResidentLoader):
     self._step = steps_lib.map_over_devices(
-      lambda params, rows, shared: eval_step(params, steps_lib.gather(shared[0], rows, shared[1]))
+      lambda variables, rows, shared: eval_step(
+        variables, steps_lib.gather(shared[0], rows, shared[1])
+      )
     )
     self._arrays, self._rows = put_on_devices(loader.arrays), loader.indices()
     del loader.arrays
 
-  def __call__(self, params: Any) -> Any:
-    """Returns the metrics of `params` as (sum, count) pairs over every example."""
+  def __call__(self, variables: Any) -> Any:
+    """Returns the metrics of a model's `variables` as (sum, count) pairs over every example."""
     return _add_up(
-      self._step(params, self._rows, (self._arrays, np.int32(i)))
+      self._step(variables, self._rows, (self._arrays, np.int32(i)))
       for i in range(self._rows['index'].shape[1])
     )
 
@@ -151,10 +154,10 @@ class StreamedEvalFeed:
   """Evaluates on batches that the host makes."""
 
   def __init__(self, eval_step: Callable, loader: StreamedLoader):
-    self._step = steps_lib.map_over_devices(lambda params, batch, _: eval_step(params, batch))
+    self._step = steps_lib.map_over_devices(lambda variables, batch, _: eval_step(variables, batch))
     self._loader = loader
 
-  def __call__(self, params: Any) -> Any:
-    """Returns the metrics of `params` as (sum, count) pairs over every example."""
+  def __call__(self, variables: Any) -> Any:
+    """Returns the metrics of a model's `variables` as (sum, count) pairs over every example."""
     with contextlib.closing(self._loader.batches()) as batches:
-      return _add_up(self._step(params, batch, ()) for batch in batches)
+      return _add_up(self._step(variables, batch, ()) for batch in batches)

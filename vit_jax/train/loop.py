@@ -48,9 +48,9 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     raise
 
 
-def _test_metrics(eval_feed, params: Any) -> dict[str, float]:
-  """Evaluates `params`, giving metrics the names that they have in metrics.jsonl."""
-  return {f'test/{name}': value for name, value in quotients(eval_feed(params)).items()}
+def _test_metrics(eval_feed, variables: Any) -> dict[str, float]:
+  """Evaluates `variables`, giving metrics the names that they have in metrics.jsonl."""
+  return {f'test/{name}': value for name, value in quotients(eval_feed(variables)).items()}
 
 
 class Run:
@@ -81,7 +81,7 @@ class Run:
 
   def evaluate(self, eval_feed) -> dict[str, float]:
     """Returns the test metrics, having updated whatever follows the monitored one."""
-    metrics = _test_metrics(eval_feed, self.state.eval_params)
+    metrics = _test_metrics(eval_feed, self.state.eval_variables)
     for name, value in metrics.items():
       if not math.isfinite(value):
         raise NonFiniteError(f'{name} after step {self.step} is not finite')
@@ -230,8 +230,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   if found is None:
     raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
   state, _ = found
-  params = feeds.put_on_devices(state.eval_params)
-  metrics = {'step': int(state.step), **_test_metrics(experiment.eval_feed(), params)}
+  variables = feeds.put_on_devices(state.eval_variables)
+  metrics = {'step': int(state.step), **_test_metrics(experiment.eval_feed(), variables)}
   if _is_main():
     print(writers.format_values(metrics), flush=True)
   return metrics

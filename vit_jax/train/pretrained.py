@@ -38,13 +38,22 @@ class Pretrained(NamedTuple):
 
 def _fill(config: ConfigDict, model: Mapping[str, Any], pixels: Mapping[str, Any]) -> None:
   for name in OPEN:
-    if config.model[name] is None and name in model:
+    if name in config.model and config.model[name] is None and name in model:
       config.model[name] = model[name]
-  if config.model.patches.size is None and 'patches' in model:
+  if 'patches' in config.model and config.model.patches.size is None and 'patches' in model:
     config.model.patches.size = tuple(model['patches']['size'])
   for name in ('mean', 'std'):
     if config.data[name] is None:
       config.data[name] = tuple(pixels[name])
+
+
+def _check_architecture(ours: str, theirs: str, path: str) -> None:
+  """Raises UsageError unless models of these names have parameters in common."""
+  if ours != theirs and not {ours, theirs} <= {'vit', 'token_learner'}:
+    config = 'configs/resnet.py' if theirs.startswith('resnet') else 'configs/finetune.py'
+    raise UsageError(
+      f'config.model.name: {ours!r}, but {path} has weights of a {theirs!r}; start from {config}'
+    )
 
 
 def complete(
@@ -58,7 +67,7 @@ def complete(
   other than these `channels`, whose mean and deviation say nothing here.
 
   Raises:
-    UsageError: the weights can't be loaded.
+    UsageError: the weights can't be loaded, or are of another architecture.
   """
   config = config.copy_and_resolve_references()
   if workdir and run_directory.has_checkpoints(workdir):
@@ -75,6 +84,7 @@ def complete(
     # The commands have flags for what are fields here.
     text = re.sub('--(?=' + '|'.join(config.init_options) + ')', '--config.init_options.', str(e))
     raise UsageError(f'config.init_from: {text}') from e
+  _check_architecture(config.model.name, pretrained.config['name'], config.init_from)
   alike = pretrained.config['channels'] == channels
   _fill(config, pretrained.config, (alike and pretrained.config.get('preprocess')) or _PIXELS)
   return config, pretrained

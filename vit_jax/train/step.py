@@ -21,7 +21,8 @@ Batch = dict[str, jax.Array]
 
 
 def _split(batch: Batch, parts: int) -> Batch:
-  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  # Every `parts`-th row, so that a micro-batch of all devices is the same however many they are.
+  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _moving_average(config: ConfigDict, ema_params: Any, trainable: Any) -> Any:
@@ -48,31 +49,45 @@ def make_train_step(
   depend on how many devices share the batch; dropout keys come from (seed, step, device). The
   gradient is that of the global batch's weighted mean loss, however it is split, and of the
   trainable parameters alone: frozen ones aren't differentiated, and stay as they are to the bit.
+  The model's other variables (running statistics of batch normalisation) follow each micro-batch
+  in turn, those of frozen modules too, as in PyTorch, where requires_grad doesn't stop them.
   `metrics` are the task's (sum, count) pairs over the global batch, with `learning_rate` and
   `grad_norm`.
   """
 
-  def loss_fn(trainable, frozen, batch, key):
-    params = partition.merge(trainable, frozen)
-    outputs = model.apply({'params': params}, batch['image'], train=True, rngs={'dropout': key})
+  def loss_fn(trainable, frozen, model_state, batch, key):
+    outputs, model_state = model.apply(
+      {'params': partition.merge(trainable, frozen), **model_state},
+      batch['image'],
+      train=True,
+      rngs={'dropout': key},
+      mutable=list(model_state),
+    )
     metrics = task(outputs, batch, True)
-    return metrics['loss'][0], metrics
+    return metrics['loss'][0], (metrics, model_state)
 
-  def add_up(trainable, frozen, batch, key):
-    """Sums gradients and metrics over micro-batches."""
+  def compute(trainable, frozen, model_state, batch, key):
+    """Returns ((gradients, metrics), the next model state)."""
     grad_fn = jax.grad(loss_fn, has_aux=True)
+    grads, (metrics, model_state) = grad_fn(trainable, frozen, model_state, batch, key)
+    return (grads, metrics), model_state
+
+  def add_up(trainable, frozen, model_state, batch, key):
+    """Computes as `compute` does, in micro-batches whose gradients and metrics are summed."""
     parts = config.grad_accum_steps
     if parts == 1:
-      return grad_fn(trainable, frozen, batch, key)
+      return compute(trainable, frozen, model_state, batch, key)
     keys, batches = jax.random.split(key, parts), _split(batch, parts)
     first = jax.tree.map(lambda x: x[0], batches)
-    shapes = jax.eval_shape(grad_fn, trainable, frozen, first, keys[0])
+    shapes, _ = jax.eval_shape(compute, trainable, frozen, model_state, first, keys[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def body(total, xs):
-      return jax.tree.map(jnp.add, total, grad_fn(trainable, frozen, *xs)), None
+    def body(carry, xs):
+      total, model_state = carry
+      part, model_state = compute(trainable, frozen, model_state, *xs)
+      return (jax.tree.map(jnp.add, total, part), model_state), None
 
-    return jax.lax.scan(body, zeros, (batches, keys))[0]
+    return jax.lax.scan(body, (zeros, model_state), (batches, keys))[0]
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -84,7 +99,8 @@ def make_train_step(
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
 
     trainable, frozen = partition.split(config.freeze, state.params)
-    grads, metrics = jax.lax.psum(add_up(trainable, frozen, batch, dropout_key), 'batch')
+    sums, model_state = add_up(trainable, frozen, state.model_state, batch, dropout_key)
+    grads, metrics = jax.lax.psum(sums, 'batch')
     grads = jax.tree.map(lambda g: g / metrics['loss'][1], grads)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     scale = 1.0 if state.plateau is None else state.plateau.scale
@@ -102,6 +118,7 @@ def make_train_step(
       params=partition.merge(trainable, frozen),
       opt_state=opt_state,
       ema_params=ema_params,
+      model_state=model_state,
     )
     return state, metrics
 
@@ -111,11 +128,11 @@ def make_train_step(
 def make_eval_step(
   config: ConfigDict, model: nn.Module, task: Task
 ) -> Callable[[Any, Batch], Metrics]:
-  """Returns `eval_step(params, batch) -> metrics`, summed over the axis 'batch'."""
+  """Returns `eval_step(variables, batch) -> metrics`, summed over the axis 'batch'."""
 
-  def eval_step(params, batch):
+  def eval_step(variables, batch):
     image = augment.normalize(batch['image'], config.data.mean, config.data.std)
-    outputs = model.apply({'params': params}, image, train=False)
+    outputs = model.apply(variables, image, train=False)
     return jax.lax.psum(task(outputs, batch, False), 'batch')
 
   return eval_step
@@ -139,11 +156,15 @@ def many_train_steps(train_step: Callable, max_steps: int) -> Callable:
   """Returns `steps(state, rows, (arrays, n)) -> (state, metrics)`: n steps on resident data.
 
   n is data, not shape, so that one program serves every n up to `max_steps`, and n steps give
-  the same bits however they are divided. Entry i of every metric is that of the i-th step.
+  the same bits however they are divided. Entry i of every metric is that of the i-th step. Where
+  `max_steps` is 1 there is no loop.
   """
 
   def steps(state, rows, shared):
     arrays, n = shared
+    if max_steps == 1:
+      state, metrics = train_step(state, gather(arrays, rows, 0))
+      return state, jax.tree.map(lambda m: m[None], metrics)
     shapes = jax.eval_shape(train_step, state, gather(arrays, rows, 0))[1]
     log = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
 

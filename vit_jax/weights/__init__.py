@@ -1,6 +1,7 @@
-"""Weights of ViTs in and out: `load(path) -> (params, model config)`, `save(params, config, path)`.
+"""Weights in and out: `load(path) -> (params, model config)`, `save(params, config, path)`.
 
-The model config is a dict that `ViT.from_config` takes; see `model_config`.
+The model config is a dict that the model's `from_config` takes; see `model_config`. The running
+statistics of a model that has them are beside its parameters, under 'batch_stats'.
 """
 
 import os
@@ -9,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.weights import augreg, huggingface, run, scenic, timm
+from vit_jax.weights import augreg, files, huggingface, run, scenic, timm, torchvision
 
-WRITABLE = {'augreg': augreg, 'huggingface': huggingface, 'timm': timm, 'scenic': scenic}
+WRITABLE = {
+  'augreg': augreg,
+  'huggingface': huggingface,
+  'timm': timm,
+  'scenic': scenic,
+  'torchvision': torchvision,
+}
 FORMATS = WRITABLE | {'run': run}
 _SUFFIXES = {
   '.npz': 'augreg',
@@ -21,13 +28,16 @@ _SUFFIXES = {
   '.bin': 'timm',
   '.msgpack': 'scenic',
 }
+_HEAD = 2**16  # bytes, of all three kinds of state dicts, that hold the names of their tensors
 
 
 def detect(path: str | os.PathLike) -> str:
   """Returns the name in `FORMATS` of what `path` looks like.
 
+  It is the name of the path that tells, but for state dicts, whose beginning is read.
+
   Raises:
-    UsageError: it looks like none of them.
+    UsageError: it looks like none of them, or is a state dict that can't be read.
   """
   name, local = os.fspath(path), Path(path)
   if local.is_dir():
@@ -37,7 +47,10 @@ def detect(path: str | os.PathLike) -> str:
   if name.startswith('hf:'):
     return 'huggingface'
   if local.suffix in _SUFFIXES:
-    return _SUFFIXES[local.suffix]
+    format = _SUFFIXES[local.suffix]
+    if format == 'timm' and torchvision.MARK.encode() in files.read(path, _HEAD):
+      return 'torchvision'
+    return format
   if local.name.startswith('checkpoint_'):
     return 'scenic'
   if '://' not in name and name.count('/') == 1 and not local.exists():
@@ -56,7 +69,7 @@ def load(
   See the modules in `FORMATS` for paths, `allow` and `known`.
 
   Raises:
-    UsageError: it can't be read, isn't a ViT, or tensors don't fit.
+    UsageError: it can't be read, isn't such a model, or tensors don't fit.
   """
   format = format or detect(path)
   check_choice('format', format, FORMATS)

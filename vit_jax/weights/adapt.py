@@ -119,12 +119,13 @@ def adapt(
   head: str = 'auto',
   allow: str | None = None,
 ) -> tuple[table.Params, list[str]]:
-  """Fits the weights of a ViT or TokenLearnerViT, as `weights.load` returns them, to another.
+  """Fits the weights of a model, as `weights.load` returns them, to another of its architecture.
 
-  Position embeddings and the patch kernel are resized. The class token, its position, MAPHead_0,
-  pre_logits, fc_norm with encoder_norm, and TokenLearner's modules are kept where both models have
-  them alike, else left out or left to the target's initialisation. The position of a class token
-  that the source lacks is zeros, since its parameter holds the others' too.
+  ViT and TokenLearnerViT are one; all of a ResNet but its head must fit. As to ViTs: position
+  embeddings and the patch kernel are resized. The class token, its position, MAPHead_0, pre_logits,
+  fc_norm with encoder_norm, and TokenLearner's modules are kept where both models have them alike,
+  else left out or left to the target's initialisation. The position of a class token that the
+  source lacks is zeros, since its parameter holds the others' too.
 
   Args:
     params: the source's tree.

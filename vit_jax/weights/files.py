@@ -1,5 +1,6 @@
 """Bytes and tensors in and out of files, local or remote; whatever is in them stays data."""
 
+import collections
 import contextlib
 import io
 import json
@@ -51,19 +52,18 @@ def reading(path: object, what: str) -> Iterator[None]:
     raise UsageError(f'{path}: cannot be read as {what} ({type(e).__name__}: {reason})') from e
 
 
-def read(path: str | os.PathLike) -> bytes:
-  """Returns a file's bytes; `path` may be local, gs://, https:// or what else fsspec knows.
+def read(path: str | os.PathLike, size: int = -1) -> bytes:
+  """Returns a file's bytes, or the first `size` of them.
+
+  `path` may be local, gs://, https:// or what else fsspec knows.
 
   Raises:
     UsageError: there is no such file, or a package for its kind of path is missing.
   """
   path = os.fspath(path)
   try:
-    with reading(path, 'a file'):
-      if '://' not in path:
-        return Path(path).read_bytes()
-      with fsspec.open(path, 'rb') as f:
-        return f.read()
+    with reading(path, 'a file'), (fsspec.open if '://' in path else open)(path, 'rb') as f:
+      return f.read(size)
   except UsageError as e:
     if isinstance(e.__cause__, FileNotFoundError):
       # fsspec raises the same where a server doesn't answer.
@@ -105,7 +105,8 @@ def parse_safetensors(data: bytes) -> tuple[Tensors, dict[str, str]]:
 
 def format_safetensors(tensors: Mapping[str, np.ndarray], **metadata: str) -> bytes:
   """Returns the bytes of a .safetensors file that PyTorch's users can load."""
-  contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+  # Not ascontiguousarray, which gives scalars an axis.
+  contiguous = {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()}
   return safetensors.numpy.save(contiguous, {'format': 'pt', **metadata})
 
 
@@ -122,8 +123,11 @@ def import_torch(path: object) -> Any:
   return torch
 
 
-def parse_torch(data: bytes, path: object) -> dict[str, Any]:
-  """Returns what torch.save wrote, its tensors as arrays, without running any code in it."""
+def parse_torch(data: bytes, path: object) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns what torch.save wrote, its tensors as arrays, without running any code in it.
+
+  Second is what PyTorch's state dicts carry beside their tensors, their `_metadata`.
+  """
   torch = import_torch(path)
 
   def to_numpy(value):
@@ -141,11 +145,14 @@ def parse_torch(data: bytes, path: object) -> dict[str, Any]:
     raise ValueError('damaged, or more than tensors and plain values; nothing in it ran') from e
   if not isinstance(content, Mapping):
     raise TypeError(f'a {type(content).__name__}, not a dict of tensors')
-  return to_numpy(content)
+  return to_numpy(content), getattr(content, '_metadata', {})
 
 
-def format_torch(content: Mapping[str, Any], path: object) -> bytes:
-  """Returns the bytes of a file that torch.load reads: arrays, in dicts, as tensors."""
+def format_torch(content: Mapping[str, Any], path: object, **metadata: str) -> bytes:
+  """Returns the bytes of a file that torch.load reads: arrays, in dicts, as tensors.
+
+  PyTorch ignores the metadata, which it keeps where state dicts have theirs.
+  """
   torch = import_torch(path)
 
   def to_torch(value):
@@ -153,9 +160,33 @@ def format_torch(content: Mapping[str, Any], path: object) -> bytes:
       return {key: to_torch(item) for key, item in value.items()}
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
+  state_dict = collections.OrderedDict(to_torch(content))
+  state_dict._metadata = metadata
   buffer = io.BytesIO()
-  torch.save(to_torch(content), buffer)
+  torch.save(state_dict, buffer)
   return buffer.getvalue()
+
+
+def is_safetensors(path: str | os.PathLike) -> bool:
+  """Whether a file of tensors is, by its name, .safetensors, and not what torch.save writes."""
+  return os.fspath(path).endswith('.safetensors')
+
+
+def read_state_dict(path: str | os.PathLike) -> tuple[Tensors, str | None]:
+  """Returns the tensors of a .safetensors or PyTorch file, and the model config that it carries.
+
+  Raises:
+    UsageError: it can't be read, or PyTorch, which reads all but .safetensors, isn't installed.
+  """
+  data = read(path)
+  if is_safetensors(path):
+    with reading(path, 'a .safetensors file'):
+      tensors, metadata = parse_safetensors(data)
+      return tensors, metadata.get(CONFIG_KEY)
+  with reading(path, 'tensors saved by PyTorch'):
+    content, metadata = parse_torch(data, path)
+    tensors = arrays_in(content.get('state_dict') or content.get('model') or content)
+    return tensors, content.get(CONFIG_KEY) or metadata.get(CONFIG_KEY)
 
 
 def arrays_in(tree: Mapping[Any, Any]) -> Tensors:

@@ -192,7 +192,7 @@ def _read_weights(path: Path) -> files.Tensors:
     with files.reading(path, 'a .safetensors file'):
       return files.parse_safetensors(data)[0]
   with files.reading(path, 'tensors saved by PyTorch'):
-    return files.arrays_in(files.parse_torch(data, path))
+    return files.arrays_in(files.parse_torch(data, path)[0])
 
 
 def _shards(index: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The model config that goes with a parameter tree, from what its shapes and its file say.
 
-It is a dict that `ViT.from_config` takes: the entries of an experiment's `config.model` that
-parameters depend on, and `num_classes`, `channels`, `image_size` (height, width) or None where
+It is a dict that the model's `from_config` takes: the entries of an experiment's `config.model`
+that parameters depend on, and `num_classes`, `channels`, `image_size` (height, width) or None where
 nothing depends on it, `class_names`, a list or None, and `preprocess`, None or a dict of what is
 done to images: `mean` and `std`, of pixels scaled to [0, 1], and `crop`, 'resize' or 'central', all
 three as in an experiment's `config.data`.
@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import flax
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import MODELS
+from vit_jax.models import MODELS, tree
 
 Shape = tuple[int, ...]
 
@@ -82,18 +82,18 @@ def said(config: Mapping[str, Any], path: object) -> dict[str, Any]:
 
 def to_json(config: Mapping[str, Any]) -> str:
   """Returns the text that a file carries to describe itself."""
-  return json.dumps({'name': 'vit'} | {key: config[key] for key in _SAID if key in config})
+  return json.dumps({key: config[key] for key in ('name', *_SAID) if key in config})
 
 
-def from_json(text: str, path: object) -> dict[str, Any]:
-  """Reads what `to_json` wrote.
+def from_json(text: str, path: object, names: Collection[str] = ('vit',)) -> dict[str, Any]:
+  """Reads what `to_json` wrote of a model that has one of the `names`.
 
   Raises:
     UsageError: it is of another model, or not of this project's making.
   """
   config = json.loads(text)
-  if not isinstance(config, dict) or config.get('name') != 'vit':
-    raise UsageError(f'{path}: its model config is not one of a ViT')
+  if not isinstance(config, dict) or config.get('name') not in names:
+    raise UsageError(f'{path}: its model config is not one of a model {" or ".join(names)}')
   return said(config, path)
 
 
@@ -234,29 +234,31 @@ def describe_params(
 
 
 def parameter_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-  """Returns path -> shape of the parameters that a model of this config has.
+  """Returns path -> shape of the variables that a model of this config has.
+
+  Those are its parameters, and running statistics under 'batch_stats'.
 
   Raises:
     UsageError: the config's fields don't fit each other.
   """
   check_choice('model name', config['name'], MODELS)
   # A ViT's layers are all alike, and tracing dozens takes seconds.
-  traced = 1 if config['name'] == 'vit' else config['num_layers']
-  traced_config = {**config, 'num_layers': traced, 'class_names': None}
+  copies = config['num_layers'] if config['name'] == 'vit' else 1
+  traced_config = {**config, 'class_names': None} | ({'num_layers': 1} if copies > 1 else {})
   shapes = {}
   for name, shape in _trace(json.dumps(traced_config, sort_keys=True, default=str)):
-    for layer in range(config['num_layers'] // traced):
+    for layer in range(copies):
       shapes[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = shape
   return shapes
 
 
 @functools.lru_cache  # reading and writing a file ask several times
 def _trace(config: str) -> list[tuple[str, Shape]]:
-  """Returns (path, shape) of the parameters of a model whose config is given as JSON."""
+  """Returns (path, shape) of the variables of a model whose config is given as JSON."""
   config = json.loads(config)
   size = config['image_size'] or config['patches']['size']
   images = jax.ShapeDtypeStruct((1, *size, config['channels']), jnp.float32)
   model = MODELS[config['name']].from_config(config)
   variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
-  flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+  flat = flax.traverse_util.flatten_dict(tree(variables), sep='/')
   return [(name, leaf.shape) for name, leaf in flat.items()]

@@ -14,8 +14,9 @@ def load(
 ) -> tuple[table.Params, dict[str, Any]]:
   """Returns (params, model config): the moving average of the parameters, where the run keeps one.
 
-  Where nothing was evaluated yet, or the best checkpoint is damaged, they are the newest's. Args
-  and errors are those of `augreg.load`; the config has every attribute of the model.
+  Running statistics, if any, are under 'batch_stats'. Where nothing was evaluated yet, or the best
+  checkpoint is damaged, all are the newest's. Args and errors are those of `augreg.load`; the
+  config has every attribute of the model.
   """
   path = Path(path)
   config = _read_config(path / 'model.json') | known

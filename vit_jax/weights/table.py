@@ -103,6 +103,8 @@ NORM = (('scale', 'weight', _VECTOR), ('bias', 'bias', _VECTOR))
 DENSE = (('kernel', 'weight', Layout((1, 1), (1, 0))), ('bias', 'bias', _VECTOR))
 TO_HEADS = (('kernel', 'weight', Layout((1, 2), (1, 0))), ('bias', 'bias', Layout((2,), (0,))))
 FROM_HEADS = (('kernel', 'weight', Layout((2, 1), (1, 0))), ('bias', 'bias', _VECTOR))
+# PyTorch's running statistics of batch normalisation.
+STATISTICS = (('mean', 'running_mean', _VECTOR), ('var', 'running_var', _VECTOR))
 # PyTorch: [out, in, height, width]; here [height, width, in, out].
 CONV = (('kernel', 'weight', Layout((1, 1, 1, 1), (3, 2, 0, 1))), ('bias', 'bias', _VECTOR))
 

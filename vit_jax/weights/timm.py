@@ -65,8 +65,7 @@ def load(
   Raises:
     UsageError: the file can't be read, isn't a ViT, doesn't say enough, or tensors don't fit.
   """
-  tensors, stated = _read(path)
-  known = stated | known
+  tensors, text = files.read_state_dict(path)
   anchors = (
     'patch_embed.proj.weight',
     'pos_embed',
@@ -76,6 +75,8 @@ def load(
   model_config.require(tensors, anchors, path, "timm's VisionTransformer")
   if [tensors[name].ndim for name in anchors] != [4, 3, 1, 1]:
     raise UsageError(f"{path}: not timm's VisionTransformer: its tensors have other ranks")
+  with files.reading(path, 'a file with a model config'):
+    known = (model_config.from_json(text, path) if text else {}) | known
   _settle_fc_norm(tensors, known, path)
   with files.reading(path, 'a ViT'):
     config = _describe(tensors, known, path)
@@ -108,30 +109,11 @@ def save(
   rules = table.expand(_TABLE, config['num_layers'])
   tensors = table.to_theirs(params, rules, config, path, allow)
   text = model_config.to_json(config)
-  if _is_safetensors(path):
+  if files.is_safetensors(path):
     data = files.format_safetensors(tensors, **{files.CONFIG_KEY: text})
   else:
     data = files.format_torch({'state_dict': tensors, files.CONFIG_KEY: text}, path)
   files.write(path, data)
-
-
-def _is_safetensors(path: str | os.PathLike) -> bool:
-  return os.fspath(path).endswith('.safetensors')
-
-
-def _read(path: str | os.PathLike) -> tuple[files.Tensors, dict[str, Any]]:
-  """Returns a file's tensors and what it says itself."""
-  data = files.read(path)
-  if _is_safetensors(path):
-    with files.reading(path, 'a .safetensors file'):
-      tensors, content = files.parse_safetensors(data)
-  else:
-    with files.reading(path, 'tensors saved by PyTorch'):
-      content = files.parse_torch(data, path)
-      tensors = files.arrays_in(content.get('state_dict') or content.get('model') or content)
-  with files.reading(path, 'a file with a model config'):
-    text = content.get(files.CONFIG_KEY)
-    return tensors, model_config.from_json(text, path) if text else {}
 
 
 def _settle_fc_norm(tensors: files.Tensors, known: Mapping[str, Any], path: object) -> None:

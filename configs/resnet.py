@@ -1,0 +1,31 @@
+"""A ResNet (arXiv 1512.03385) on a data set: configs/resnet.py:DEPTH,DATASET or resnet.py:DATASET.
+
+DEPTH is resnet18 or resnet34; DATASET as in vit.py. torchvision's weights go to config.init_from.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, datasets
+from vit_jax.errors import check_choice
+
+
+def model(name: str) -> ConfigDict:
+  """Returns `config.model` of a ResNet, which has none of the ViTs' fields."""
+  return ConfigDict({'name': name, 'num_filters': 64})
+
+
+def get_config(arg: str = 'resnet18,cifar10') -> ConfigDict:
+  """Returns torchvision's recipe for ImageNet, with a cosine in place of steps."""
+  c = common.get_config()
+  depth, dataset = datasets.split_arg(arg, default_size='resnet18')
+  check_choice('--config: model', depth, ('resnet18', 'resnet34'))
+  c.model = model(depth)
+  datasets.apply(c, dataset)
+  c.batch_size = 256
+  c.num_epochs = 90.0
+  c.optimizer.name = 'sgd'
+  c.optimizer.momentum = 0.9
+  c.optimizer.learning_rate = 0.1
+  c.optimizer.weight_decay = 1e-4
+  c.optimizer.no_decay = ''
+  return c

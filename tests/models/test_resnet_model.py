@@ -1,0 +1,134 @@
+"""ResNets: sizes, dtypes, initialisation, running statistics, and what their configs may say."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from vit_jax.errors import UsageError
+from vit_jax.models import MODELS, build_model, tree, variables
+from vit_jax.models.resnet import BatchNorm, ResNet
+
+
+def shapes_of(model, image=(32, 32, 3)):
+  """Outputs and variables, as shapes and dtypes."""
+  return jax.eval_shape(
+    lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, *image)), train=False)
+  )
+
+
+# As torchvision counts them: https://docs.pytorch.org/vision/stable/models.html
+@pytest.mark.parametrize(
+  ('name', 'count', 'num_statistics'),
+  [('resnet18', 11_689_512, 2 * 4_800), ('resnet34', 21_797_672, 2 * 8_512)],
+)
+def test_published_sizes(name, count, num_statistics):
+  model = build_model(ml_collections.ConfigDict({'name': name}), 1000)
+  logits, shapes = shapes_of(model, (224, 224, 3))
+  assert (logits.shape, logits.dtype) == ((2, 1000), jnp.float32)
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == count
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes['batch_stats'])) == num_statistics
+
+
+@pytest.mark.parametrize(('num_classes', 'dtype'), [(5, jnp.float32), (0, jnp.bfloat16)])
+def test_features_have_the_compute_dtype_and_all_else_is_float32(num_classes, dtype):
+  model = MODELS['resnet18'](num_classes=num_classes, num_filters=4, dtype=jnp.bfloat16)
+  outputs, shapes = shapes_of(model)
+  assert (outputs.shape, outputs.dtype) == ((2, num_classes or 32), dtype)
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+
+
+def test_bfloat16_reaches_every_convolution_and_norm():
+  model = MODELS['resnet18'](num_classes=0, num_filters=4, dtype=jnp.bfloat16)
+  _, shapes = jax.eval_shape(
+    lambda: model.init_with_output(
+      jax.random.key(0), jnp.zeros((2, 32, 32, 3)), capture_intermediates=True
+    )
+  )
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(shapes['intermediates'])}
+  assert dtypes == {jnp.dtype('bfloat16')}
+
+
+def test_initial_values_are_torchvision_s():
+  model = ResNet(num_classes=40, stage_sizes=(1, 1), num_filters=32)
+  start = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  flat = flax.traverse_util.flatten_dict(start['params'], sep='/')
+  for name, value in flat.items():
+    if value.ndim == 4:  # normal, of standard deviation sqrt(2 / fan-out), not truncated
+      deviation = np.sqrt(2 / (value.shape[0] * value.shape[1] * value.shape[3]))
+      assert np.std(value) == pytest.approx(deviation, rel=0.06), name
+      if value.size > 4000:
+        assert np.abs(value).max() > 3 * deviation
+    elif name.startswith('output_projection'):  # uniform
+      assert np.abs(value).max() <= 64**-0.5
+      assert np.std(value) == pytest.approx(64**-0.5 / np.sqrt(3), rel=0.2)
+    else:
+      np.testing.assert_array_equal(value, float(name.endswith('scale')))
+  for path, value in flax.traverse_util.flatten_dict(start['batch_stats']).items():
+    np.testing.assert_array_equal(value, float(path[-1] == 'var'))
+
+
+def test_statistics_are_those_of_a_sample():
+  """Running averages of the mean and the unbiased variance; normalised by the biased one."""
+  rng = np.random.default_rng(0)
+  x = (3 + 2 * rng.normal(size=(2, 1, 3, 4))).astype(np.float32)
+  before = {'mean': rng.normal(size=4), 'var': rng.uniform(1, 2, size=4)}
+  before = {name: value.astype(np.float32) for name, value in before.items()}
+  params = {'scale': np.full(4, 2, np.float32), 'bias': np.full(4, 5, np.float32)}
+  model, start = BatchNorm(), {'params': params, 'batch_stats': before}
+  y, after = model.apply(start, x, train=True, mutable=['batch_stats'])
+  rows = x.reshape(6, 4).astype(np.float64)
+  expected = 2 * (x - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5) + 5
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+  after = after['batch_stats']
+  np.testing.assert_allclose(after['mean'], 0.9 * before['mean'] + 0.1 * rows.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(
+    after['var'], 0.9 * before['var'] + 0.1 * rows.var(0, ddof=1), rtol=1e-5
+  )
+  y = model.apply(start, x, train=False)
+  expected = 2 * (x - before['mean']) / np.sqrt(before['var'] + 1e-5) + 5
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_a_single_value_has_no_variance():
+  model = ResNet(num_classes=2, stage_sizes=(1,), num_filters=2)
+  image = jnp.zeros((1, 4, 4, 3))
+  start = model.init(jax.random.key(0), image)
+  with pytest.raises(UsageError, match=r'config\.batch_size: batch normalisation has a single'):
+    model.apply(start, image, train=True, mutable=['batch_stats'])
+  model.apply(start, image, train=False)
+
+
+def test_variables_and_trees_turn_into_each_other():
+  both = {'params': {'a': {'kernel': 1}, 'b': 2}, 'batch_stats': {'a': {'mean': 3}}}
+  assert tree(both) == {'a': {'kernel': 1}, 'b': 2, 'batch_stats': {'a': {'mean': 3}}}
+  assert variables(tree(both)) == both
+  assert variables({'a': 1}) == {'params': {'a': 1}}
+  assert tree({'params': {'a': 1}}) == {'a': 1}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'hidden_size': 8}, r'config\.model\.hidden_size: 8, but a ResNet has no such field'),
+    ({'patches': {'size': (4, 4)}}, r'config\.model\.patches: '),
+    ({'tokenizer': {}}, r'config\.model\.tokenizer: '),
+    ({'dropout_rate': 0.0}, r'config\.model\.dropout_rate: 0\.0'),
+    ({'num_filters': 0}, r'config\.model\.num_filters: 0 is less than 1'),
+  ],
+)
+def test_fields_of_vits_are_refused(fields, message):
+  with pytest.raises(UsageError, match=message):
+    build_model(ml_collections.ConfigDict({'name': 'resnet18', **fields}), 5)
+
+
+def test_the_config_has_no_fields_of_vits():
+  from configs import resnet
+
+  model = build_model(resnet.get_config('resnet34,digits').model, 5, jnp.bfloat16, axis_name='b')
+  expected = MODELS['resnet34'](num_classes=5, dtype=jnp.bfloat16, axis_name='b')
+  assert model == expected
+  with pytest.raises(UsageError, match=r"model: 'resnet50' is not one of resnet18, resnet34"):
+    resnet.get_config('resnet50,digits')

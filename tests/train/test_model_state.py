@@ -1,0 +1,268 @@
+"""Running statistics through training: whose they are, what moves them, what is kept of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, tiny_config
+
+from vit_jax import weights
+from vit_jax.checkpoints import Checkpointer, read_params
+from vit_jax.errors import UsageError
+from vit_jax.models import MODELS, tree, variables
+from vit_jax.models.resnet import ResNet
+from vit_jax.tasks import build_task
+from vit_jax.train import loop
+from vit_jax.train import step as steps
+from vit_jax.train.experiment import Experiment
+from vit_jax.train.feeds import MAX_STEPS, put_on_devices
+from vit_jax.train.state import TrainState, create_state
+
+BATCH = 16
+MODEL = ResNet(num_classes=3, stage_sizes=(1, 1), num_filters=4, axis_name='batch')
+
+
+def step_config(**changes):
+  from configs import common
+
+  config = common.get_config()
+  config.update(batch_size=BATCH, ema_decay=0.75)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def make_batch(step, devices=1):
+  """Images of which each of four in a row is brighter than the one before."""
+  rng = np.random.default_rng(step)
+  brightness = 40 * (np.arange(BATCH) % 4)[:, None, None, None]
+  image = (rng.integers(0, 80, (BATCH, 16, 16, 3)) + brightness).astype(np.uint8)
+  batch = {
+    'image': image,
+    'label': rng.integers(0, 3, BATCH, dtype=np.int32),
+    'weight': np.ones(BATCH, np.float32),
+    'slot': np.arange(BATCH, dtype=np.int32),
+  }
+  return {n: x.reshape(devices, BATCH // devices, *x.shape[1:]) for n, x in batch.items()}
+
+
+def run_steps(config, num_steps, devices=1):
+  """Returns (states from the first on, metrics of each step) of plain SGD."""
+  tx, schedule = optax.sgd(0.1), optax.constant_schedule(0.1)
+  start = jax.jit(MODEL.clone(axis_name=None).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  state = create_state(config, start['params'], tx, {'batch_stats': start['batch_stats']})
+  step = steps.make_train_step(config, MODEL, build_task(config, 3), tx, schedule, 3)
+  mapped = steps.map_over_devices(lambda state, batch, _: step(state, batch))
+  states, log = [jax.device_get(state)], []
+  state = put_on_devices(states[0])
+  for i in range(num_steps):
+    state, metrics = mapped(state, make_batch(i, devices), ())
+    states.append(jax.device_get(state))
+    log.append(jax.device_get(metrics))
+  return states, log
+
+
+def close(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@jax.jit
+def statistics_after(state, image):
+  """What a pass over these images makes of a state's statistics, by the model alone."""
+  image = (image / 255.0 - 0.5) / 0.5
+  given = {'params': state.params, **state.model_state}
+  _, new = MODEL.clone(axis_name=None).apply(given, image, train=True, mutable=['batch_stats'])
+  return new
+
+
+@pytest.mark.parametrize('parts', [1, 2, 4])
+def test_statistics_pass_through_the_micro_batches_in_order(parts):
+  (before, after), _ = run_steps(step_config(grad_accum_steps=parts), 1)
+  image, expected = make_batch(0)['image'][0].astype(np.float32), before
+  for part in range(parts):
+    new = statistics_after(expected, image[part::parts])
+    expected = expected.replace(model_state=new)
+  close(after.model_state, expected.model_state, rtol=1e-4, atol=1e-5)
+  mean, old_mean = (s.model_state['batch_stats']['bn1']['mean'] for s in (after, before))
+  assert np.abs(mean - old_mean).max() > 0.01
+
+
+def test_frozen_norms_keep_their_parameters_and_their_statistics_move():
+  """As in PyTorch, where requires_grad=False leaves running statistics to move in train()."""
+  states, _ = run_steps(step_config(freeze=('conv1', 'bn1', 'layer1_.*')), 2)
+  for name in ('conv1', 'bn1', 'layer1_0'):
+    jax.tree.map(np.testing.assert_array_equal, states[0].params[name], states[2].params[name])
+  moved, free = (
+    jax.tree.map(lambda a, b: np.abs(a - b).max(), s[0].model_state, s[2].model_state)
+    for s in (states, run_steps(step_config(), 2)[0])
+  )
+  assert min(jax.tree.leaves(moved)) > 1e-4
+  assert min(jax.tree.leaves(free)) > 1e-4
+  close(states[1].model_state, statistics_after(states[0], make_batch(0)['image'][0]),
+        rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_the_average_of_the_parameters_is_evaluated_with_the_statistics_of_now():
+  states, _ = run_steps(step_config(), 2)
+  last = states[-1]
+  average = states[0].params
+  for state in states[1:]:
+    average = jax.tree.map(lambda ema, p: 0.75 * ema + 0.25 * p, average, state.params)
+  close(last.eval_variables['params'], average, rtol=1e-5, atol=1e-6)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    last.eval_variables['batch_stats'],
+    last.model_state['batch_stats'],
+  )
+  eval_step = steps.make_eval_step(step_config(), MODEL, build_task(step_config(), 3))
+  mapped = steps.map_over_devices(lambda variables, batch, _: eval_step(variables, batch))
+  batch = make_batch(0)
+  loss, count = mapped(put_on_devices(last.eval_variables), batch, ())['loss']
+  image = (batch['image'][0] / 255.0 - 0.5) / 0.5
+  logits = MODEL.apply({'params': average, **last.model_state}, image, train=False)
+  losses = -jax.nn.log_softmax(logits)[np.arange(BATCH), batch['label'][0]]
+  assert loss / count == pytest.approx(float(losses.mean()), rel=1e-4)
+
+
+def main(path, devices):
+  """Saves what some steps with and without accumulation give."""
+  found = {}
+  for parts in (1, 2):
+    states, log = run_steps(step_config(grad_accum_steps=parts), 3, devices)
+    flat = {
+      'model_state': states[-1].model_state,
+      'params': states[-1].params,
+      'log': {str(i): {n: pair[0] / pair[1] for n, pair in m.items()} for i, m in enumerate(log)},
+    }
+    flat = flax.traverse_util.flatten_dict(flat, sep='/')
+    found |= {f'{parts}/{name}': value for name, value in flat.items()}
+  np.savez(path, **found)
+
+
+def test_eight_devices_have_the_statistics_and_losses_of_one(tmp_path):
+  """Statistics are those of the global batch, and its gradient flows through them."""
+  code = 'import sys; sys.path[:0] = sys.argv[1:3]; import test_model_state as t; '
+  code += 't.main(sys.argv[3], 8)'
+  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  command = [sys.executable, '-c', code, ROOT / 'tests' / 'train', ROOT / 'tests']
+  command += [tmp_path / 'eight.npz']
+  eight = subprocess.Popen(command, env=env, cwd=ROOT)
+  main(tmp_path / 'one.npz', 1)
+  assert eight.wait(timeout=300) == 0
+  one, eight = (np.load(tmp_path / f'{name}.npz') for name in ('one', 'eight'))
+  assert set(one) == set(eight)
+  for name in one:
+    np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=2e-5, err_msg=name)
+  whole, halves = (one[f'{parts}/model_state/batch_stats/bn1/var'] for parts in (1, 2))
+  assert np.abs(whole - halves).max() > 1e-3
+
+
+def run_config(**changes):
+  """A ResNet-18 of little width on digits of 32x32."""
+  from configs import resnet
+
+  config = resnet.get_config('resnet18,digits')
+  config.model.num_filters = 4
+  config.data.update(image_size=(32, 32), channels=3)
+  config.update(batch_size=32, eval_batch_size=90, num_steps=2, ema_decay=0.5)
+  config.optimizer.learning_rate = 0.02
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A finished run: (workdir, results)."""
+  workdir = tmp_path_factory.mktemp('runs') / 'resnet'
+  return workdir, loop.train_and_evaluate(run_config(), workdir)
+
+
+def last_state(workdir, config):
+  checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
+  state, _ = checkpointer.restore(Experiment(config).initial_state())
+  checkpointer.close()
+  return state
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path):
+  config = run_config(num_steps=4, eval_every=2)
+  config.model.stage_sizes = (1, 1)  # in place of ResNet-18's, to compile in less time
+  whole = loop.train_and_evaluate(config, tmp_path / 'run')
+  expected = last_state(tmp_path / 'run', config)
+  (tmp_path / 'run' / 'checkpoints' / '4').rename(tmp_path / 'gone')
+  (tmp_path / 'run' / 'results.json').unlink()
+  again = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert again['final'] == whole['final']
+  assert len(jax.tree.leaves(expected.model_state)) == 2 * 6
+  jax.tree.map(np.testing.assert_array_equal, last_state(tmp_path / 'run', config), expected)
+
+
+def test_what_is_loaded_is_what_was_evaluated(run):
+  from vit_jax.data import load_source, make_preprocess
+
+  workdir, results = run
+  params, config = weights.load(workdir)
+  state = last_state(workdir, run_config())
+  assert results['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  jax.tree.map(np.testing.assert_array_equal, params, tree(state.eval_variables))
+  assert (config['name'], config['num_filters'], config['image_size']) == ('resnet18', 4, (32, 32))
+  preprocess, source = make_preprocess((32, 32), 3, 'resize', False), load_source('digits', 'test')
+  records = [preprocess(source[i]) for i in range(len(source))]
+  images = np.stack([record['image'] for record in records])
+  model = MODELS['resnet18'].from_config(config)
+  apply = jax.jit(model.apply, compiler_options={'xla_backend_optimization_level': 0})
+  logits = np.asarray(apply(variables(params), (images / np.float32(255) - 0.5) / 0.5))
+  labels = [record['label'] for record in records]
+  assert np.mean(logits.argmax(-1) == labels) == pytest.approx(results['final']['test/accuracy'])
+
+
+def test_a_run_goes_to_torchvision_s_format_and_on_from_there(run, tmp_path):
+  from configs import finetune
+
+  params, config = weights.load(run[0])
+  path = tmp_path / 'm.safetensors'
+  weights.save(params, config, path, format='torchvision')
+  start = Experiment(run_config(init_from=str(path))).initial_state()
+  jax.tree.map(np.testing.assert_array_equal, start.eval_variables, variables(params))
+  new_head = Experiment(run_config(**{'init_from': str(path), 'init_options.head': 'new'}))
+  assert 'head: new, 10 classes' in new_head.describe()
+  state = new_head.initial_state()
+  jax.tree.map(
+    np.testing.assert_array_equal, state.model_state['batch_stats'], params['batch_stats']
+  )
+  config = finetune.get_config('digits')
+  config.init_from = str(path)
+  with pytest.raises(UsageError, match=r"config\.model\.name: 'vit', but .* of a 'resnet18'"):
+    Experiment(config)
+
+
+def test_on_a_cpu_no_loop_stands_around_convolutions():
+  """Steps of a ResNet in a loop took five times as long; those of a ViT don't."""
+  feed = Experiment(run_config()).train_feed()
+  assert feed._max_steps == (1 if jax.default_backend() == 'cpu' else MAX_STEPS)
+  assert Experiment(tiny_config(num_steps=1)).train_feed()._max_steps == MAX_STEPS
+
+
+def test_damaged_statistics_are_noticed(tmp_path):
+  """They count into the checksum of what is evaluated."""
+  params, statistics = (
+    {'a': np.ones(3, np.float32)},
+    {'batch_stats': {'m': np.zeros(2, np.float32)}},
+  )
+  state = TrainState(np.int32(6), params, np.ones(2), model_state=statistics)
+  other = state.replace(model_state=jax.tree.map(lambda x: x + 1, statistics))
+  for name, saved in (('c', state), ('d', other)):
+    checkpointer = Checkpointer(tmp_path / name)
+    checkpointer.save(saved, {'best': None})
+    checkpointer.close()
+  found = read_params(tmp_path / 'c')
+  jax.tree.map(np.testing.assert_array_equal, found, params | statistics)
+  shutil.copytree(tmp_path / 'c' / '6' / 'meta', tmp_path / 'd' / '6' / 'meta', dirs_exist_ok=True)
+  with pytest.raises(UsageError, match='contents differ from their checksum'):
+    read_params(tmp_path / 'd')

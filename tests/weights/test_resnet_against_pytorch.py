@@ -1,0 +1,214 @@
+"""ResNets compute what torchvision's do, restated here in PyTorch: evaluated, trained, saved."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from small_vits import assert_same
+
+from vit_jax import weights
+from vit_jax.models import MODELS, tree, variables
+from vit_jax.weights import files
+
+torch = pytest.importorskip('torch')
+
+BLOCKS = {'resnet18': (2, 2, 2, 2), 'resnet34': (3, 4, 6, 3)}
+QUICK = {'xla_backend_optimization_level': 0}  # to compile, which is all the time that it takes
+
+
+class Block(torch.nn.Module):
+  """torchvision's BasicBlock."""
+
+  def __init__(self, inputs, outputs, stride):
+    super().__init__()
+    self.conv1 = torch.nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    self.bn1 = torch.nn.BatchNorm2d(outputs)
+    self.conv2 = torch.nn.Conv2d(outputs, outputs, 3, 1, padding=1, bias=False)
+    self.bn2 = torch.nn.BatchNorm2d(outputs)
+    self.downsample = None
+    if stride != 1 or inputs != outputs:
+      self.downsample = torch.nn.Sequential(
+        torch.nn.Conv2d(inputs, outputs, 1, stride, bias=False), torch.nn.BatchNorm2d(outputs)
+      )
+
+  def forward(self, x):
+    shortcut = x if self.downsample is None else self.downsample(x)
+    y = torch.relu(self.bn1(self.conv1(x)))
+    return torch.relu(self.bn2(self.conv2(y)) + shortcut)
+
+
+class TorchResNet(torch.nn.Module):
+  """torchvision's ResNet of such blocks; torchvision's width is 64."""
+
+  def __init__(self, name='resnet18', width=8, num_classes=5, channels=3):
+    super().__init__()
+    self.conv1 = torch.nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
+    self.bn1 = torch.nn.BatchNorm2d(width)
+    self.maxpool = torch.nn.MaxPool2d(3, 2, padding=1)
+    inputs = width
+    for i, depth in enumerate(BLOCKS[name]):
+      blocks = []
+      for j in range(depth):
+        blocks.append(Block(inputs, width * 2**i, 2 if i > 0 and j == 0 else 1))
+        inputs = width * 2**i
+      setattr(self, f'layer{i + 1}', torch.nn.Sequential(*blocks))
+    self.fc = torch.nn.Linear(inputs, num_classes)
+    for module in self.modules():
+      if isinstance(module, torch.nn.Conv2d):
+        torch.nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+  def forward(self, x):
+    x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+    for i in range(1, 5):
+      x = getattr(self, f'layer{i}')(x)
+    return self.fc(x.mean(dim=(2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+  torch.manual_seed(0)
+
+
+def randomised(model):
+  """The model with every parameter and running statistic off its initial value."""
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    for name, buffer in model.named_buffers():
+      if name.endswith('running_mean'):
+        buffer += 0.1 * torch.randn(buffer.shape, generator=generator)
+      elif name.endswith('running_var'):
+        buffer += torch.rand(buffer.shape, generator=generator)
+  return model
+
+
+def make_images(*shape):
+  """Noise, stronger from one image to the next."""
+  rng = np.random.default_rng(0)
+  return (rng.normal(size=shape) * np.arange(1, 1 + shape[0])[:, None, None, None]).astype(
+    np.float32
+  )
+
+
+def to_torch(images):
+  return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def theirs(model, images):
+  with torch.no_grad():
+    return model.eval()(to_torch(images)).numpy()
+
+
+@functools.cache
+def compiled(name, num_filters, num_classes):
+  model = MODELS[name](num_classes=num_classes, num_filters=num_filters)
+  return jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK)
+
+
+def ours(params, config, images):
+  apply = compiled(config['name'], config['num_filters'], config['num_classes'])
+  return np.asarray(apply(variables(params), images))
+
+
+# 47 and 33: where torch's padding differs from TensorFlow's 'SAME' in other ways than at 64.
+@pytest.mark.parametrize('shape', [(2, 64, 64, 3), (3, 47, 33, 3)], ids=['even', 'odd'])
+def test_logits_agree_both_ways(tmp_path, shape):
+  model = randomised(TorchResNet())
+  torch.save(model.state_dict(), tmp_path / 'theirs.pth')
+  params, config = weights.load(tmp_path / 'theirs.pth')
+  assert (config['name'], config['num_filters'], config['num_classes']) == ('resnet18', 8, 5)
+  images = make_images(*shape)
+  expected = theirs(model, images)
+  assert np.ptp(expected, axis=0).max() > 0.1
+  np.testing.assert_allclose(ours(params, config, images), expected, rtol=0, atol=1e-4)
+
+  weights.save(params, config, tmp_path / 'ours.pth', format='torchvision')
+  back = TorchResNet()
+  back.load_state_dict(torch.load(tmp_path / 'ours.pth'))
+  np.testing.assert_array_equal(theirs(back, images), expected)
+
+
+def test_a_training_step_agrees(tmp_path):
+  """Outputs, gradients, running statistics: the variances that are averaged are unbiased."""
+  model, path = randomised(TorchResNet()), tmp_path / 'm.pth'
+  torch.save(model.state_dict(), path)
+  params, config = weights.load(path)
+  images, labels = make_images(4, 64, 64, 3), np.array([0, 3, 1, 4])
+
+  logits = model.train()(to_torch(images))
+  torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+
+  flax_model = MODELS['resnet18'](num_classes=5, num_filters=8)
+
+  def loss(params, batch_stats):
+    outputs, state = flax_model.apply(
+      {'params': params, 'batch_stats': batch_stats}, images, train=True, mutable=['batch_stats']
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    return losses.mean(), (outputs, state['batch_stats'])
+
+  grad_fn = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)
+  grads, (outputs, batch_stats) = grad_fn(*variables(params).values())
+  np.testing.assert_allclose(outputs, logits.detach().numpy(), rtol=0, atol=1e-4)
+
+  found = tree({'params': grads, 'batch_stats': batch_stats})
+  weights.save(found, config, tmp_path / 'step.safetensors', format='torchvision')
+  found, _ = files.parse_safetensors((tmp_path / 'step.safetensors').read_bytes())
+  for name, parameter in model.named_parameters():
+    expected = parameter.grad.numpy()
+    error = np.abs(found[name] - expected).max() / np.abs(expected).max()
+    assert error < 1e-3, f'{name}: {error}'
+  moved = dict(model.named_buffers())
+  for name in moved:
+    if not name.endswith('num_batches_tracked'):
+      np.testing.assert_allclose(found[name], moved[name].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_names_and_shapes_are_torchvision_s(tmp_path, name):
+  with torch.device('meta'):
+    expected = TorchResNet(name, width=64, num_classes=1000).state_dict()
+  zeros = {n: np.zeros(t.shape, str(t.dtype).removeprefix('torch.')) for n, t in expected.items()}
+  (tmp_path / 'theirs.safetensors').write_bytes(files.format_safetensors(zeros))
+  params, config = weights.load(tmp_path / 'theirs.safetensors')
+  assert (config['name'], config['num_filters']) == (name, 64)
+  weights.save(params, config, tmp_path / 'ours.safetensors', format='torchvision')
+  found, _ = files.parse_safetensors((tmp_path / 'ours.safetensors').read_bytes())
+  assert {n: (a.shape, a.dtype) for n, a in found.items()} == {
+    n: (a.shape, a.dtype) for n, a in zeros.items()
+  }
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('around', [None, 'state_dict', 'model'])
+def test_all_that_torch_saves_is_known_by_its_content(tmp_path, zipped, around):
+  """Old files of torchvision's aren't zipped; its training script saves more than the model."""
+  state = randomised(TorchResNet()).state_dict()
+  path = tmp_path / 'm.pth'
+  content = {around: state, 'epoch': 3} if around else state
+  torch.save(content, path, _use_new_zipfile_serialization=zipped)
+  assert weights.detect(path) == 'torchvision'
+  params, _ = weights.load(path)
+  torch.save(state, tmp_path / 'plain.pt')
+  assert_same(params, weights.load(tmp_path / 'plain.pt')[0])
+
+
+def test_a_file_for_pytorch_says_all_that_a_run_does(tmp_path):
+  torch.save(randomised(TorchResNet(channels=1)).state_dict(), tmp_path / 'm.pth')
+  params, config = weights.load(tmp_path / 'm.pth')
+  config |= {
+    'image_size': (48, 32),
+    'class_names': ['cat', 'dög', 'cat', 'd', 'e'],
+    'preprocess': {'mean': (0.4567,), 'std': (0.3,), 'crop': 'resize'},
+  }
+  weights.save(params, config, tmp_path / 'again.pth', format='torchvision')
+  loaded, its_config = weights.load(tmp_path / 'again.pth')
+  assert its_config == config
+  assert_same(loaded, params)
+  for name, tensor in torch.load(tmp_path / 'again.pth').items():
+    is_counter = name.endswith('num_batches_tracked')
+    assert tensor.dtype == (torch.int64 if is_counter else torch.float32)
+    assert tensor.shape == TorchResNet(channels=1).state_dict()[name].shape
