@@ -7,7 +7,7 @@ from vit_jax.errors import UsageError
 
 
 def get_config() -> ConfigDict:
-  """Returns the defaults; `arg` of the other configs only changes values, never adds fields."""
+  """Returns the defaults; `arg` of the other configs changes values, and adds only references."""
   c = ConfigDict()
   c.seed = 0  # decides initial parameters, batches, augmentation and dropout
   c.task = 'classification'
@@ -87,7 +87,8 @@ def get_config() -> ConfigDict:
   c.augment.cutmix_alpha = 0.0  # with mixup: one of the two for each pair, at random
 
   c.loss = ConfigDict()
-  c.loss.name = 'softmax'  # softmax, or sigmoid (binary cross-entropy summed over classes)
+  # softmax, sigmoid (binary cross-entropy summed over classes), or softmax_twice (a common mistake)
+  c.loss.name = 'softmax'
   c.loss.label_smoothing = 0.0  # share of each label spread over all classes, for both losses
 
   c.optimizer = ConfigDict()
@@ -120,6 +121,10 @@ def get_config() -> ConfigDict:
   # Regexes of parameter paths, or their parents', that stay as they are. Running statistics of
   # batch normalisation move all the same, as where PyTorch's requires_grad is False.
   c.freeze = ()
+
+  # Published values that results are printed beside: metric -> value, and 'source' -> text. Metrics
+  # are named as in metrics.jsonl (test/accuracy); or steps_per_second.
+  c.reference = ConfigDict()
   return c
 
 

@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'jax')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# In this process alone: compilation is most of what tests wait for. Runs of train.py, in theirs,
+# are compiled as users' are.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 # A model and a run that take no time, on real digits.
 TINY = (

@@ -1,11 +1,14 @@
-"""Measures training speed, resident against streamed: python -m vit_jax.benchmark --config=...
+"""Measures training speed in turns: python -m vit_jax.benchmark --config=... [--against=...]
 
-Both feeds train the same model in one process, in turns, so that what else the machine does falls
-on both; compilation is left out.
+One experiment alone is measured with its data resident on the device, and streamed from the host;
+with --against, two experiments, as `configs/token_learner.py:mnist` and `:mnist,plain`. Both sides
+train in one process, in turns, so that what else the machine does falls on both; compilation is
+left out. Fields of the second experiment are set by --against.FIELD.
 """
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import flags
@@ -17,19 +20,23 @@ from vit_jax.train import feeds
 from vit_jax.train.experiment import Experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Experiment, as for train.py.')
-_TURNS = flags.DEFINE_integer('turns', 7, 'How often each feed is timed.', lower_bound=1)
+_AGAINST = config_flags.DEFINE_config_file('against', help_string='Another experiment.')
+_TURNS = flags.DEFINE_integer('turns', 7, 'How often each side is timed.', lower_bound=1)
 _SECONDS = flags.DEFINE_float('seconds', 3.0, 'Shortest time of a turn.', lower_bound=0.0)
 
 
 class _Side:
-  """One feed with its own training state."""
+  """An experiment with its training state and feed.
 
-  def __init__(self, config: ConfigDict, resident: str):
-    config = config.copy_and_resolve_references()
-    config.data.resident = resident
+  Attributes:
+    flops: floating-point operations of a step, as `vit_jax.train.flops` counts them.
+  """
+
+  def __init__(self, config: ConfigDict):
     experiment = Experiment(config)
     self._feed, self._step = experiment.train_feed(), 0
     self._state = feeds.put_on_devices(experiment.initial_state())
+    self.flops = experiment.flops_per_image(self._state)['training'] * config.batch_size
     for _ in range(8):  # compiles, and finds its number of steps per dispatch
       self._dispatch()
 
@@ -41,32 +48,52 @@ class _Side:
   def steps_per_second(self, seconds: float) -> float:
     """Trains for at least `seconds`."""
     first, start = self._step, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    while True:
       self._dispatch()
-    return (self._step - first) / (time.perf_counter() - start)
+      if (elapsed := time.perf_counter() - start) >= seconds:
+        return (self._step - first) / elapsed
 
   def close(self) -> None:
     """Stops the feed."""
     self._feed.__exit__()
 
 
-def main() -> None:
-  """Prints a table: steps/s of each feed and their ratio, as median and range over the turns."""
+def _experiments() -> dict[str, ConfigDict]:
+  """Returns the two sides' experiments by the names that they are printed under."""
   if _CONFIG.value is None:
     raise UsageError('--config: give an experiment, as --config=configs/digits.py')
-  sides = {
-    name: _Side(_CONFIG.value, flag) for name, flag in (('resident', 'yes'), ('streamed', 'no'))
-  }
-  speeds = {name: [] for name in sides}
-  for _ in range(_TURNS.value):
-    for name, side in sides.items():
-      speeds[name].append(side.steps_per_second(_SECONDS.value))
-  ratios = [a / b for a, b in zip(speeds['resident'], speeds['streamed'], strict=True)]
-  print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, batch {_CONFIG.value.batch_size}')
+  if _AGAINST.value is not None:
+    return {'config': _CONFIG.value, 'against': _AGAINST.value}
+  sides = {name: _CONFIG.value.copy_and_resolve_references() for name in ('resident', 'streamed')}
+  sides['resident'].data.resident = 'yes'
+  sides['streamed'].data.resident = 'no'
+  return sides
+
+
+def _print_speeds(speeds: Mapping[str, Sequence[float]]) -> None:
+  """Prints steps/s of both sides and their ratio, as median and range over the turns."""
+  ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
   for name, values in {**speeds, 'ratio': ratios}.items():
     unit = '' if name == 'ratio' else ' steps/s'
     low, middle, high = min(values), statistics.median(values), max(values)
     print(f'{name:<9} {middle:8.2f}{unit}  ({low:.2f} to {high:.2f}, {len(values)} turns)')
+
+
+def main() -> None:
+  """Prints a table, and with --against the ratio of speeds that the FLOPs of a step allow."""
+  experiments = _experiments()
+  sides = {name: _Side(config) for name, config in experiments.items()}
+  speeds = {name: [] for name in sides}
+  for _ in range(_TURNS.value):
+    for name, side in sides.items():
+      speeds[name].append(side.steps_per_second(_SECONDS.value))
+  sizes = ' and '.join(str(size) for size in {c.batch_size: 0 for c in experiments.values()})
+  print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, batch {sizes}')
+  _print_speeds(speeds)
+  if _AGAINST.value is not None:
+    ours, theirs = (side.flops for side in sides.values())
+    of_each = f'{ours / 1e9:.4g} and {theirs / 1e9:.4g} GFLOP a step'
+    print(f'{"by FLOPs":<9} {theirs / ours:8.2f}  ({of_each})')
   for side in sides.values():
     side.close()
 

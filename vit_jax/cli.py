@@ -23,7 +23,7 @@ from vit_jax.train.metrics import NonFiniteError
 from vit_jax.train.signals import Interrupted
 
 
-def _fields(config: ConfigDict, prefix: str = 'config') -> list[str]:
+def _fields(config: ConfigDict, prefix: str) -> list[str]:
   """Returns the dotted names of all fields."""
   names = []
   for key, value in config.items():
@@ -34,18 +34,24 @@ def _fields(config: ConfigDict, prefix: str = 'config') -> list[str]:
 
 
 def _check_config_flags(argv: list[str]) -> None:
-  """Raises UsageError for a config file that isn't there and for fields that it doesn't have."""
-  given = re.search(r'(?:^|\n)--?config[=\n](.+)', '\n'.join(argv))
+  """Raises UsageError for config files that aren't there and for fields that they don't have."""
+  for name in flags.FLAGS:
+    if isinstance(flags.FLAGS[name].parser, ConfigFileFlagParser):
+      _check_config_flag(name, argv)
+
+
+def _check_config_flag(name: str, argv: list[str]) -> None:
+  given = re.search(rf'(?:^|\n)--?{name}[=\n](.+)', '\n'.join(argv))
   if not given:
     return
   path = given[1].split(':')[0]
   if not os.path.isfile(path):
     there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
-    raise UsageError(f'--config: {path} does not exist{nearest(path, there)}')
-  config = ConfigFileFlagParser('config').parse(given[1])
-  fields = _fields(config)
+    raise UsageError(f'--{name}: {path} does not exist{nearest(path, there)}')
+  config = ConfigFileFlagParser(name).parse(given[1])
+  fields = _fields(config, name)
   for arg in argv:
-    override = re.match(r'--?(?:no)?(config\.[\w.]*)', arg)
+    override = re.match(rf'--?(?:no)?({name}\.[\w.]*)', arg)
     if override and override[1] not in fields:
       raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
 
@@ -66,11 +72,12 @@ def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
     if innermost is None and not isinstance(e, flags.Error):
       raise  # a bug in the config's own code
     _fail(innermost or ' '.join(str(e).split()))
-  given, open_ended = rest[1:], bool(arguments) and arguments[-1].endswith('...')
+  given, open_ended = rest[1:], bool(arguments) and arguments[-1].rstrip(']').endswith('...')
+  required = [name for name in arguments if not name.startswith('[')]
   if len(given) > len(arguments) and not open_ended:
     _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
-  if len(given) < len(arguments):
-    _fail(f'{arguments[len(given)]} is missing; give {" ".join(arguments)}')
+  if len(given) < len(required):
+    _fail(f'{required[len(given)]} is missing; give {" ".join(arguments)}')
   return rest
 
 
@@ -93,7 +100,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   """Runs `command`, with every way to end that a person can cause as a line.
 
   It is called with what comes beside flags: a word for each of `arguments`, and any number from one
-  on for a last name that ends in '...'.
+  on for a last name that ends in '...', or from none on where it stands in brackets.
 
   Exit codes: what `command` returns, 2 for mistakes (UsageError), 1 for a loss that isn't finite,
   128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe. Everything unforeseen keeps

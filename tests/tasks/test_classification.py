@@ -65,6 +65,11 @@ def sigmoid_reference(logits, targets):
   return -(targets * np.log(probability) + (1 - targets) * np.log(1 - probability)).sum(axis=1)
 
 
+def softmax_twice_reference(logits, targets):
+  exps = np.exp(logits.astype(np.float64))
+  return softmax_reference(exps / exps.sum(axis=1, keepdims=True), targets)
+
+
 def hits_reference(logits, dense, k):
   """Sorts each row's classes and looks for one of its heaviest labels among the first k."""
   hits = []
@@ -78,7 +83,12 @@ def hits_reference(logits, dense, k):
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize(
-  ('loss', 'reference'), [('softmax', softmax_reference), ('sigmoid', sigmoid_reference)]
+  ('loss', 'reference'),
+  [
+    ('softmax', softmax_reference),
+    ('sigmoid', sigmoid_reference),
+    ('softmax_twice', softmax_twice_reference),
+  ],
 )
 def test_loss_is_the_sum_of_the_reference(loss, reference, kind, smoothing):
   labels, dense = make_labels(kind)
@@ -97,7 +107,21 @@ def test_loss_of_equal_logits_is_known():
     np.testing.assert_allclose(total / count, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
+def test_softmax_twice_has_a_floor_and_hardly_a_gradient_where_it_is_wrong():
+  right = np.full((1, NUM_CLASSES), -50.0, np.float32)
+  right[0, 3] = 50.0
+
+  def mean(logits, label):
+    total, count = build('softmax_twice')(logits, make_batch(np.array([label])))['loss']
+    return total / count
+
+  floor = np.log(1 + (NUM_CLASSES - 1) / np.e)
+  np.testing.assert_allclose(mean(right, 3), floor, rtol=1e-6)
+  np.testing.assert_allclose(mean(right, 0), floor + 1, rtol=1e-6)
+  assert np.abs(jax.grad(mean)(right, 0)).max() < 1e-6
+
+
+@pytest.mark.parametrize('loss', ['softmax', 'sigmoid', 'softmax_twice'])
 def test_loss_and_gradient_are_finite_for_huge_logits(loss):
   task = build(loss, 0.1)
   batch = make_batch(make_labels('int')[0])

@@ -33,8 +33,8 @@ def make_config(**changes):
 def test_the_run_directory_is_complete(finished):
   _, workdir, results = finished
   names = {p.name for p in workdir.iterdir()}
-  expected = {'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints', 'plots', 'results.json'}
-  assert names == expected
+  files = {'config.json', 'model.json', 'metrics.jsonl', 'results.json'}
+  assert names == files | {'tensorboard', 'checkpoints', 'plots'}
   assert json.loads((workdir / 'results.json').read_text()) == results
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
 
@@ -206,6 +206,20 @@ def test_evaluation_asks_only_for_what_the_checkpoint_depends_on(finished):
   other.model.mlp_dim = 32
   with pytest.raises(UsageError, match=r'model\.mlp_dim 16 there, 32 now'):
     loop.evaluate(other, workdir)
+
+
+def test_a_reference_may_change(finished, tmp_path):
+  config, workdir, results = finished
+  assert results['reference'] == {}
+  saved = json.loads((workdir / 'config.json').read_text())
+  saved['reference'] = {'test/accuracy': 0.8, 'source': 'another'}
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  changed = Experiment(config).config
+  changed.reference.update({'test/accuracy': 0.7, 'source': 'a write-up'})
+  run_directory.check(tmp_path, changed)
+  changed.seed = 1
+  with pytest.raises(UsageError, match=r'\(seed 0 there, 1 now\)'):
+    run_directory.check(tmp_path, changed)
 
 
 def test_a_field_that_an_older_version_lacked_does_not_matter(finished, tmp_path):

@@ -76,6 +76,14 @@ def test_fields_that_are_set_win_where_they_may(source):
     Experiment(finetuning(source, **{'model.activation': 'relu'}))
 
 
+@pytest.mark.parametrize(('channels', 'mean'), [(1, (0.2,)), (3, (0.5,))])
+def test_the_mean_of_pixels_is_that_of_the_weights_for_like_images(tmp_path, channels, mean):
+  said = SOURCE | {'preprocess': {'mean': (0.2,), 'std': (0.3,), 'crop': 'resize'}}
+  weights.save(random_params(said), said, tmp_path / 'm.npz', format='augreg')
+  config = finetuning(tmp_path / 'm.npz', **{'data.image_size': (8, 8), 'data.channels': channels})
+  assert Experiment(config).config.data.mean == mean
+
+
 def test_the_moving_average_starts_there_too(source):
   state = Experiment(finetuning(source, ema_decay=0.9)).initial_state()
   jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.params)

@@ -1,12 +1,14 @@
 """From a configuration to everything that a run needs, all mistakes found before it starts."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.data import (
@@ -22,7 +24,7 @@ from vit_jax.data import (
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import build_model, tree, variables
 from vit_jax.tasks import build_task
-from vit_jax.train import feeds, partition, pretrained, step
+from vit_jax.train import feeds, flops, partition, pretrained, step
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
@@ -131,7 +133,6 @@ class Experiment:
     Raises:
       UsageError: any mistake in the configuration.
     """
-    config, start = pretrained.complete(config, workdir)
     data = config.data
     augment.validate(config.augment)
     preprocess = {
@@ -145,6 +146,8 @@ class Experiment:
       for split in preprocess
     }
     self.sets = {split: (sources[split], preprocess[split]) for split in sources}
+    channels = data.channels or sources['train'].image_shape[2]
+    config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve(config, len(sources['train']))
     self.num_classes = sources['train'].num_classes
     self.resident, self._reason = resolve_resident(
@@ -248,23 +251,44 @@ class Experiment:
 
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
-    train_step = step.make_train_step(
-      self.config, self.model, self._task, self._tx, self._schedule, self.num_classes
-    )
     loader = self._loader('train', self.resident)
     if not self.resident:
-      return feeds.StreamedTrainFeed(train_step, loader)
+      return feeds.StreamedTrainFeed(self._train_step(), loader)
     # XLA compiles gradients of convolutions to slow code where they stand in a loop on a CPU
     # (github.com/jax-ml/jax/issues/12868); those of a patch embedding alone don't matter.
     num_convolutions = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(self._param_shapes))
     is_slow = jax.default_backend() == 'cpu' and num_convolutions > 1
-    return feeds.ResidentTrainFeed(train_step, loader, 1 if is_slow else feeds.MAX_STEPS)
+    return feeds.ResidentTrainFeed(self._train_step(), loader, 1 if is_slow else feeds.MAX_STEPS)
+
+  def _train_step(self) -> Callable:
+    return step.make_train_step(
+      self.config, self.model, self._task, self._tx, self._schedule, self.num_classes
+    )
 
   def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
     """Returns what evaluates a model's variables on the test split: variables -> metrics."""
     eval_step = step.make_eval_step(self.config, self.model, self._task)
     feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
     return feed(eval_step, self._loader('test', self.resident))
+
+  def flops_per_image(self, state: TrainState) -> dict[str, float]:
+    """Returns floating-point operations an image, counted as `vit_jax.train.flops` does.
+
+    Args:
+      state: of the run; only its shapes matter.
+
+    Returns:
+      `forward`: of the model in evaluation; `training`: of a training step, over its images.
+    """
+    source, preprocess = self.sets['test']
+    row = preprocess(source[0]) | {'weight': np.float32(1), 'slot': np.int32(0)}
+    rows = self.config.batch_size // jax.device_count()
+    batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}
+    image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
+    return {
+      'forward': flops.count(self._apply, self._param_shapes, image),
+      'training': flops.count(self._train_step(), state, batch, axis='batch') / rows,
+    }
 
   def describe(self) -> str:
     """Returns some lines on what is about to be run."""

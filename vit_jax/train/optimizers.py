@@ -103,8 +103,8 @@ def make_optimizer(
 
   Weight decay is decoupled, and multiplied by the learning rate, for adamw, lion and lamb (arXiv
   1711.05101, as PyTorch's AdamW); for sgd and adam it is added to the gradient, as PyTorch's
-  `weight_decay` is. Layers' factors multiply the learning rate, as those of PyTorch's parameter
-  groups: decoupled decay with it, the schedule's value in the metrics not.
+  `weight_decay` is. `layer_decay` and `head_lr_factor` multiply the learning rate as parameter
+  groups of PyTorch do, so decoupled decay too; see `learning_rate_factors`.
 
   Args:
     config: the experiment; reads `optimizer` and `grad_clip_norm`.

@@ -56,12 +56,15 @@ def _check_architecture(ours: str, theirs: str, path: str) -> None:
     )
 
 
-def complete(config: ConfigDict, workdir: Path | None) -> tuple[ConfigDict, Pretrained | None]:
-  """Returns (a copy of `config` with the model's open fields filled in, what it starts from).
+def complete(
+  config: ConfigDict, channels: int, workdir: Path | None
+) -> tuple[ConfigDict, Pretrained | None]:
+  """Returns (a copy of `config` with its open fields filled in, what the run starts from).
 
   They come from the run in `workdir`, where there is one to go on with, and nothing is loaded;
   otherwise from the weights that `config.init_from` names. Without those, None in a field is the
-  model's default, and pixels are scaled to [-1, 1].
+  model's default, and pixels are scaled to [-1, 1]; so they are where the weights are for images of
+  other than these `channels`, whose mean and deviation say nothing here.
 
   Raises:
     UsageError: the weights can't be loaded, or are of another architecture.
@@ -82,5 +85,6 @@ def complete(config: ConfigDict, workdir: Path | None) -> tuple[ConfigDict, Pret
     text = re.sub('--(?=' + '|'.join(config.init_options) + ')', '--config.init_options.', str(e))
     raise UsageError(f'config.init_from: {text}') from e
   _check_architecture(config.model.name, pretrained.config['name'], config.init_from)
-  _fill(config, pretrained.config, pretrained.config.get('preprocess') or _PIXELS)
+  alike = pretrained.config['channels'] == channels
+  _fill(config, pretrained.config, (alike and pretrained.config.get('preprocess')) or _PIXELS)
   return config, pretrained

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UsageError
 
-# Fields that change how fast or from where a run reads, not what it computes.
+# Fields that change how fast or from where a run reads, not what it computes; beside `reference`.
 _FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
 
 
@@ -77,8 +77,9 @@ def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None
   free = _FREE_FIELDS if config.data.name == 'folder' else _FREE_FIELDS | {'data.dir'}
   differing = [
     f'{name} {old[name]!r} there, {new[name]!r} now'
-    for name in sorted(old.keys() & new.keys())
-    if old[name] != new[name] and name not in free and (not only or name.startswith(only))
+    for name in sorted((old.keys() & new.keys()) - free)
+    if old[name] != new[name] and (not only or name.startswith(only))
+    if not name.startswith('reference.')
   ]
   if differing:
     raise UsageError(

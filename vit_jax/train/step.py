@@ -106,6 +106,7 @@ def make_train_step(
     scale = 1.0 if state.plateau is None else state.plateau.scale
     updates = jax.tree.map(lambda u: u * scale, updates)
     trainable = optax.apply_updates(trainable, updates)
+    ema_params = _moving_average(config, state.ema_params, trainable)
 
     one = jnp.ones(())
     metrics |= {
@@ -116,7 +117,7 @@ def make_train_step(
       step=state.step + 1,
       params=partition.merge(trainable, frozen),
       opt_state=opt_state,
-      ema_params=_moving_average(config, state.ema_params, trainable),
+      ema_params=ema_params,
       model_state=model_state,
     )
     return state, metrics

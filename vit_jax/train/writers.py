@@ -67,16 +67,16 @@ class MetricWriter(contextlib.AbstractContextManager):
       self._tensorboard.close()
 
 
+def format_value(name: str, value: float) -> str:
+  """Returns '98.10 %' for an accuracy, four digits of other metrics."""
+  if name.endswith('accuracy'):
+    return f'{100 * value:.2f} %'
+  return f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'
+
+
 def format_values(values: dict[str, float]) -> str:
-  """Returns 'loss 0.123  accuracy 98.1 %' for a line of text."""
-  parts = []
-  for name, value in values.items():
-    if name.endswith('accuracy'):
-      shown = f'{100 * value:.2f} %'
-    else:
-      shown = f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'
-    parts.append(f'{name} {shown}')
-  return '  '.join(parts)
+  """Returns 'loss 0.123  accuracy 98.10 %' for a line of text."""
+  return '  '.join(f'{name} {format_value(name, value)}' for name, value in values.items())
 
 
 def format_seconds(seconds: float) -> str:

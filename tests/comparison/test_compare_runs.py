@@ -1,0 +1,142 @@
+"""Tables of runs beside published values, on made-up results.json files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from vit_jax.comparison import runs
+from vit_jax.errors import UsageError
+
+RESULTS = {
+  'model': 'vit',
+  'dataset': 'mnist',
+  'step': 18740,
+  'epochs': 19.989,
+  'final': {'train/accuracy': 0.9761, 'train/loss': 0.08, 'test/accuracy': 0.9512},
+  'best': {'step': 9370, 'train/accuracy': 0.9001, 'test/accuracy': 0.9634},
+  'monitor': 'test/accuracy',
+  'reference': {'train/accuracy': 0.946, 'source': 'a write-up'},
+  'parameters': 40682,
+  'flops_per_image': {'forward': 1415168.0, 'training': 4195328.0},
+  'training': {'steps_per_second': 12.25, 'images_per_second': 7840.4},
+  'device': {'kind': 'cpu', 'platform': 'cpu', 'count': 1, 'processes': 1},
+  'dtype': 'float32',
+  'versions': {'jax': '0.10.2'},
+}
+
+
+def write(folder, name, **changes):
+  """A run's folder with such results; None leaves a field out."""
+  path = folder / name
+  path.mkdir()
+  results = {k: v for k, v in (RESULTS | changes).items() if v is not None}
+  (path / 'results.json').write_text(json.dumps(results))
+  return str(path)
+
+
+def cells(table):
+  """The cells of a Markdown table: names of columns, and a dict for each row."""
+  lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+  assert set(''.join(lines[1])) <= {'-', ':'}
+  assert len({len(line) for line in lines}) == 1
+  return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def table(*workdirs):
+  return cells(runs.format_runs([runs.read(workdir) for workdir in workdirs]))
+
+
+def test_a_training_metric_is_that_of_the_end(tmp_path):
+  (row,) = table(write(tmp_path, 'mnist-fixed'))
+  assert row == {
+    'run': 'mnist-fixed',
+    'model': 'vit',
+    'data set': 'mnist',
+    'epochs': '19.99',
+    'metric': 'train/accuracy',
+    'ours': '97.61 %',
+    'published': '94.60 %',
+    'parameters': '40,682',
+    'MFLOPs/image': '1.4',
+    'images/s': '7,840',
+    'device': '1 x cpu, float32',
+  }
+
+
+def test_a_test_metric_is_that_of_the_best_evaluation(tmp_path):
+  (row,) = table(write(tmp_path, 'run', reference={'test/accuracy': 0.7503}))
+  assert (row['metric'], row['ours'], row['published']) == ('test/accuracy', '96.34 %', '75.03 %')
+
+
+def test_without_a_reference_there_is_a_dash(tmp_path):
+  (row,) = table(write(tmp_path, 'run', reference={}))
+  assert (row['metric'], row['ours'], row['published']) == ('test/accuracy', '96.34 %', '—')
+
+
+def test_every_metric_of_a_reference_has_a_row(tmp_path):
+  reference = {'test/accuracy': 0.99, 'steps_per_second': 72.0, 'test/none': 0.5}
+  rows = table(write(tmp_path, 'a', reference=reference), write(tmp_path, 'b'))
+  assert [row['run'] for row in rows] == ['a', 'a', 'a', 'b']
+  assert [row['ours'] for row in rows] == ['96.34 %', '12.25', '—', '97.61 %']
+  assert [row['published'] for row in rows] == ['99.00 %', '72', '0.5', '94.60 %']
+
+
+def test_a_run_of_an_older_version_has_dashes(tmp_path):
+  changes = dict.fromkeys(('model', 'dataset', 'epochs', 'reference', 'flops_per_image'))
+  training = {'steps_per_second': None, 'images_per_second': None}
+  (row,) = table(write(tmp_path, 'old', **changes, training=training))
+  for name in ('model', 'data set', 'epochs', 'published', 'MFLOPs/image', 'images/s'):
+    assert row[name] == '—'
+  assert row['parameters'] == '40,682'
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (None, 'holds no finished run'),
+    ('{', 'results.json is not what'),
+    ('[]', 'results.json is not what'),
+    ('{"step": 3}', r"results.json is not what .*KeyError\('final'\)"),
+  ],
+)
+def test_what_is_no_result_is_one_line(tmp_path, text, message):
+  if text is not None:
+    (tmp_path / 'results.json').write_text(text)
+  with pytest.raises(UsageError, match=f'--runs: .*{message}') as error:
+    runs.read(str(tmp_path))
+  assert '\n' not in str(error.value)
+
+
+def compare(*args):
+  command = [sys.executable, '-m', 'vit_jax.compare', *map(str, args)]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_prints_json_of_all_runs(tmp_path):
+  result = compare('--runs', write(tmp_path, 'a'), write(tmp_path, 'b', reference={}), '--json')
+  assert result.returncode == 0, result.stderr
+  first, second = json.loads(result.stdout)
+  assert first['metrics'] == {'train/accuracy': {'ours': 0.9761, 'published': 0.946}}
+  assert second['metrics'] == {'test/accuracy': {'ours': 0.9634, 'published': None}}
+  assert (first['source'], second['source']) == ('a write-up', None)
+  for name in ('dataset', 'epochs', 'parameters', 'flops_per_image', 'device', 'versions'):
+    assert first[name] == RESULTS[name]
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--runs'], '--runs: give the folders of runs'),
+    (['--runs', 'no/run'], '--runs: no/run holds no finished run'),
+    (['--runs', 'x', '--weights=y'], '--weights, --runs: give one of them'),
+    (['no/run'], "'no/run' is not a flag; run directories need --runs"),
+  ],
+)
+def test_mistaken_commands(args, message):
+  result = compare(*args)
+  assert result.returncode == 2
+  assert result.stderr.startswith(f'compare.py: {message}')
+  assert result.stderr.count('\n') == 1

@@ -1,0 +1,63 @@
+"""python -m vit_jax.benchmark as a user runs it; what it times isn't tested."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY
+
+AGAINST = [arg.replace('--config', '--against') for arg in TINY]
+QUICK = ('--turns=2', '--seconds=0')
+
+
+def benchmark(*args):
+  command = [sys.executable, '-m', 'vit_jax.benchmark', *args]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def rows(result, *names):
+  assert result.returncode == 0, result.stderr
+  pattern = r'^{} +([\d.]+)(?: steps/s)?  \((.*)\)$'
+  found = {name: re.search(pattern.format(name), result.stdout, re.MULTILINE) for name in names}
+  return {name: (float(match[1]), match[2]) for name, match in found.items()}
+
+
+def test_resident_against_streamed():
+  found = rows(benchmark(*TINY, *QUICK), 'resident', 'streamed', 'ratio')
+  for middle, spread in found.values():
+    low, high = map(float, re.fullmatch(r'([\d.]+) to ([\d.]+), 2 turns', spread).groups())
+    assert 0 < low <= middle <= high
+
+
+def test_two_experiments_with_the_ratio_of_their_flops():
+  """Of one layer in batches of 64, and three in batches of 32: multiply-adds counted by hand."""
+  changes = ('--against.model.num_layers=3', '--against.batch_size=32')
+  result = benchmark(*TINY, *AGAINST, *changes, *QUICK)
+  found = rows(result, 'config', 'against', 'ratio', 'by FLOPs')
+  assert 'batch 64 and 32\n' in result.stdout
+  outside, image = 4 * 16 * 16 + 16 * 10, 4 * 16 * 16  # patches and head; patches
+  block = 4 * 4 * 16 * 16 + 2 * 4 * 4 * 16 + 2 * 4 * 16 * 16
+  one, three = (64 * (3 * (outside + block) - image), 32 * (3 * (outside + 3 * block) - image))
+  ratio, of_each = found['by FLOPs']
+  assert ratio == pytest.approx(three / one, abs=0.005)
+  assert of_each == f'{2 * one / 1e9:.4g} and {2 * three / 1e9:.4g} GFLOP a step'
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    ([], '--config: give an experiment'),
+    ([*TINY, '--against=configs/digit.py'], r"--against: .* did you mean 'configs/digits.py'\?"),
+    (
+      [*TINY, '--against=configs/digits.py', '--against.batch_sise=3'],
+      r"--against.batch_sise: no such field; did you mean 'against.batch_size'\?",
+    ),
+    ([*TINY, *AGAINST, '--against.model.num_heads=3'], 'config.model.num_heads: 3 heads do not'),
+  ],
+)
+def test_mistakes(args, message):
+  result = benchmark(*args)
+  assert result.returncode == 2
+  assert re.match(f'benchmark.py: {message}', result.stderr)
+  assert result.stderr.count('\n') == 1

@@ -1,0 +1,104 @@
+"""The images that a comparison is made on."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax import data
+from vit_jax.errors import UsageError
+
+_PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
+_NUM_RANDOM = 64
+
+
+class RandomImages:
+  """Normally distributed pixels, without labels, the same every time.
+
+  Attributes:
+    name: what they are, in words.
+    shape: (height, width, channels).
+  """
+
+  name = 'random images'
+
+  def __init__(self, config: Mapping[str, Any], count: int):
+    """Takes a model config and how many images there are, 0 standing for 64."""
+    self.shape = (*config['image_size'], config['channels'])
+    self._count = count or _NUM_RANDOM
+
+  def __len__(self) -> int:
+    return self._count
+
+  def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (float32 [B, H, W, C], labels int [B], here all -1); the last may be smaller."""
+    rng = np.random.default_rng(0)
+    for start in range(0, len(self), size):
+      shape = (min(size, len(self) - start), *self.shape)
+      yield rng.standard_normal(shape, np.float32), np.full(shape[0], -1)
+
+
+class DatasetImages:
+  """The first images of a data set's split, as the model takes them.
+
+  They are preprocessed as the model config says under `preprocess`, a dict of `mean` and `std`, per
+  channel or one for all, and `crop`; what isn't said there is 0.5, 0.5 and 'resize'.
+
+  Attributes:
+    name: what they are, in words.
+    shape: (height, width, channels).
+  """
+
+  def __init__(self, config: Mapping[str, Any], dataset: str, split: str, dir: str, count: int):
+    """Opens the data set.
+
+    Args:
+      config: model config.
+      dataset: 'digits', a name that TFDS knows, or the path of a folder, with a slash in it.
+      split: as for `data.load_source`.
+      dir: of TFDS's data sets, or ''.
+      count: how many images, 0 standing for all.
+
+    Raises:
+      UsageError: what `data.load_source` raises, told by the names of the command's flags.
+    """
+    self.name = f'{dataset}, {split}'
+    self.shape = (*config['image_size'], config['channels'])
+    how = _PREPROCESS | (config.get('preprocess') or {})
+    self._mean, self._std = np.float32(how['mean']), np.float32(how['std'])
+    is_folder = os.sep in dataset
+    try:
+      self._preprocess = data.make_preprocess(
+        config['image_size'], config['channels'], how['crop'], train=False
+      )
+      self._source = data.load_source(
+        'folder' if is_folder else dataset, split, dataset if is_folder else dir, field='--split'
+      )
+    except UsageError as e:
+      names = {'name': '--dataset', 'dir': '--dataset' if is_folder else '--data_dir'}
+      raise UsageError(
+        re.sub(r'(?:--)?config\.data\.(name|dir)', lambda m: names[m[1]], str(e))
+      ) from e
+    self._count = min(count or len(self._source), len(self._source))
+    self._labelled = self._source.num_classes == config['num_classes']
+
+  def __len__(self) -> int:
+    return self._count
+
+  def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (float32 [B, H, W, C], labels int [B]); the last may be smaller.
+
+    Labels are -1 where they can't be the model's: it has another number of classes, or they are
+    several to an image.
+    """
+    records = self._source.read(range(self._count))
+    while block := list(itertools.islice(records, size)):
+      images = np.stack([self._preprocess(record)['image'] for record in block])
+      yield (images / np.float32(255) - self._mean) / self._std, self._labels(block)
+
+  def _labels(self, records: list[data.Record]) -> np.ndarray:
+    labels = np.asarray([record['label'] for record in records])
+    return labels if self._labelled and labels.ndim == 1 else np.full(len(records), -1)

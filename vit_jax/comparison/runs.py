@@ -1,0 +1,89 @@
+"""Runs beside the published values that their configs name, from their results.json alone."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_jax.errors import UsageError
+from vit_jax.train.results import against_reference
+from vit_jax.train.writers import format_value
+
+# What results.json of older versions lack.
+_NOT_THERE = {
+  'model': None,
+  'dataset': None,
+  'epochs': None,
+  'reference': {},
+  'flops_per_image': {'forward': None, 'training': None},
+}
+_ALWAYS = ('step', 'parameters', 'device', 'dtype', 'versions')
+_LEFT = ('run', 'model', 'data set', 'metric', 'device')  # these columns are text
+_DASH = '—'
+
+
+def read(workdir: str) -> dict[str, Any]:
+  """Returns what there is to compare of a finished run.
+
+  Returns:
+    `run`, its folder's name; `metrics`, name -> {'ours', 'published'}, each None where there is
+    none: those of its reference, or the one that it monitors; `source` of the reference; and
+    `model`, `dataset`, `step`, `epochs`, `parameters`, `flops_per_image` (of `forward` and
+    `training`), `images_per_second` (training), `device`, `dtype` and `versions`.
+
+  Raises:
+    UsageError: no finished run is there, or its results can't be read.
+  """
+  path = Path(workdir) / 'results.json'
+  try:
+    results = _NOT_THERE | json.loads(path.read_text())
+    metrics = against_reference(results)
+    if not metrics:
+      metrics = {results['monitor']: (results['best'].get(results['monitor']), None)}
+    return {
+      'run': Path(workdir).resolve().name,
+      'metrics': {k: {'ours': ours, 'published': value} for k, (ours, value) in metrics.items()},
+      'source': results['reference'].get('source'),
+      'images_per_second': results['training']['images_per_second'],
+    } | {name: results[name] for name in (*_NOT_THERE, *_ALWAYS) if name != 'reference'}
+  except OSError as e:
+    raise UsageError(f'--runs: {workdir} holds no finished run (no results.json)') from e
+  except (ValueError, LookupError, TypeError, AttributeError) as e:
+    raise UsageError(f"--runs: {path} is not what a run's end leaves ({e!r})") from e
+
+
+def format_runs(runs: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a Markdown table of what `read` returns; a run has a row for each of its metrics."""
+  rows = [row for run in runs for row in _rows(run)]
+  names = list(rows[0])
+  widths = {name: max(len(row[name]) for row in [*rows, {name: name}]) for name in names}
+  rule = {n: '-' * w if n in _LEFT else '-' * (w - 1) + ':' for n, w in widths.items()}
+
+  def line(row):
+    cells = (f'{row[n]:{"<" if n in _LEFT else ">"}{widths[n]}}' for n in names)
+    return f'| {" | ".join(cells)} |'
+
+  return '\n'.join(map(line, [{name: name for name in names}, rule, *rows]))
+
+
+def _rows(run: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+  device, flops = run['device'], run['flops_per_image']['forward']
+  about = {
+    'run': run['run'],
+    'model': run['model'] or _DASH,
+    'data set': run['dataset'] or _DASH,
+    'epochs': _number(run['epochs'], '.4g'),
+  }
+  cost = {
+    'parameters': _number(run['parameters'], ','),
+    'MFLOPs/image': _number(flops and flops / 1e6, ',.1f'),
+    'images/s': _number(run['images_per_second'], ',.0f'),
+    'device': f'{device["count"]} x {device["kind"]}, {run["dtype"]}',
+  }
+  for name, values in run['metrics'].items():
+    shown = {k: _DASH if v is None else format_value(name, v) for k, v in values.items()}
+    yield about | {'metric': name} | shown | cost
+
+
+def _number(value: float | None, spec: str) -> str:
+  return _DASH if value is None else format(value, spec)
