@@ -286,7 +286,7 @@ class Experiment:
     batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}
     image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
     return {
-      'forward': flops.count(self._apply, self._param_shapes, image),
+      'forward': flops.count(self._apply, self._shapes, image),
       'training': flops.count(self._train_step(), state, batch, axis='batch') / rows,
     }
 
