@@ -192,3 +192,12 @@ def test_nothing_lies_outside_the_figure_or_over_something_else(count, num_maps)
       assert not any(caption.overlaps(other) for other in tiles if other.y1 < caption.y1)
     for i, tile in enumerate(tiles):
       assert not any(tile.overlaps(other) for other in tiles[:i])
+
+
+def test_models_that_change_their_tokens_have_none_of_these():
+  tokenizer = {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 1}
+  context = make(SQUARE | {'name': 'token_learner', 'tokenizer': tokenizer})
+  assert [PICTURES[name](context) for name in ('attention', 'rollout', 'gradient_rollout')] == (
+    [None] * 3
+  )
+  assert PICTURES['attention_distance'](context) is None
