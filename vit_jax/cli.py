@@ -66,16 +66,18 @@ def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
     if innermost is None and not isinstance(e, flags.Error):
       raise  # a bug in the config's own code
     _fail(innermost or ' '.join(str(e).split()))
-  given, open_ended = rest[1:], bool(arguments) and arguments[-1].endswith('...')
+  given, open_ended = rest[1:], bool(arguments) and arguments[-1].strip('[]').endswith('...')
   if len(given) > len(arguments) and not open_ended:
     _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
-  if len(given) < len(arguments):
+  if len(given) < sum(name[0] != '[' for name in arguments):
     _fail(f'{arguments[len(given)]} is missing; give {" ".join(arguments)}')
   return rest
 
 
 def _fail(message: object, code: int = 2) -> NoReturn:
-  print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr, flush=True)
+  path = Path(sys.argv[0])
+  name = path.parent.name if path.name == '__main__.py' else path.name  # of a package
+  print(f'{name}: {message}', file=sys.stderr, flush=True)
   sys.stdout.flush()
   # All is closed. A normal exit would wait for other processes, which wait for this one, and run
   # the hooks of libraries that complain once more about a full disk.
@@ -93,7 +95,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   """Runs `command`, with every way to end that a person can cause as a line.
 
   It is called with what comes beside flags: a word for each of `arguments`, and any number from one
-  on for a last name that ends in '...'.
+  on for a last name that ends in '...', or from none on if that is in brackets.
 
   Exit codes: what `command` returns, 2 for mistakes (UsageError), 1 for a loss that isn't finite,
   128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe. Everything unforeseen keeps

@@ -18,7 +18,7 @@ from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import MODELS
 
 # What AugReg's, big_vision's and Hugging Face's ViTs were trained with.
-_PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
+PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
 _PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 _BATCHES_AHEAD = 2  # decoded while the devices work
 
@@ -57,9 +57,9 @@ class Predictor:
         known or don't fit `mean` and `std`.
     """
     check_choice('loss', loss, _PROBABILITIES)
-    num_classes, preprocess = config['num_classes'], _PREPROCESS | (config.get('preprocess') or {})
+    num_classes, preprocess = config['num_classes'], PREPROCESS | (config.get('preprocess') or {})
     self.class_names = config['class_names'] or [f'class {i}' for i in range(num_classes)]
-    _check_images(config, preprocess)
+    check_images(config, preprocess)
     self._image_shape = (*config['image_size'], config['channels'])
     self._preprocess = make_preprocess(
       config['image_size'], config['channels'], preprocess['crop'], train=False
@@ -151,7 +151,7 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ah
     yield result
 
 
-def _check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
+def check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
   """Raises UsageError unless it is clear which pixels the model takes."""
   if config['image_size'] is None:
     raise UsageError(

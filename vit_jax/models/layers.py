@@ -33,7 +33,9 @@ def dot_product_attention(
 
   The products run in the inputs' dtype; logits and softmax are float32 whatever it is. Given a
   `module`, the weights before dropout, float32 [batch, heads, queries, keys], are sown into its
-  'intermediates' as 'attention_weights', which costs nothing unless that collection is mutable.
+  'intermediates' as 'attention_weights', which costs nothing unless that collection is mutable;
+  and 'attention_weights' of its 'perturbations', where `apply` is given that collection, is added
+  to them, so that the gradient with respect to it is that with respect to the weights.
 
   Args:
     query: [batch, queries, heads, d].
@@ -42,7 +44,7 @@ def dot_product_attention(
     dropout_rng: key for dropout, one draw for each weight.
     dropout_rate: share of the weights that are zeroed unless `deterministic`.
     deterministic: turns dropout off.
-    module: where the weights are sown.
+    module: where the weights are sown, and perturbations looked up.
 
   Returns:
     [batch, queries, heads, d] in the inputs' dtype.
@@ -52,6 +54,8 @@ def dot_product_attention(
   weights = jax.nn.softmax(logits)
   if module is not None:
     module.sow('intermediates', 'attention_weights', weights)
+    if module.has_variable('perturbations', 'attention_weights'):
+      weights += module.get_variable('perturbations', 'attention_weights')
   if dropout_rate > 0 and not deterministic:
     keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
     weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
