@@ -213,7 +213,7 @@ MISTAKES = {
   ),
   'top': (['WEIGHTS', 'IMAGE', '--top=0'], 'flag --top=0: 0 is not a positive integer'),
   'batch': (['WEIGHTS', 'IMAGE', '--batch_size=0'], 'flag --batch_size=0: 0 is not a positive'),
-  'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central|inception>'),
+  'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central>'),
   'no number': (['WEIGHTS', 'IMAGE', '--mean=0.5,x'], "--mean: '0.5,x' is not a number or one per"),
   'not finite': (['WEIGHTS', 'IMAGE', '--std=inf'], "--std: 'inf' is not a number"),
   'channels': (['WEIGHTS', 'IMAGE', '--std=1,2'], '--std: 2 values, but images have 3 channels'),

@@ -7,7 +7,7 @@ import scipy.special
 from PIL import Image
 from small_vits import SQUARE, WIDE, logits, random_params
 
-from vit_jax.data import augment
+from vit_jax.data import augment, decode_image
 from vit_jax.data.images import find_images
 from vit_jax.errors import UsageError
 from vit_jax.models import MODELS
@@ -111,7 +111,7 @@ def test_one_compilation_serves_all_images(traced, tmp_path, count, batch_size, 
   paths = [tmp_path / f'{i}.png' for i in range(count)]
   for path, image in zip(paths, images, strict=True):
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
-  outcomes = list(predictor.files(paths, batch_size))
+  outcomes = list(predictor.map(decode_image, paths, batch_size))
   assert [path for path, _ in outcomes] == paths
   assert traced == ([size] if count else []), 'files go through what images went through'
   for (_, row), alone in zip(outcomes, together, strict=True):
@@ -128,7 +128,7 @@ def test_damaged_files_leave_the_others_as_they_are(tmp_path):
       Image.fromarray(images[sorted(good).index(i)]).save(tmp_path / f'{i}.png')
     else:
       (tmp_path / f'{i}.png').write_text('no image')
-  outcomes = list(predictor.files([tmp_path / f'{i}.png' for i in range(10)], batch_size=2))
+  outcomes = list(predictor.map(decode_image, [tmp_path / f'{i}.png' for i in range(10)], 2))
   assert [path.name for path, _ in outcomes] == [f'{i}.png' for i in range(10)]
   for i, (_, outcome) in enumerate(outcomes):
     if i in good:

@@ -143,6 +143,17 @@ def test_the_map_of_a_classifier():
   np.testing.assert_allclose(probed, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('classifier', ['gap', 'map'])
+def test_a_class_token_that_the_classifier_does_not_read_is_no_place(classifier):
+  layers, probe = random_weights(2, 1, 2, 5, 5), random_weights(1, 2, 1, 4)
+  weights = attention.Attention(layers, probe if classifier == 'map' else None)
+  rolled = attention.rollout(layers)[0]
+  reads = probe[0].mean(axis=0)[0] if classifier == 'map' else np.full(4, 1 / 4)
+  expected = sum(share * rolled[1 + i, 1:] for i, share in enumerate(reads))
+  given = attention.rollout_map(weights, classifier, has_class_token=True)
+  np.testing.assert_allclose(given, expected[None], rtol=1e-5)
+
+
 @pytest.mark.parametrize('options', [{'head_fusion': 'media'}, {'discard_ratio': 1.0}])
 def test_wrong_options_of_a_rollout(options):
   with pytest.raises(UsageError, match=next(iter(options))):

@@ -115,18 +115,20 @@ def test_a_tile_of_similarities_stands_where_its_patch_does():
 
 
 def test_token_maps_are_drawn_row_by_row_on_one_scale():
-  images = np.zeros((2, 2, 3, 1), np.uint8)
-  images[1] = 255
-  maps = np.zeros((2, 2, 2, 3))
+  images = np.zeros((2, 2, 3, 3), np.uint8)
+  images[1] = [0, 90, 255]
+  maps = random(2, 2, 2, 3) / 2
   maps[0, 1, 0, 2] = 0.5
   figure = token_maps_figure(images, maps, ['first', 'second'])
-  panels = [axis.images[0].get_array() for axis in figure.axes[:6]]
-  np.testing.assert_array_equal(panels[0], np.zeros((2, 3)))
-  np.testing.assert_array_equal(panels[3], np.full((2, 3), 255))
-  brightness = panels[2].sum(axis=-1)
-  assert np.unravel_index(brightness.argmax(), (2, 3)) == (0, 2)
-  np.testing.assert_array_equal(panels[4], panels[5])  # the image shows through
-  assert panels[4].min() > panels[1].max()
+  panels = [[drawn.get_array() for drawn in axis.images] for axis in figure.axes[:6]]
+  for row, image in enumerate(images):
+    (shown,), *heats = panels[3 * row : 3 * row + 3]
+    np.testing.assert_array_equal(shown, image)
+    for (grey, heat), values in zip(heats, maps[row], strict=True):
+      np.testing.assert_array_equal(grey, np.full((2, 3), 115 * row))  # (0 + 90 + 255) / 3
+      np.testing.assert_array_equal(heat, values)
+  norms = [axis.images[1].norm for axis in figure.axes[:6] if len(axis.images) > 1]
+  assert {(norm.vmin, norm.vmax) for norm in norms} == {(0, 0.5)}
   assert {'first', 'second', 'token 0', 'token 1'} <= set(words(figure))
 
 

@@ -153,7 +153,11 @@ def _discard(fused: np.ndarray, ratio: float, has_class_token: bool) -> np.ndarr
 
 
 def rollout_map(
-  attention: Attention, classifier: str, head_fusion: str = 'mean', discard_ratio: float = 0.0
+  attention: Attention,
+  classifier: str,
+  head_fusion: str = 'mean',
+  discard_ratio: float = 0.0,
+  has_class_token: bool | None = None,
 ) -> np.ndarray:
   """Returns what the classifier draws from each patch, by `rollout`: [B, patches].
 
@@ -165,17 +169,21 @@ def rollout_map(
     classifier: the model's.
     head_fusion: as for `rollout`.
     discard_ratio: as for `rollout`.
+    has_class_token: whether token 0 is a class token, which only the classifier 'token' reads;
+      None means where that is the classifier.
 
   Raises:
     UsageError: as `rollout`.
   """
   is_token = classifier == 'token'
-  rolled = rollout(np.asarray(attention.layers), head_fusion, discard_ratio, is_token)
+  first = int(is_token if has_class_token is None else has_class_token)
+  rolled = rollout(np.asarray(attention.layers), head_fusion, discard_ratio, bool(first))
   if is_token:
     return rolled[:, 0, 1:]
+  patches = rolled[:, first:, first:]
   if attention.probe is not None:
-    return (_fuse(attention.probe, head_fusion) @ rolled)[:, 0]
-  return rolled.mean(axis=1)
+    return (_fuse(attention.probe, head_fusion) @ patches)[:, 0]
+  return patches.mean(axis=1)
 
 
 def min_max_normalize(maps: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def boxes_figure(
   drawn = zip(axes, images, true_boxes, predicted_boxes, captions, strict=True)
   for axis, image, true, predicted, caption in drawn:
     panels.show(axis, image)
-    axis.set_xlabel(caption, fontsize=panels.SMALL)
+    panels.caption(axis, caption)
     axis.add_patch(_rectangle(true, image.shape, 'true'))
     axis.add_patch(_rectangle(predicted, image.shape, 'predicted'))
   handles = [Patch(fill=False, label=name, **style) for name, style in _STYLES.items()]

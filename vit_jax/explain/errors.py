@@ -85,8 +85,9 @@ def _name_classes(axis: Axes, num_classes: int, names: Sequence[str] | None) -> 
   size = 9 if num_classes <= _MOST_NUMBERED else 7
   texts = [panels.class_name(label, names) for label in range(num_classes)]
   upright = max(map(len, texts)) > 3
-  axis.set_xticks(np.arange(num_classes), texts, fontsize=size, rotation=90 if upright else 0)
-  axis.set_yticks(np.arange(num_classes), texts, fontsize=size)
+  how = {'fontsize': size, **panels.PLAIN}
+  axis.set_xticks(np.arange(num_classes), texts, rotation=90 if upright else 0, **how)
+  axis.set_yticks(np.arange(num_classes), texts, **how)
 
 
 def most_confidently_wrong(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -128,7 +129,7 @@ def wrong_figure(
   )
   for axis, image, caption in zip(axes, images, captions, strict=True):
     panels.show(axis, image)
-    axis.set_xlabel(caption, fontsize=panels.SMALL)
+    panels.caption(axis, caption)
   return figure
 
 

@@ -62,7 +62,7 @@ def components_figure(
   tiles = (components - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
   for i, (axis, tile, share) in enumerate(zip(axes, tiles, shares, strict=True), start=1):
     panels.show(axis, tile)
-    axis.set_xlabel(f'{i}: {share:.1%}', fontsize=panels.SMALL)
+    panels.caption(axis, f'{i}: {share:.1%}')
   figure.supxlabel(
     f'component: share of the variance; {shares.sum():.1%} in all\n'
     f'{height} x {width} pixels, each tile from its own minimum to its maximum',

@@ -5,14 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from vit_jax.errors import UsageError
 from vit_jax.explain import panels
-
-_HEAT = 0.7  # how much of a map's colour covers the image
 
 _LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
 
@@ -50,7 +47,7 @@ def token_maps_figure(
   captions: Sequence[str],
   title: str = 'TokenLearner: where each token looks',
 ) -> Figure:
-  """Draws each image, and beside it the map of each token over it.
+  """Draws each image, and beside it the map of each token over it, on a square-root scale.
 
   Args:
     images: uint8 [B, H, W, C].
@@ -67,27 +64,16 @@ def token_maps_figure(
     aspect=height / width,
     header_lines=1,
     caption_lines=panels.count_lines(captions),
-    footer_lines=4,
+    footer_lines=panels.COLOR_BAR_LINES,
   )
-  colors = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=maps.max()), 'inferno')
-  heat = colors.to_rgba(maps.reshape(-1, width))[:, :, :3].reshape(*maps.shape, 3)
-  grey = images.mean(axis=-1)[:, None, :, :, None] / 255
-  blends = _HEAT * heat + (1 - _HEAT) * grey
-  for i, (first, *rest) in enumerate(np.reshape(axes, (batch, columns))):
-    panels.show(first, images[i])
-    first.set_xlabel(captions[i], fontsize=panels.SMALL, loc='left')
-    for axis, blend in zip(rest, blends[i], strict=True):
-      panels.show(axis, blend)
-  for token, axis in enumerate(axes[1:columns]):
-    axis.set_title(f'token {token}', fontsize=panels.SMALL)
-  _add_color_bar(figure, colors)
+  norm = PowerNorm(0.5, vmin=0, vmax=maps.max())
+  rows = np.reshape(axes, (batch, columns))
+  for (first, *rest), image, image_maps, caption in zip(rows, images, maps, captions, strict=True):
+    panels.show(first, image)
+    panels.caption(first, caption, loc='left')
+    for axis, values in zip(rest, image_maps, strict=True):
+      panels.show_heat(axis, image, values, norm)
+  for token, axis in enumerate(rows[0, 1:]):
+    axis.set_title(f'token {token}' if num_tokens <= 8 else f'{token}', fontsize=panels.SMALL)
+  panels.add_color_bar(figure, norm, "weight of a pixel's patch, laid over the image")
   return figure
-
-
-def _add_color_bar(figure: Figure, colors: ScalarMappable) -> None:
-  """Puts the bar into four lines at the foot of the figure."""
-  line = panels.LINE / figure.get_figheight()
-  bar = figure.add_axes((0.2, 3 * line, 0.6, 0.9 * line))
-  figure.colorbar(colors, cax=bar, orientation='horizontal')
-  label = "weight of a pixel's patch (square-root scale, laid over the image)"
-  bar.set_xlabel(label, fontsize=panels.SMALL)

@@ -189,6 +189,14 @@ def as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
   return size * 2 if len(size) == 1 else size
 
 
+def patch_grid(
+  image_size: Sequence[int], patch: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]:
+  """Returns (rows, columns) of the patches in an image; all sizes are (height, width) in pixels."""
+  rows, columns = ((i - p) // s + 1 for i, p, s in zip(image_size, patch, stride, strict=True))
+  return rows, columns
+
+
 def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
   """Returns (rows, columns) of `num_tokens` tokens: `grid` if given, else a square.
 
