@@ -166,7 +166,8 @@ def test_damaged_files_are_not_in_text(predict, flags, folder):
 
 
 def test_flags_win_over_what_a_file_says(predict, tmp_path, folder):
-  config = SQUARE | {'class_names': ['cat', 'dog', 'cow'], 'preprocess': {'mean': (0.9,)}}
+  said = {'mean': (0.9,), 'std': (0.2,), 'crop': 'resize'}
+  config = SQUARE | {'class_names': ['cat', 'dog', 'cow'], 'preprocess': said}
   weights.save(random_params(SQUARE), config, tmp_path / 'm.npz', format='augreg')
   (tmp_path / 'names.txt').write_text('a\nb\nc')
   result = predict(

@@ -44,7 +44,12 @@ def test_a_record_that_cannot_be_read_ends_it(predictor):
     evaluate(predictor, [*records(2), {'label': 0}], 'three')
 
 
-def context(evaluate, config=SQUARE):
+def test_several_labels_to_an_image_tell_no_mistakes(predictor):
+  several = [record | {'label': np.array([1, 0, 1], np.float32)} for record in records(2)]
+  assert evaluate(predictor, several, 'two') == 'only of images with one label each'
+
+
+def context(evaluate, config=SQUARE, labels=((True, False, False),)):
   """What there is to explain of a model, its images being those of `evaluate`."""
   shape = 1, *config['image_size'], config['channels']
   return pictures.Context(
@@ -54,7 +59,7 @@ def context(evaluate, config=SQUARE):
     inputs=np.zeros(shape, np.float32),
     class_names=NAMES,
     file_names=[''],
-    labels=None,
+    labels=labels and np.array(labels),
     evaluate=evaluate,
     layer=None,
     head_fusion='mean',
@@ -103,3 +108,5 @@ def test_why_mistakes_are_not_known_is_said(name):
   assert pictures.PICTURES[name](context(lambda: 'labels are secret')) == 'labels are secret'
   headless = context(lambda: 1 / 0, SQUARE | {'num_classes': 0})
   assert pictures.PICTURES[name](headless) == pictures.NOT_OF_MODEL
+  unlabelled = context(lambda: 1 / 0, labels=None)
+  assert 'folders of the names of classes' in pictures.PICTURES[name](unlabelled)

@@ -187,12 +187,6 @@ def _evaluate(
   examples: Sequence[Mapping[str, Any]],
   name: str,
 ) -> Evaluation | str:
-  """Classifies all examples, or says why that tells nothing about mistakes."""
-  labels = [record['label'] for record in examples] if isinstance(examples, list) else []
-  if None in labels:
-    return 'the images are not in folders of the names of classes'
-  if np.ndim(examples[0]['label']):
-    return 'only of images with one label each'
   loss = weight_flags.loss(_WORKDIR.value, _WEIGHTS.value)
   return evaluate(Predictor(params, config, loss=loss), examples, name)
 

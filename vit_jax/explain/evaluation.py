@@ -27,16 +27,20 @@ class Evaluation(NamedTuple):
 
 def evaluate(
   predictor: Predictor, records: Sequence[Mapping[str, Any]], name: str, batch_size: int = 32
-) -> Evaluation:
+) -> Evaluation | str:
   """Classifies records batch by batch, with a progress bar on terminals where it takes a while.
+
+  Returns in words why it doesn't, if they have several labels each.
 
   Args:
     predictor: the classifier.
-    records: such as a data source; each has an `image`, uint8 [height, width, 1 or 3], and an
-      integer `label`. They are read by several threads.
+    records: such as a data source, one or more; each has an `image`, uint8 [height, width, 1 or
+      3], and an integer `label`. They are read by several threads.
     name: what they are, in words.
     batch_size: images computed at once.
   """
+  if np.ndim(records[0]['label']):
+    return 'only of images with one label each'
   labels = np.empty(len(records), np.int64)
   probabilities = np.empty((len(records), len(predictor.class_names)), np.float32)
 

@@ -93,8 +93,12 @@ class Context:
 
   @functools.cached_property
   def evaluation(self) -> Evaluation | str:
-    """What `evaluate` returns, or why a model that doesn't classify has none."""
-    return NOT_OF_MODEL if self.predictions is None else self.evaluate()
+    """What `evaluate` returns, or why there is nothing to evaluate."""
+    if self.predictions is None:
+      return NOT_OF_MODEL
+    if self.labels is None:
+      return 'the images are not in folders of the names of classes'
+    return self.evaluate()
 
   @property
   def grid(self) -> tuple[int, int]:
