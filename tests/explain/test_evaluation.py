@@ -90,7 +90,7 @@ def test_mistakes_are_counted_and_shown_from_the_most_confident():
   assert 'Confusion matrix: animals\n2 of 4 right' in confusion.get_suptitle()
   wrong = pictures.PICTURES['wrong'](there)
   assert [axis.images[0].get_array()[0, 0] for axis in wrong.axes] == [3, 1]
-  assert wrong.axes[0].get_xlabel() == 'true: dög\npredicted: $cow$,\n100.0%'
+  assert wrong.axes[0].get_xlabel() == 'true dög\npredicted $cow$\n100.0%'
   assert wrong.texts[0].get_text() == 'Most confidently wrong of animals: 2 of 2 mistakes'
   for figure in (confusion, wrong):
     figure.draw_without_rendering()  # dollars are no formulas

@@ -166,8 +166,8 @@ def test_mistakes_are_told_under_their_images():
     ['cat', 'guide_dog'],
   )
   assert [axis.get_xlabel() for axis in figure.axes] == [
-    'true: guide dog\npredicted: cat, 75.0%',
-    'true: cat\npredicted: guide dog,\n87.5%',
+    'true guide dog\npredicted cat\n75.0%',
+    'true cat\npredicted guide dog\n87.5%',
   ]
 
 

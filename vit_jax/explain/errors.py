@@ -15,7 +15,7 @@ _MOST_NUMBERED = 20  # classes, that numbers in the cells can be read
 _MOST_NAMED = 50  # classes, that names on the axes can be read
 _WIDTH = 9.0  # inches, at most, of a matrix
 _COLUMNS = 6  # of images
-_CAPTION_WIDTH = 22  # characters under an image
+_CAPTION_WIDTH = 20  # characters under an image
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -136,5 +136,5 @@ def wrong_figure(
 def _caption(label: int, probabilities: np.ndarray, names: Sequence[str] | None) -> str:
   predicted = probabilities.argmax()
   true, taken_for = (panels.class_name(c, names).replace('_', ' ') for c in (label, predicted))
-  lines = f'true: {true}', f'predicted: {taken_for}, {probabilities[predicted]:.1%}'
+  lines = f'true {true}', f'predicted {taken_for}', f'{probabilities[predicted]:.1%}'
   return '\n'.join(textwrap.fill(line, _CAPTION_WIDTH) for line in lines)
