@@ -1,11 +1,11 @@
 """Class probabilities of images and image files, computed as a run's evaluation computes them."""
 
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.data import augment, decode_image, make_preprocess
+from vit_jax.data import augment, make_preprocess
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import MODELS, variables
 
 # What AugReg's, big_vision's and Hugging Face's ViTs were trained with.
-_PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
+PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
 _PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 _BATCHES_AHEAD = 2  # decoded while the devices work
 
@@ -57,9 +57,9 @@ class Predictor:
         known or don't fit `mean` and `std`.
     """
     check_choice('loss', loss, _PROBABILITIES)
-    num_classes, preprocess = config['num_classes'], _PREPROCESS | (config.get('preprocess') or {})
+    num_classes, preprocess = config['num_classes'], PREPROCESS | (config.get('preprocess') or {})
     self.class_names = config['class_names'] or [f'class {i}' for i in range(num_classes)]
-    _check_images(config, preprocess)
+    check_images(config, preprocess)
     self._image_shape = (*config['image_size'], config['channels'])
     self._preprocess = make_preprocess(
       config['image_size'], config['channels'], preprocess['crop'], train=False
@@ -86,29 +86,39 @@ class Predictor:
       UsageError: the model gives something else than finite numbers.
     """
     size = self._batch_size(len(images), batch_size)
-    prepared = [self._prepare(image) for image in images]
+    prepared = [self.prepare(image) for image in images]
     parts = [self._compute(prepared[i : i + size], size) for i in range(0, len(prepared), size)]
     return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *parts])
 
-  def files(
-    self, paths: Sequence[Path], batch_size: int = 32
-  ) -> Iterator[tuple[Path, np.ndarray | Exception]]:
-    """Yields, in order, each path with its float32 [num_classes], or why it can't be decoded.
+  def prepare(self, image: np.ndarray) -> np.ndarray:
+    """Returns an image, uint8 [height, width, 1 or 3], as the model takes it before scaling."""
+    return self._preprocess({'image': image})['image']
 
-    Batches are as in a call; threads decode ahead of the devices.
+  def map(
+    self, read: Callable[[Any], np.ndarray], items: Sequence[Any], batch_size: int = 32
+  ) -> Iterator[tuple[Any, np.ndarray | Exception]]:
+    """Yields, in order, each item with float32 [num_classes] of its image, or why `read` failed.
+
+    Batches are as in a call; threads read ahead of the devices.
+
+    Args:
+      read: item to image, uint8 [height, width, 1 or 3].
+      items: what images are read by, such as their paths.
+      batch_size: as in a call.
 
     Raises:
       UsageError: as a call.
     """
-    size = self._batch_size(len(paths), batch_size)
+    size = self._batch_size(len(items), batch_size)
     pool = ThreadPoolExecutor()
     try:
-      images = _map_ahead(pool, self._try_to_read, paths, (1 + _BATCHES_AHEAD) * size)
+      try_to_read = functools.partial(self._try_to_read, read)
+      images = _map_ahead(pool, try_to_read, items, (1 + _BATCHES_AHEAD) * size)
       while batch := list(itertools.islice(images, size)):
         good = [image for _, image in batch if isinstance(image, np.ndarray)]
         rows = iter(self._compute(good, size) if good else ())
-        for path, image in batch:
-          yield path, next(rows) if isinstance(image, np.ndarray) else image
+        for item, image in batch:
+          yield item, next(rows) if isinstance(image, np.ndarray) else image
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
 
@@ -120,14 +130,11 @@ class Predictor:
   def _batch(self, size: int) -> np.ndarray:
     return np.zeros((size, *self._image_shape), np.uint8)
 
-  def _prepare(self, image: np.ndarray) -> np.ndarray:
-    return self._preprocess({'image': image})['image']
-
-  def _try_to_read(self, path: Path) -> tuple[Path, np.ndarray | Exception]:
+  def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, np.ndarray | Exception]:
     try:
-      return path, self._prepare(decode_image(path))
+      return item, self.prepare(read(item))
     except Exception as e:  # Pillow raises many types on damaged files
-      return path, e
+      return item, e
 
   def _compute(self, images: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Returns the probabilities of up to `size` prepared images."""
@@ -151,7 +158,7 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ah
     yield result
 
 
-def _check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
+def check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
   """Raises UsageError unless it is clear which pixels the model takes."""
   if config['image_size'] is None:
     raise UsageError(

@@ -237,13 +237,11 @@ def _num_class_tokens(config: Mapping[str, Any]) -> int:
   return int(config['classifier'] == 'token' if own is None else own)
 
 
-def _grid(config: Mapping[str, Any]) -> tuple[int, ...]:
+def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
   """Returns (rows, columns) of a model's patches."""
   patch = layers.as_pair(config['patches']['size'])
   stride = patch if config.get('stride') is None else layers.as_pair(config['stride'])
-  return tuple(
-    (i - p) // s + 1 for i, p, s in zip(config['image_size'], patch, stride, strict=True)
-  )
+  return layers.patch_grid(config['image_size'], patch, stride)
 
 
 def _differing_modules(
