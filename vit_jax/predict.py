@@ -1,4 +1,4 @@
-"""Classifies images: python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE_OR_FOLDER..."""
+"""Says what is in images: python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE..."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from vit_jax import cli, weight_flags
 from vit_jax.data.images import find_images
 from vit_jax.data.preprocess import CROPS
 from vit_jax.errors import UsageError
-from vit_jax.predictor import Predictor
+from vit_jax.predictor import Prediction, Predictor
 from vit_jax.train import run_directory
 from vit_jax.train.experiment import resolve_dtype
 from vit_jax.weights import files
@@ -37,7 +37,9 @@ _CROP = flags.DEFINE_enum('crop', None, CROPS, 'How images are brought to size. 
 
 
 def main(*images: str) -> int:
-  """Prints the most probable classes of each image; returns the exit code, 1 if one is damaged."""
+  """Prints the most probable classes of each image, and the box of its object where the model finds
+  one; returns the exit code, 1 if an image is damaged.
+  """
   warnings.filterwarnings('ignore', module='PIL')  # of odd files, which it reads all the same
   if (_WORKDIR.value is None) == (_WEIGHTS.value is None):
     raise UsageError('give one of --workdir=RUN and --weights=PATH')
@@ -108,19 +110,26 @@ def _read_class_names(path: str, num_classes: int) -> list[str]:
   return names
 
 
-def _format(path: Path, outcome: np.ndarray | Exception, class_names: Sequence[str]) -> str:
+def _format(path: Path, outcome: Prediction | Exception, class_names: Sequence[str]) -> str:
   """Returns what is printed of an image: in text, nothing of a damaged one."""
   if isinstance(outcome, Exception):
     return json.dumps({'image': str(path), 'error': _reason(outcome)}) if _JSON.value else ''
+  box = None
+  if isinstance(outcome, dict):
+    outcome, box = outcome['probabilities'], outcome['box'].tolist()
   labels = np.argsort(-outcome, kind='stable')[: _TOP.value].tolist()
   if not _JSON.value:
     lines = [f'{100 * outcome[label]:8.2f} %  {class_names[label]}' for label in labels]
+    if box:
+      numbers = ' '.join(f'{100 * number:.2f} %' for number in box)
+      lines.append(f'  box (centre x, y, width, height): {numbers}')
     return '\n'.join([str(path), *lines])
   predictions = [
     {'class': class_names[label], 'label': label, 'probability': float(outcome[label])}
     for label in labels
   ]
-  return json.dumps({'image': str(path), 'predictions': predictions})
+  found = {'box': box} if box else {}
+  return json.dumps({'image': str(path), 'predictions': predictions, **found})
 
 
 def _reason(error: Exception) -> str:
