@@ -1,4 +1,4 @@
-"""Classifies images: python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE_OR_FOLDER..."""
+"""Says what is in images: python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE..."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vit_jax import cli, weight_flags
 from vit_jax.data.images import decode_image, find_images
-from vit_jax.predictor import Predictor
+from vit_jax.predictor import Prediction, Predictor
 from vit_jax.train.experiment import resolve_dtype
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; its best checkpoint predicts.')
@@ -27,7 +27,9 @@ _DTYPE = flags.DEFINE_enum(
 
 
 def main(*images: str) -> int:
-  """Prints the most probable classes of each image; returns the exit code, 1 if one is damaged."""
+  """Prints the most probable classes of each image, and the box of its object where the model finds
+  one; returns the exit code, 1 if an image is damaged.
+  """
   warnings.filterwarnings('ignore', module='PIL')  # of odd files, which it reads all the same
   model = _WORKDIR.value, _WEIGHTS.value
   source = weight_flags.either(*model)
@@ -48,19 +50,26 @@ def main(*images: str) -> int:
   return 1 if num_damaged else 0
 
 
-def _format(path: Path, outcome: np.ndarray | Exception, class_names: Sequence[str]) -> str:
+def _format(path: Path, outcome: Prediction | Exception, class_names: Sequence[str]) -> str:
   """Returns what is printed of an image: in text, nothing of a damaged one."""
   if isinstance(outcome, Exception):
     return json.dumps({'image': str(path), 'error': _reason(outcome)}) if _JSON.value else ''
+  box = None
+  if isinstance(outcome, dict):
+    outcome, box = outcome['probabilities'], outcome['box'].tolist()
   labels = np.argsort(-outcome, kind='stable')[: _TOP.value].tolist()
   if not _JSON.value:
     lines = [f'{100 * outcome[label]:8.2f} %  {class_names[label]}' for label in labels]
+    if box:
+      numbers = ' '.join(f'{100 * number:.2f} %' for number in box)
+      lines.append(f'  box (centre x, y, width, height): {numbers}')
     return '\n'.join([str(path), *lines])
   predictions = [
     {'class': class_names[label], 'label': label, 'probability': float(outcome[label])}
     for label in labels
   ]
-  return json.dumps({'image': str(path), 'predictions': predictions})
+  found = {'box': box} if box else {}
+  return json.dumps({'image': str(path), 'predictions': predictions, **found})
 
 
 def _reason(error: Exception) -> str:
