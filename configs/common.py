@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
   """Returns the defaults; `arg` of the other configs changes values, and adds only references."""
   c = ConfigDict()
   c.seed = 0  # decides initial parameters, batches, augmentation and dropout
-  c.task = 'classification'
+  c.task = 'classification'  # or localization, of one object an image: its class and box
   c.dtype = 'auto'  # compute dtype: float32, bfloat16, or auto = bfloat16 on GPU and TPU
 
   c.batch_size = 128  # examples per optimiser step, over all devices and processes
@@ -58,9 +58,13 @@ def get_config() -> ConfigDict:
   c.model.norm_epsilon = 1e-6
   c.model.activation = 'gelu'  # gelu (tanh approximation), gelu_exact, relu
   c.model.remat = False  # recompute blocks in the backward pass, to save memory
+  c.model.head = ConfigDict()  # of the task localization: one for classes, one for boxes
+  c.model.head.hidden_size = 512
+  c.model.head.dropout_rate = 0.2
+  c.model.head.box_sigmoid = True  # keeps the four numbers of a box between 0 and 1
 
   c.data = ConfigDict()
-  c.data.name = 'digits'  # digits, folder, or a TFDS data set
+  c.data.name = 'digits'  # digits, folder, yolo (a folder with a data.yaml), or a TFDS data set
   c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default
   c.data.train_split = 'train'
   c.data.test_split = 'test'
@@ -90,6 +94,8 @@ def get_config() -> ConfigDict:
   # softmax, sigmoid (binary cross-entropy summed over classes), or softmax_twice (a common mistake)
   c.loss.name = 'softmax'
   c.loss.label_smoothing = 0.0  # share of each label spread over all classes, for both losses
+  c.loss.box = 'mse'  # localization: mse or l1 of a box's four numbers, or giou (arXiv 1902.09630)
+  c.loss.class_divisor = 1.0  # localization: loss = class loss / this + box loss
 
   c.optimizer = ConfigDict()
   c.optimizer.name = 'adamw'  # sgd, adam, adamw, lion, lamb
@@ -97,7 +103,7 @@ def get_config() -> ConfigDict:
   c.optimizer.weight_decay = 0.0  # coupled (added to gradients, as PyTorch) for sgd and adam
   c.optimizer.no_decay = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'  # '' = decay everything
   c.optimizer.layer_decay = 1.0  # of the learning rate, for each layer down from the head; 1 = off
-  c.optimizer.head_lr_factor = 1.0  # multiplies output_projection's learning rate
+  c.optimizer.head_lr_factor = 1.0  # multiplies the learning rate of the head, or the heads
   c.optimizer.momentum = placeholder(float)  # sgd
   c.optimizer.nesterov = placeholder(bool)  # sgd
   c.optimizer.b1 = placeholder(float)  # adam, adamw, lion, lamb

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UsageError
 
-_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 # name -> changes to config.data, changes to config.augment. Others: ImageNet's, at 224 pixels.
 _DATASETS = {
@@ -22,12 +22,12 @@ _DATASETS = {
     {'crop_padding': 4, 'flip': True},
   ),
   'imagenet2012': (
-    {'test_split': 'validation', 'image_size': (224, 224), 'crop': 'inception', **_IMAGENET},
+    {'test_split': 'validation', 'image_size': (224, 224), 'crop': 'inception', **IMAGENET},
     {'flip': True},
   ),
 }
 _PHOTOGRAPHS = (
-  {'image_size': (224, 224), 'channels': 3, 'crop': 'inception', **_IMAGENET},
+  {'image_size': (224, 224), 'channels': 3, 'crop': 'inception', **IMAGENET},
   {'flip': True},
 )
 

@@ -22,12 +22,7 @@ def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
   c = common.get_config()
   size, dataset = datasets.split_arg(arg, default_size=None)
   datasets.apply(c, dataset)
-  for field in pretrained.OPEN:
-    if c.model[field] is not None:
-      c.model[field] = placeholder(type(c.model[field]))
-  c.model.patches.size = placeholder(tuple)
-  c.data.mean = placeholder(tuple)
-  c.data.std = placeholder(tuple)
+  leave_open(c)
   if size:
     c.model.update(sizes.parse(size))
   c.batch_size = 512
@@ -37,3 +32,13 @@ def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
   c.optimizer.learning_rate = 0.01
   c.grad_clip_norm = 1.0
   return c
+
+
+def leave_open(config: ConfigDict) -> None:
+  """Leaves to the weights of config.init_from what they decide about model and pixels."""
+  for field in pretrained.OPEN:
+    if config.model[field] is not None:
+      config.model[field] = placeholder(type(config.model[field]))
+  config.model.patches.size = placeholder(tuple)
+  config.data.mean = placeholder(tuple)
+  config.data.std = placeholder(tuple)

@@ -9,17 +9,13 @@ from configs import common, datasets
 from vit_jax.errors import check_choice
 
 
-def model(name: str) -> ConfigDict:
-  """Returns `config.model` of a ResNet, which has none of the ViTs' fields."""
-  return ConfigDict({'name': name, 'num_filters': 64})
-
-
 def get_config(arg: str = 'resnet18,cifar10') -> ConfigDict:
   """Returns torchvision's recipe for ImageNet, with a cosine in place of steps."""
   c = common.get_config()
   depth, dataset = datasets.split_arg(arg, default_size='resnet18')
   check_choice('--config: model', depth, ('resnet18', 'resnet34'))
-  c.model = model(depth)
+  # None of the ViTs' fields, but the heads that a task may ask for.
+  c.model = ConfigDict({'name': depth, 'num_filters': 64, 'head': c.model.head})
   datasets.apply(c, dataset)
   c.batch_size = 256
   c.num_epochs = 90.0

@@ -53,7 +53,6 @@ def test_two_experiments_with_the_ratio_of_their_flops():
       [*TINY, '--against=configs/digits.py', '--against.batch_sise=3'],
       r"--against.batch_sise: no such field; did you mean 'against.batch_size'\?",
     ),
-    ([*TINY, *AGAINST, '--against.model.num_heads=3'], 'config.model.num_heads: 3 heads do not'),
   ],
 )
 def test_mistakes(args, message):

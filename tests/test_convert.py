@@ -37,10 +37,12 @@ def test_options_say_what_a_file_does_not(tmp_path):
   np.savez(tmp_path / 'm.npz', **without_config(tmp_path))
   options = ('--image_size=8,6', '--activation=gelu_exact', '--norm_epsilon=1e-12')
   options += ('--from=augreg', '--classifier=token', '--num_heads=2', '--allow=extra')
+  (tmp_path / 'names.txt').write_text('cat\ndög\ncat\n', 'utf-8')
+  options += ('--mean=0.4567', '--std=0.3', f'--class_names={tmp_path}/names.txt')
   result = convert(tmp_path / 'm.npz', tmp_path / 'm.msgpack', '--to=scenic', *options)
   assert result.returncode == 0, result.stderr
   params, config = weights.load(tmp_path / 'm.msgpack')
-  assert config == WIDE | {'class_names': None, 'preprocess': None}
+  assert config == WIDE
   assert_same(params, random_params(WIDE))
 
 

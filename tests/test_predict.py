@@ -166,7 +166,8 @@ def test_damaged_files_are_not_in_text(predict, flags, folder):
 
 
 def test_flags_win_over_what_a_file_says(predict, tmp_path, folder):
-  config = SQUARE | {'class_names': ['cat', 'dog', 'cow'], 'preprocess': {'mean': (0.9,)}}
+  said = {'mean': (0.9,), 'std': (0.2,), 'crop': 'resize'}
+  config = SQUARE | {'class_names': ['cat', 'dog', 'cow'], 'preprocess': said}
   weights.save(random_params(SQUARE), config, tmp_path / 'm.npz', format='augreg')
   (tmp_path / 'names.txt').write_text('a\nb\nc')
   result = predict(
@@ -213,7 +214,7 @@ MISTAKES = {
   ),
   'top': (['WEIGHTS', 'IMAGE', '--top=0'], 'flag --top=0: 0 is not a positive integer'),
   'batch': (['WEIGHTS', 'IMAGE', '--batch_size=0'], 'flag --batch_size=0: 0 is not a positive'),
-  'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central|inception>'),
+  'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central>'),
   'no number': (['WEIGHTS', 'IMAGE', '--mean=0.5,x'], "--mean: '0.5,x' is not a number or one per"),
   'not finite': (['WEIGHTS', 'IMAGE', '--std=inf'], "--std: 'inf' is not a number"),
   'channels': (['WEIGHTS', 'IMAGE', '--std=1,2'], '--std: 2 values, but images have 3 channels'),

@@ -64,6 +64,20 @@ def test_files_that_readme_shows_exist():
     assert (ROOT / path).is_file()
 
 
+def test_every_picture_of_a_model_is_explained():
+  from vit_jax.explain.pictures import PICTURES
+
+  section = README.split('## Looking inside a model')[1].split('\n## ')[0]
+  table = ''.join(re.findall(r'^\|.*\n', section, re.MULTILINE))
+  listed = {
+    name for row in table.splitlines() for name in re.findall(r'`(\w+)`', row.split('|')[1])
+  }
+  assert listed == {*PICTURES, 'curves'}
+  drawn = re.findall(r'--pictures=(\S+) .*--out=docs', section)
+  shown = re.findall(r'!\[.*?\]\(docs/(\w+)\.png\)', section)
+  assert shown == [name for names in drawn for name in names.split(',')]
+
+
 def test_every_dependency_is_listed_and_explained():
   names = re.findall(r'^([\w-]+)', (ROOT / 'requirements.txt').read_text(), re.MULTILINE)
   table = README.split('## Dependencies')[1]

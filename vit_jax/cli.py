@@ -82,7 +82,9 @@ def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
 
 
 def _fail(message: object, code: int = 2) -> NoReturn:
-  print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr, flush=True)
+  path = Path(sys.argv[0])
+  name = path.parent.name if path.name == '__main__.py' else path.name  # of a package
+  print(f'{name}: {message}', file=sys.stderr, flush=True)
   sys.stdout.flush()
   # All is closed. A normal exit would wait for other processes, which wait for this one, and run
   # the hooks of libraries that complain once more about a full disk.

@@ -1,30 +1,44 @@
-"""Class probabilities of images and image files, computed as a run's evaluation computes them."""
+"""What a model says of images and image files, computed as a run's evaluation computes it."""
 
 import collections
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.data import augment, decode_image, make_preprocess
+from vit_jax.data import augment, make_preprocess
+from vit_jax.data.boxes import Window, out_of_window
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import MODELS, variables
+from vit_jax.models import from_description, variables
 
 # What AugReg's, big_vision's and Hugging Face's ViTs were trained with.
-_PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
+PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
 _PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 _BATCHES_AHEAD = 2  # decoded while the devices work
 
+# Float32 [num_classes], or [N, num_classes] of N images; of a model that localizes objects, a dict
+# of these `probabilities` and of the `box`, [4] or [N, 4]: (cx, cy, width, height) in fractions of
+# the image's sides.
+Prediction = np.ndarray | dict[str, np.ndarray]
+
+
+class _Prepared(NamedTuple):
+  """Pixels uint8 [H, W, C] as the model takes them, and which part of the image they are."""
+
+  pixels: np.ndarray
+  window: Window
+
 
 class Predictor:
-  """Classifies images with a model's parameters, on all local devices.
+  """Classifies images, or localizes what is in them, with a model's parameters, on all devices.
 
       params, config = weights.load('hf:google/vit-base-patch16-224')
       predictor = Predictor(params, config)
@@ -57,27 +71,37 @@ class Predictor:
         known or don't fit `mean` and `std`.
     """
     check_choice('loss', loss, _PROBABILITIES)
-    num_classes, preprocess = config['num_classes'], _PREPROCESS | (config.get('preprocess') or {})
+    num_classes, preprocess = config['num_classes'], PREPROCESS | (config.get('preprocess') or {})
     self.class_names = config['class_names'] or [f'class {i}' for i in range(num_classes)]
-    _check_images(config, preprocess)
+    check_images(config, preprocess)
     self._image_shape = (*config['image_size'], config['channels'])
     self._preprocess = make_preprocess(
       config['image_size'], config['channels'], preprocess['crop'], train=False
     )
-    model = MODELS[config['name']].from_config(config, dtype=jnp.dtype(dtype))
+    model = from_description(config, dtype=jnp.dtype(dtype))
 
-    def logits(params, images):
+    def outputs(params, images):
       images = augment.normalize(images, preprocess['mean'], preprocess['std'])
       return model.apply(variables(params), images, train=False)
 
-    _check_outputs(jax.eval_shape(logits, params, self._batch(1)), num_classes)
+    def predict(params, images):
+      values = outputs(params, images)
+      if not isinstance(values, dict):
+        return _PROBABILITIES[loss](values)
+      return {'probabilities': _PROBABILITIES[loss](values['logits']), 'box': values['box']}
+
+    _check_outputs(jax.eval_shape(outputs, params, self._batch(1)), num_classes)
+    self._none = jax.tree.map(
+      lambda x: np.empty((0, *x.shape[1:]), np.float32),
+      jax.eval_shape(predict, params, self._batch(1)),
+    )
     mesh = Mesh(jax.local_devices(), 'batch')
     self._split = NamedSharding(mesh, PartitionSpec('batch'))
     self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    self._probabilities = jax.jit(lambda *args: _PROBABILITIES[loss](logits(*args)))
+    self._predict = jax.jit(predict)
 
-  def __call__(self, images: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
-    """Returns float32 [N, num_classes] of N images, each uint8 [height, width, 1 or 3], any size.
+  def __call__(self, images: Sequence[np.ndarray], batch_size: int = 32) -> Prediction:
+    """Returns the predictions of N images, each uint8 [height, width, 1 or 3], any size.
 
     They go through one compiled function, `batch_size` at a time, or the power of two that fewer
     images need; at least one for each device.
@@ -88,27 +112,40 @@ class Predictor:
     size = self._batch_size(len(images), batch_size)
     prepared = [self._prepare(image) for image in images]
     parts = [self._compute(prepared[i : i + size], size) for i in range(0, len(prepared), size)]
-    return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *parts])
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), self._none, *parts)
 
-  def files(
-    self, paths: Sequence[Path], batch_size: int = 32
-  ) -> Iterator[tuple[Path, np.ndarray | Exception]]:
-    """Yields, in order, each path with its float32 [num_classes], or why it can't be decoded.
+  def prepare(self, image: np.ndarray) -> np.ndarray:
+    """Returns an image, uint8 [height, width, 1 or 3], as the model takes it before scaling."""
+    return self._preprocess({'image': image})['image']
 
-    Batches are as in a call; threads decode ahead of the devices.
+  def map(
+    self, read: Callable[[Any], np.ndarray], items: Sequence[Any], batch_size: int = 32
+  ) -> Iterator[tuple[Any, Prediction | Exception]]:
+    """Yields, in order, each item with the prediction of its image, or why `read` failed.
+
+    Batches are as in a call; threads read ahead of the devices.
+
+    Args:
+      read: item to image, uint8 [height, width, 1 or 3].
+      items: what images are read by, such as their paths.
+      batch_size: as in a call.
 
     Raises:
       UsageError: as a call.
     """
-    size = self._batch_size(len(paths), batch_size)
+    size = self._batch_size(len(items), batch_size)
     pool = ThreadPoolExecutor()
     try:
-      images = _map_ahead(pool, self._try_to_read, paths, (1 + _BATCHES_AHEAD) * size)
+      try_to_read = functools.partial(self._try_to_read, read)
+      images = _map_ahead(pool, try_to_read, items, (1 + _BATCHES_AHEAD) * size)
       while batch := list(itertools.islice(images, size)):
-        good = [image for _, image in batch if isinstance(image, np.ndarray)]
-        rows = iter(self._compute(good, size) if good else ())
-        for path, image in batch:
-          yield path, next(rows) if isinstance(image, np.ndarray) else image
+        good = [prepared for _, prepared in batch if not isinstance(prepared, Exception)]
+        values, rows = self._compute(good, size) if good else None, itertools.count()
+        for item, prepared in batch:
+          if isinstance(prepared, Exception):
+            yield item, prepared
+          else:
+            yield item, jax.tree.map(operator.itemgetter(next(rows)), values)
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
 
@@ -120,24 +157,27 @@ class Predictor:
   def _batch(self, size: int) -> np.ndarray:
     return np.zeros((size, *self._image_shape), np.uint8)
 
-  def _prepare(self, image: np.ndarray) -> np.ndarray:
-    return self._preprocess({'image': image})['image']
+  def _prepare(self, image: np.ndarray) -> _Prepared:
+    return _Prepared(self.prepare(image), self._preprocess.window(*image.shape[:2]))
 
-  def _try_to_read(self, path: Path) -> tuple[Path, np.ndarray | Exception]:
+  def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, _Prepared | Exception]:
     try:
-      return path, self._prepare(decode_image(path))
+      return item, self._prepare(read(item))
     except Exception as e:  # Pillow raises many types on damaged files
-      return path, e
+      return item, e
 
-  def _compute(self, images: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Returns the probabilities of up to `size` prepared images."""
+  def _compute(self, images: Sequence[_Prepared], size: int) -> Prediction:
+    """Returns the predictions of up to `size` images."""
     batch = self._batch(size)
     for row, image in zip(batch, images, strict=False):
-      row[...] = image
-    values = np.asarray(self._probabilities(self._params, jax.device_put(batch, self._split)))
-    values = values[: len(images)]
-    if not np.isfinite(values).all():
+      row[...] = image.pixels
+    values = jax.device_get(self._predict(self._params, jax.device_put(batch, self._split)))
+    values = jax.tree.map(lambda x: x[: len(images)], values)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(values)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+    if isinstance(values, dict):
+      pairs = zip(values['box'], images, strict=True)
+      values['box'] = np.stack([out_of_window(box, image.window) for box, image in pairs])
     return values
 
 
@@ -151,7 +191,7 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ah
     yield result
 
 
-def _check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
+def check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
   """Raises UsageError unless it is clear which pixels the model takes."""
   if config['image_size'] is None:
     raise UsageError(
@@ -171,11 +211,11 @@ def _check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> N
 
 
 def _check_outputs(outputs: Any, num_classes: int) -> None:
-  """Raises UsageError unless a model's outputs are a logit for each class."""
+  """Raises UsageError unless a model's outputs are a logit for each class, perhaps with a box."""
   if num_classes < 1:
     raise UsageError('the model has no classification head, and so no classes to predict')
   shapes = jax.tree.map(lambda x: x.shape[1:], outputs)
-  if shapes != (num_classes,):
+  if shapes not in ((num_classes,), {'logits': (num_classes,), 'box': (4,)}):
     raise UsageError(
       f'the model gives outputs of shape {shapes} an image, and prediction needs ({num_classes},)'
     )

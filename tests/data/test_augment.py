@@ -89,7 +89,7 @@ def run_augment(fields, keys, batch, mean=MEAN, std=STD):
 @pytest.mark.parametrize('channels', [1, 3])
 def test_random_crop_gives_every_window_of_the_padded_image_and_nothing_else(channels):
   image = photographs(1)[0, :, :, :channels]
-  crops = repeated(image, functools.partial(augment.random_crop, padding=1), 200)
+  crops = repeated(image, lambda key, image: augment.random_crop(key, image, 1)[0], 200)
   assert crops.dtype == np.uint8
   padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
   windows = sliding_window_view(padded, image.shape).reshape(9, *image.shape)
@@ -100,7 +100,7 @@ def test_random_crop_gives_every_window_of_the_padded_image_and_nothing_else(cha
 
 def test_random_shift_moves_by_up_to_the_given_pixels_and_fills_with_zeros():
   image = photographs(1)[0]
-  shifted = repeated(image, functools.partial(augment.random_shift, pixels=2), 300)
+  shifted = repeated(image, lambda key, image: augment.random_shift(key, image, 2)[0], 300)
   moves = [(dy, dx, 0) for dy in range(-2, 3) for dx in range(-2, 3)]
   expected = np.stack([ndimage.shift(image, move, order=0, cval=0) for move in moves])
   matches = (shifted[:, None] == expected).all((2, 3, 4))
@@ -110,7 +110,7 @@ def test_random_shift_moves_by_up_to_the_given_pixels_and_fills_with_zeros():
 
 def test_random_flip_mirrors_half_of_the_images():
   image = photographs(1)[0]
-  flipped = repeated(image, augment.random_flip, 400)
+  flipped = repeated(image, lambda key, image: augment.random_flip(key, image)[0], 400)
   mirrored = (flipped == np.fliplr(image)).all((1, 2, 3))
   assert (mirrored | (flipped == image).all((1, 2, 3))).all()
   assert stats.binomtest(int(mirrored.sum()), 400).pvalue > 0.01

@@ -120,6 +120,22 @@ def test_2d_sinusoids_put_columns_first():
   np.testing.assert_allclose(added[0], 1 + hot, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ('image', 'patch', 'stride', 'grid'),
+  [
+    ((8, 12), (4, 2), (4, 2), (2, 6)),
+    ((9, 7), (3, 3), (2, 4), (4, 2)),
+    ((5, 5), (5, 5), (1, 1), (1, 1)),
+  ],
+)
+def test_the_grid_of_patches_is_what_the_embedding_gives(image, patch, stride, grid):
+  assert layers.patch_grid(image, patch, stride) == grid
+  embedding = layers.PatchEmbedding(features=2, patch_size=patch, stride=stride)
+  images = jnp.zeros((1, *image, 1))
+  shape = jax.eval_shape(lambda: embedding.init_with_output(jax.random.key(0), images)[0]).shape
+  assert shape == (1, *grid, 2)
+
+
 def test_resolve_grid():
   assert layers.resolve_grid(12, (3, 4)) == (3, 4)
   assert layers.resolve_grid(9, None) == (3, 3)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from vit_jax.data import boxes
 from vit_jax.data.randaugment import MAX_MAGNITUDE, rand_augment
 from vit_jax.errors import UsageError
 
@@ -36,6 +37,8 @@ _BOUNDS = {
   'mixup_alpha': (0, math.inf),
   'cutmix_alpha': (0, math.inf),
 }
+# What changes where objects are in ways that leave no box round them.
+_WITHOUT_BOXES = ('rand_augment.num_ops', 'mixup_alpha', 'cutmix_alpha')
 _RANGE_LIMITS = {'random_erasing.area': 1, 'random_erasing.aspect': math.inf}
 
 
@@ -58,14 +61,16 @@ def augment(
       `color_jitter.{brightness, contrast, saturation, hue}`,
       `random_erasing.{probability, area, aspect}`, `mixup_alpha`, `cutmix_alpha`.
     keys: [B], one key per example.
-    batch: 'image' uint8 [B, H, W, C], 'label' int32 [B] or float32 [B, K]; others pass through.
+    batch: 'image' uint8 [B, H, W, C], 'label' int32 [B] or float32 [B, K], perhaps 'box' float32
+      [B, 4] as (cx, cy, w, h) in fractions of the image; others pass through.
     num_classes: K.
     mean: per channel, of images in [0, 1].
     std: per channel, of images in [0, 1].
 
   Returns:
     The batch with 'image' float32 [B, H, W, C] and, if mixup or cutmix is on, 'label'
-    float32 [B, K].
+    float32 [B, K]. A 'box' is moved with its object and ends at the image's border, where crops and
+    shifts leave its centre inside; with RandAugment, mixup or cutmix there is none.
 
   Raises:
     UsageError: an odd number of images with mixup or cutmix on.
@@ -73,7 +78,12 @@ def augment(
   chex.assert_type(batch['image'], jnp.uint8)
   streams = {name: _stream(keys, name) for name in _STREAMS}
   one = functools.partial(_augment_image, config, mean, std)
-  batch = {**batch, 'image': jax.vmap(one)(streams, batch['image'])}
+  batch = dict(batch)
+  if any(_get(config, field) for field in _WITHOUT_BOXES):
+    batch.pop('box', None)
+  batch['image'], box = jax.vmap(one)(streams, batch['image'], batch.get('box'))
+  if box is not None:
+    batch['box'] = box
   if config.mixup_alpha or config.cutmix_alpha:
     labels = batch['label']
     if labels.ndim == 1:
@@ -82,8 +92,11 @@ def augment(
   return batch
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises UsageError, naming config.augment.FIELD, for the first field that is out of range."""
+def validate(config: ml_collections.ConfigDict, boxes: bool = False) -> None:
+  """Raises UsageError, naming config.augment.FIELD, for the first field that is out of range.
+
+  `boxes` says whether boxes are needed, which not every augmentation leaves.
+  """
   for field, (low, high) in _BOUNDS.items():
     value = _get(config, field)
     if not (low <= value <= high and math.isfinite(value)):
@@ -96,6 +109,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UsageError(
         f'config.augment.{field}: {value!r} is not (low, high), 0 < low <= high{top}'
       )
+  for field in _WITHOUT_BOXES if boxes else ():
+    if _get(config, field):
+      raise UsageError(
+        f'config.augment.{field}: {_get(config, field)!r}, but the task has boxes, which would not '
+        'fit any more; 0 is off'
+      )
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -106,28 +125,48 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
   return (_to_float(images) - jnp.float32(mean)) / jnp.float32(std)
 
 
-def random_crop(key: chex.PRNGKey, image: jax.Array, padding: int) -> jax.Array:
+def random_crop(
+  key: chex.PRNGKey, image: jax.Array, padding: int, box: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
   """Pads image [H, W, C] with `padding` zeros on each side and cuts a random [H, W, C] window.
 
-  As torchvision's RandomCrop(size, padding); any dtype.
+  As torchvision's RandomCrop(size, padding); any dtype. Returns (image, box). The centre of a box
+  stays in the image: a window without it gives way to the nearest that has it.
   """
   padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-  top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-  return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+  offset = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+  if box is not None:
+    sides = jnp.array(image.shape[:2])
+    centre = box[1::-1] * sides + padding
+    offset = jnp.clip(offset, jnp.ceil(centre) - sides, jnp.floor(centre)).astype(offset.dtype)
+    top, left = (offset - padding) / sides
+    box = boxes.into_window(box, (left, top, left + 1, top + 1), xp=jnp)
+  return jax.lax.dynamic_slice(padded, (*offset, 0), image.shape), box
 
 
-def random_shift(key: chex.PRNGKey, image: jax.Array, pixels: int) -> jax.Array:
+def random_shift(
+  key: chex.PRNGKey, image: jax.Array, pixels: int, box: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
   """Moves image [H, W, C] by up to `pixels` along each axis, either way, filling with zeros.
 
-  Any dtype. A move by (dy, dx) is the window of the padded image at `pixels` - (dy, dx), hence the
-  same distribution as `random_crop`: recipes for photographs name the one, for digits the other.
+  Any dtype. Returns (image, box). A move by (dy, dx) is the window of the padded image at `pixels`
+  - (dy, dx), hence the same distribution as `random_crop`: recipes for photographs name the one,
+  for digits the other.
   """
-  return random_crop(key, image, pixels)
+  return random_crop(key, image, pixels, box)
 
 
-def random_flip(key: chex.PRNGKey, image: jax.Array) -> jax.Array:
-  """Mirrors image [H, W, C], any dtype, left to right with probability 0.5."""
-  return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+def random_flip(
+  key: chex.PRNGKey, image: jax.Array, box: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+  """Mirrors image [H, W, C], any dtype, left to right with probability 0.5.
+
+  Returns (image, box).
+  """
+  flip = jax.random.bernoulli(key)
+  if box is not None:
+    box = jnp.where(flip, box.at[0].set(1 - box[0]), box)
+  return jnp.where(flip, image[:, ::-1], image), box
 
 
 def color_jitter(
@@ -265,14 +304,17 @@ def mixup_or_cutmix(
   return tuple(jnp.where(_like(cut, a), b, a) for a, b in zip(blended, pasted, strict=True))
 
 
-def _augment_image(config, mean, std, keys, image):
-  """Applies to image uint8 [H, W, C] what concerns one image, with a key per stream."""
+def _augment_image(config, mean, std, keys, image, box):
+  """Applies to image uint8 [H, W, C] and its box, or None, what concerns one image.
+
+  There is a key per stream.
+  """
   if config.crop_padding:
-    image = random_crop(keys['crop'], image, config.crop_padding)
+    image, box = random_crop(keys['crop'], image, config.crop_padding, box)
   if config.flip:
-    image = random_flip(keys['flip'], image)
+    image, box = random_flip(keys['flip'], image, box)
   if config.shift:
-    image = random_shift(keys['shift'], image, config.shift)
+    image, box = random_shift(keys['shift'], image, config.shift, box)
   if config.rand_augment.num_ops:
     image = rand_augment(keys['rand_augment'], image, **config.rand_augment)
   if any(config.color_jitter.values()):
@@ -280,7 +322,7 @@ def _augment_image(config, mean, std, keys, image):
   image = normalize(image, mean, std)
   if config.random_erasing.probability:
     image = random_erasing(keys['random_erasing'], image, **config.random_erasing)
-  return image
+  return image, box
 
 
 def _mix(config, keys, images, labels):

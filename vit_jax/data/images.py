@@ -1,11 +1,17 @@
 """Image files: where they are, and what is stored in them, upright, in 8 bits."""
 
+import functools
+import hashlib
+import logging
 import os
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from vit_jax.errors import UsageError
 
@@ -21,6 +27,8 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+
+_log = logging.getLogger(__name__)
 
 
 def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = True) -> np.ndarray:
@@ -101,3 +109,76 @@ def find_images(path: str | Path) -> list[Path]:
 
 def _refuse(error: OSError) -> NoReturn:
   raise UsageError(f'{error.filename}: cannot be read ({error.strerror})') from error
+
+
+def list_images(root: Path, folders: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, int]]:
+  """Returns (paths of what is named as images in folders, a stamp that changes with the files).
+
+  Folders and what is returned are relative to root; the folders below them count as well.
+
+  The order is shuffled, so that a slice of a split has all classes, and follows from each path
+  alone, so that it stays when files come and go.
+  """
+  files, size, newest = [], 0, 0
+  for top in folders:
+    for folder, subfolders, names in os.walk(root / top):
+      subfolders[:] = [f for f in subfolders if f[0] != '.']
+      for file in names:
+        if file[0] != '.' and file.lower().endswith(SUFFIXES):
+          path = os.path.join(folder, file)
+          stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
+          size, newest = size + stat.st_size, max(newest, stat.st_mtime_ns)
+          files.append(os.path.relpath(path, root))
+  files.sort(key=lambda f: (hashlib.blake2b(os.fsencode(f), digest_size=8).digest(), f))
+  return tuple(files), (size, newest)
+
+
+class Checked(NamedTuple):
+  """Image files that decode, their shapes, (height, width, channels), and those that don't."""
+
+  files: list[str]
+  shapes: set[tuple[int, int, int]]
+  skipped: list[str]
+
+
+@functools.lru_cache(maxsize=4)  # splits are loaded one by one, often from the same files
+def check_images(root: Path, files: tuple[str, ...], stamp: tuple[int, int]) -> Checked:
+  """Decodes every file once, to find those that can't be, and warns about them."""
+  del stamp  # only keeps changed files from being taken for checked ones
+
+  def check(block):
+    results = []
+    for file in block:
+      try:
+        results.append((file, probe_image(root / file), None))
+      except Exception as error:  # Pillow raises many types on damaged files
+        results.append((file, None, error))
+    return results
+
+  blocks = [files[i : i + 64] for i in range(0, len(files), 64)]
+  results, bar = (
+    [],
+    tqdm(
+      total=len(files), desc='Checking images', unit='image', delay=2, disable=None, leave=False
+    ),
+  )
+  with bar, ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+    for block in pool.map(check, blocks):
+      results += block
+      bar.update(len(block))
+  damaged = [(file, error) for file, _, error in results if error]
+  for file, error in damaged:
+    _log.warning('%s cannot be decoded and is skipped: %s', root / file, error)
+  if damaged:
+    _log.warning('%d of %d images in %s are skipped', len(damaged), len(files), root)
+  good = [(file, shape) for file, shape, error in results if not error]
+  return Checked([f for f, _ in good], {s for _, s in good}, [f for f, _ in damaged])
+
+
+def common_shape(
+  shapes: Collection[tuple[int, int, int]], train: Checked
+) -> tuple[int | None, int | None, int]:
+  """Returns (height, width, channels): None where images differ, colour where one of train is."""
+  sizes = {shape[:2] for shape in shapes}
+  height, width = sizes.pop() if len(sizes) == 1 else (None, None)
+  return height, width, max(channels for *_, channels in train.shapes)

@@ -106,10 +106,10 @@ class Plan:
 
 
 def _stack(records: Sequence[Record]) -> Arrays:
-  """Stacks records: image uint8 [n, H, W, C]; label int32 [n] or float32 [n, num_classes]."""
-  labels = np.stack([r['label'] for r in records])
-  dtype = np.float32 if labels.ndim > 1 else np.int32
-  return {'image': np.stack([r['image'] for r in records]), 'label': labels.astype(dtype)}
+  """Stacks records: image uint8 [n, H, W, C]; label int32 [n] or float32 [n, num_classes]; box."""
+  arrays = {name: np.stack([r[name] for r in records]) for name in records[0]}
+  dtype = np.float32 if arrays['label'].ndim > 1 else np.int32
+  return arrays | {'label': arrays['label'].astype(dtype)}
 
 
 class ResidentLoader:
@@ -117,7 +117,7 @@ class ResidentLoader:
 
   Attributes:
     arrays: the whole set on the host: image uint8 [N, H, W, C], label int32 [N] or float32
-      [N, num_classes].
+      [N, num_classes], and box float32 [N, 4] where the records have one.
   """
 
   def __init__(self, source: Source, preprocess: Preprocess, plan: Plan, num_threads: int):
@@ -149,7 +149,8 @@ def _decode_all(source: Source, preprocess: Preprocess, num_threads: int) -> Arr
     indices = range(start, min(start + _READ_AT_ONCE, len(source)))
     for i, record in zip(indices, source.read(indices), strict=True):
       record = preprocess(record)
-      arrays['image'][i], arrays['label'][i] = record['image'], record['label']
+      for name, array in arrays.items():
+        array[i] = record[name]
     return len(indices)
 
   bar = tqdm(total=len(source), desc='Decoding', unit='image', delay=2, disable=None, leave=False)
@@ -213,8 +214,9 @@ class StreamedLoader:
 
     Closing the generator stops its threads and processes. D local devices have R rows each:
 
-    image uint8 [D, R, H, W, C], label int32 [D, R] or float32 [D, R, num_classes], weight
-    float32 [D, R], and slot int32 [D, R], the places of the rows in the global batch.
+    image uint8 [D, R, H, W, C], label int32 [D, R] or float32 [D, R, num_classes], box float32
+    [D, R, 4] where the records have one, weight float32 [D, R], and slot int32 [D, R], the places
+    of the rows in the global batch.
     """
     plan = self.plan
     size = max(n for n in range(1, _MAX_CHUNK + 1) if plan.rows % n == 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.boxes import Window, into_window, visible_share
 from vit_jax.data.sources import Record
 from vit_jax.errors import UsageError, check_choice
 
@@ -16,11 +17,15 @@ _RESIZE_OVER_CROP = 256 / 224  # of evaluation on ImageNet, here for every size
 _AREA = (0.08, 1.0)  # fraction of the image
 _ASPECT = (3 / 4, 4 / 3)  # width / height
 _ATTEMPTS = 10
+_LEAST_VISIBLE = 0.5  # of the area of an object whose box is known
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Preprocess:
   """Maps a record to one whose `image` is uint8 [*image_size, channels]; see `make_preprocess`.
+
+  A `box` is moved with the image, and ends at its border.
 
   Attributes:
     random: whether it draws from `rng`; if not, `rng` may be None.
@@ -38,25 +43,45 @@ class Preprocess:
     image = Image.fromarray(stored[:, :, 0] if stored.shape[2] == 1 else stored)
     if self.channels == 1:
       image = image.convert('L')
-    image = self._resize(image, rng)
+    image, window = self._resize(image, rng, record.get('box'))
     if self.channels == 3:
       image = image.convert('RGB')
     array = np.asarray(image)
-    return record | {'image': array[:, :, None] if array.ndim == 2 else array}
+    record = record | {'image': array[:, :, None] if array.ndim == 2 else array}
+    if 'box' in record and window != _WHOLE:
+      record['box'] = into_window(record['box'], window)
+    return record
 
-  def _resize(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
+  def window(self, height: int, width: int) -> Window:
+    """Returns the part of an image of this size that evaluation sees."""
+    if self.crop == 'resize':
+      return _WHOLE
+    size, (left, top) = _covering(height, width, *self.image_size)
+    right, bottom = left + self.image_size[1], top + self.image_size[0]
+    return left / size[0], top / size[1], right / size[0], bottom / size[1]
+
+  def _resize(
+    self, image: Image.Image, rng: np.random.Generator | None, box: np.ndarray | None
+  ) -> tuple[Image.Image, Window]:
+    """Returns (the image at its new size, the part of the old one that it is)."""
     if not self.image_size:
-      return image
+      return image, _WHOLE
     height, width = self.image_size
     if self.random:
-      image = image.crop(inception_box(image.height, image.width, rng))
+      window = _inception_window(image.height, image.width, rng, box)
+      sides = (image.width, image.height) * 2
+      image = image.crop(window)
+      window = tuple(edge / side for edge, side in zip(window, sides, strict=True))
     elif self.crop != 'resize':
-      return _resize_and_crop(image, height, width)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+      window = self.window(image.height, image.width)
+      return _resize_and_crop(image, height, width), window
+    else:
+      window = _WHOLE
+    return image.resize((width, height), Image.Resampling.BICUBIC), window
 
 
 def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: bool) -> Preprocess:
-  """Returns `preprocess(record, rng) -> record`, which changes `image` alone.
+  """Returns `preprocess(record, rng) -> record`, which changes `image`, and `box` with it.
 
   Resizing is Pillow's bicubic with antialiasing, as timm does for vision transformers.
 
@@ -66,7 +91,8 @@ def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: 
     crop: 'resize' takes the whole image, whatever its shape. 'central' takes the middle of the
       image resized to cover 256/224 of `image_size`, as big_vision. 'inception' takes, to train,
       a random part (arXiv:1409.4842; 8 to 100 % of the area, aspect 3/4 to 4/3, as torchvision's
-      RandomResizedCrop) and, to evaluate, the same as 'central'.
+      RandomResizedCrop) and, to evaluate, the same as 'central'. Where there is a box, the random
+      part has at least half of it.
     train: whether it is for training.
 
   Raises:
@@ -104,9 +130,28 @@ def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[in
   return left, top, left + w, top + h
 
 
+def _inception_window(
+  height: int, width: int, rng: np.random.Generator, box: np.ndarray | None
+) -> tuple[int, int, int, int]:
+  """Draws a part of an image that shows enough of an object, the whole after ten that don't."""
+  for _ in range(_ATTEMPTS):
+    left, top, right, bottom = part = inception_box(height, width, rng)
+    window = left / width, top / height, right / width, bottom / height
+    if box is None or visible_share(box, window) >= _LEAST_VISIBLE:
+      return part
+  return 0, 0, width, height
+
+
+def _covering(
+  height: int, width: int, new_height: int, new_width: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Returns (width, height) that covers more than the new size, and (left, top) of its middle."""
+  scale = _RESIZE_OVER_CROP * max(new_height / height, new_width / width)
+  size = round(width * scale), round(height * scale)
+  return size, ((size[0] - new_width) // 2, (size[1] - new_height) // 2)
+
+
 def _resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-  scale = _RESIZE_OVER_CROP * max(height / image.height, width / image.width)
-  size = round(image.width * scale), round(image.height * scale)
+  size, (left, top) = _covering(image.height, image.width, height, width)
   image = image.resize(size, Image.Resampling.BICUBIC)
-  left, top = (image.width - width) // 2, (image.height - height) // 2
   return image.crop((left, top, left + width, top + height))

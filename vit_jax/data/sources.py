@@ -1,38 +1,32 @@
 """Random access to the labelled images of a data set: digits, TFDS, or a folder.
 
 A record is {'image': uint8 [H, W, C], 'label': int or float32 [num_classes]} with C 1 or 3; a
-vector of labels is multi-hot. Sources pickle to little, so that worker processes can have them.
+vector of labels is multi-hot. Where one object is marked in each image, it has 'box' as well,
+float32 [4]: centre x and y, width and height, in fractions of the image's sides. Sources pickle to
+little, so that worker processes can have them.
 """
 
 import abc
-import functools
-import hashlib
 import io
-import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from vit_jax.data import images
-from vit_jax.errors import UsageError, check_choice, nearest
+from vit_jax.data.splits import EVALUATION_SPLITS, resolve_aliases, split_names, split_ranges
+from vit_jax.errors import UsageError, nearest
 
 Record = dict[str, Any]
 
-_EVALUATION_SPLITS = ('test', 'val', 'valid', 'validation')
-_SPLIT_PART = re.compile(r'\s*([\w-]+)\s*(\[[^\]]*\])?\s*')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _TFDS_NAME = re.compile(
   rf'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>{_VERSION.pattern}))?'
 )
-
-_log = logging.getLogger(__name__)
 
 
 class Source(abc.ABC):
@@ -69,12 +63,13 @@ def load_source(
   """Opens a split of a data set; imports no TensorFlow.
 
   Args:
-    name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder', or a
-      data set that TFDS has prepared as array_record, as 'name[/config][:version]'.
+    name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder', 'yolo'
+      (see `yolo.load`), or a data set that TFDS has prepared as array_record, as
+      'name[/config][:version]'.
     split: splits and slices in TFDS syntax: 'train', 'train[:90%]', 'train[90%:]+test', 'all'.
     dir: the folder of images, either CLASS/* or {train,test}/CLASS/* ('val', 'valid' and
-      'validation' are found as 'test' too); or TFDS's data_dir, where '' stands for
-      $TFDS_DATA_DIR or else ~/tensorflow_datasets. Unused by digits.
+      'validation' are found as 'test' too), or with a data.yaml; or TFDS's data_dir, where ''
+      stands for $TFDS_DATA_DIR or else ~/tensorflow_datasets. Unused by digits.
     field: the configuration field to name when `split` is wrong.
 
   Raises:
@@ -85,43 +80,11 @@ def load_source(
     return _load_digits(split, field)
   if name == 'folder':
     return _load_folder(split, dir, field)
+  if name == 'yolo':
+    from vit_jax.data import yolo  # which needs what is defined here
+
+    return yolo.load(split, dir, field)
   return _load_tfds(name, split, dir, field)
-
-
-# Splits.
-
-
-def _split_names(split: str, known: Collection[str], field: str) -> list[str]:
-  """Returns the names of the splits in `split`, every one of them known."""
-  parts = [_SPLIT_PART.fullmatch(part) for part in str(split).split('+')]
-  if None in parts:
-    raise UsageError(
-      f"{field}: {split!r} is not a split in TFDS syntax, such as 'train', 'train[:90%]' or "
-      "'train[:1000]+test'"
-    )
-  for part in parts:
-    check_choice(field, part[1], [*known, 'all'])
-  names = [part[1] for part in parts]
-  return list(known) if 'all' in names else names
-
-
-def _split_ranges(split: str, sizes: Mapping[str, int], field: str) -> list[tuple[str, range]]:
-  """Returns which examples of which splits `split` stands for, in order."""
-  import tensorflow_datasets as tfds
-
-  infos = {
-    name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
-    for name, size in sizes.items()
-  }
-  try:
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-  except (AssertionError, NotImplementedError, ValueError) as error:
-    reason = str(error).splitlines()[-1]
-    raise UsageError(f'{field}: {split!r} cannot be read: {reason}') from None
-  ranges = [(p.splitname, range(sizes[p.splitname])[p.from_ : p.to]) for p in parts]
-  if not any(len(r) for _, r in ranges):
-    raise UsageError(f'{field}: {split!r} holds no examples')
-  return ranges
 
 
 # scikit-learn's digits.
@@ -147,14 +110,14 @@ def _load_digits(split: str, field: str) -> ArraySource:
   from sklearn.datasets import load_digits
   from sklearn.model_selection import train_test_split
 
-  _split_names(split, ('train', 'test'), field)
+  split_names(split, ('train', 'test'), field)
   digits = load_digits()
   images = ((digits.images.astype(np.int32) * 255 + 8) // 16).astype(np.uint8)[..., None]
   order = train_test_split(
     np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0
   )
   order = dict(zip(('train', 'test'), order, strict=True))
-  ranges = _split_ranges(split, {name: len(rows) for name, rows in order.items()}, field)
+  ranges = split_ranges(split, {name: len(rows) for name, rows in order.items()}, field)
   rows = np.concatenate([order[name][r.start : r.stop] for name, r in ranges])
   return ArraySource(images[rows], digits.target[rows], [str(i) for i in range(10)])
 
@@ -198,30 +161,31 @@ def _load_folder(split: str, directory: str, field: str) -> FolderSource:
   if not directory or not root.is_dir():
     raise UsageError(f'config.data.dir: {directory!r} is not a folder; give the folder of images')
   prefixes = _split_prefixes(root)
-  split = _resolve_aliases(str(split), prefixes)
-  if not prefixes['train'] and split in _EVALUATION_SPLITS:
+  split = resolve_aliases(str(split), prefixes)
+  if not prefixes['train'] and split in EVALUATION_SPLITS:
     raise UsageError(
       f'{field}: {split!r} is not a folder of {root}; without folders for the splits, give slices '
       "such as 'train[:80%]' to train and 'train[80%:]' to test"
     )
-  names = _split_names(split, prefixes, field)
+  names = split_names(split, prefixes, field)
   class_names = _class_names(root / prefixes['train'])
   checked = {}
   for name in dict.fromkeys(('train', *names)):
     _compare_classes(root / prefixes[name], class_names)
-    checked[name] = _check_images(root, *_list_images(root, prefixes[name], class_names))
+    folders = [prefixes[name] + class_name for class_name in class_names]
+    checked[name] = images.check_images(root, *images.list_images(root, folders))
   labels = {name: _labels(checked[name].files, prefixes[name], class_names) for name in checked}
   if empty := set(range(len(class_names))) - set(labels['train']):
     folder = root / prefixes['train'] / class_names[min(empty)]
     raise UsageError(f'config.data.dir: {folder} holds no images')
 
-  ranges = _split_ranges(split, {name: len(checked[name].files) for name in names}, field)
+  ranges = split_ranges(split, {name: len(checked[name].files) for name in names}, field)
   return FolderSource(
     root,
     [checked[name].files[i] for name, r in ranges for i in r],
     [labels[name][i] for name, r in ranges for i in r],
     class_names,
-    _common_shape({shape for c in checked.values() for shape in c.shapes}, checked['train']),
+    images.common_shape({shape for c in checked.values() for shape in c.shapes}, checked['train']),
     [file for name in dict.fromkeys(names) for file in checked[name].skipped],
   )
 
@@ -232,18 +196,9 @@ def _visible_folders(folder: Path) -> list[str]:
 
 def _split_prefixes(root: Path) -> dict[str, str]:
   """Returns the path below `root` of each split: all is 'train' where there is no such folder."""
-  names = ('train', *_EVALUATION_SPLITS)
+  names = ('train', *EVALUATION_SPLITS)
   found = [n for n in names if (root / n).is_dir() and _visible_folders(root / n)]
   return {n: f'{n}/' for n in found} if 'train' in found else {'train': ''}
-
-
-def _resolve_aliases(split: str, known: Collection[str]) -> str:
-  """Replaces names of evaluation splits that don't exist by the one that does."""
-  found = next((name for name in _EVALUATION_SPLITS if name in known), None)
-  if found is None:
-    return split
-  aliases = {name: found for name in _EVALUATION_SPLITS if name not in known}
-  return re.sub(r'(^|\+)\s*([\w-]+)', lambda m: m[1] + aliases.get(m[2], m[2]), split)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -267,79 +222,9 @@ def _compare_classes(folder: Path, class_names: Sequence[str]) -> None:
     )
 
 
-def _list_images(
-  root: Path, prefix: str, class_names: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[int, int]]:
-  """Returns (paths below root of what is named as images, a stamp that changes with the files).
-
-  The order is shuffled, so that a slice of a split has all classes, and follows from each path
-  alone, so that it stays when files come and go.
-  """
-  files, size, newest = [], 0, 0
-  for name in class_names:
-    for folder, subfolders, names in os.walk(root / prefix / name):
-      subfolders[:] = [f for f in subfolders if f[0] != '.']
-      for file in names:
-        if file[0] != '.' and file.lower().endswith(images.SUFFIXES):
-          path = os.path.join(folder, file)
-          stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
-          size, newest = size + stat.st_size, max(newest, stat.st_mtime_ns)
-          files.append(Path(path).relative_to(root).as_posix())
-  files.sort(key=lambda f: (hashlib.blake2b(os.fsencode(f), digest_size=8).digest(), f))
-  return tuple(files), (size, newest)
-
-
-class _Checked(NamedTuple):
-  files: list[str]
-  shapes: set[tuple[int, int, int]]
-  skipped: list[str]
-
-
-@functools.lru_cache(maxsize=4)  # splits are loaded one by one, often from the same files
-def _check_images(root: Path, files: tuple[str, ...], stamp: tuple[int, int]) -> _Checked:
-  """Decodes every file once, to find those that can't be, and warns about them."""
-  del stamp  # only keeps changed files from being taken for checked ones
-
-  def check(block):
-    results = []
-    for file in block:
-      try:
-        results.append((file, images.probe_image(root / file), None))
-      except Exception as error:  # Pillow raises many types on damaged files
-        results.append((file, None, error))
-    return results
-
-  blocks = [files[i : i + 64] for i in range(0, len(files), 64)]
-  results, bar = (
-    [],
-    tqdm(
-      total=len(files), desc='Checking images', unit='image', delay=2, disable=None, leave=False
-    ),
-  )
-  with bar, ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
-    for block in pool.map(check, blocks):
-      results += block
-      bar.update(len(block))
-  damaged = [(file, error) for file, _, error in results if error]
-  for file, error in damaged:
-    _log.warning('%s cannot be decoded and is skipped: %s', root / file, error)
-  if damaged:
-    _log.warning('%d of %d images in %s are skipped', len(damaged), len(files), root)
-  good = [(file, shape) for file, shape, error in results if not error]
-  return _Checked([f for f, _ in good], {s for _, s in good}, [f for f, _ in damaged])
-
-
 def _labels(files: Sequence[str], prefix: str, class_names: Sequence[str]) -> list[int]:
   index = {name: i for i, name in enumerate(class_names)}
   return [index[file[len(prefix) :].split('/', 1)[0]] for file in files]
-
-
-def _common_shape(
-  shapes: Collection[tuple[int, int, int]], train: _Checked
-) -> tuple[int | None, int | None, int]:
-  sizes = {shape[:2] for shape in shapes}
-  height, width = sizes.pop() if len(sizes) == 1 else (None, None)
-  return height, width, max(channels for *_, channels in train.shapes)
 
 
 # Data sets that TFDS has prepared.
@@ -388,8 +273,8 @@ def _load_tfds(name: str, split: str, directory: str, field: str) -> TfdsSource:
   if (stored := info.file_format.value) != 'array_record':
     raise _not_prepared(name, os.path.join(root, 'array_record'), f'in {folder} it is {stored}')
   image_key, label_key = _image_and_label(name, info)
-  _split_names(split, info.splits, field)
-  _split_ranges(split, {n: s.num_examples for n, s in info.splits.items()}, field)
+  split_names(split, info.splits, field)
+  split_ranges(split, {n: s.num_examples for n, s in info.splits.items()}, field)
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   records = builder.as_data_source(split, deserialize_method=raw).data_source
   return TfdsSource(records, info.features, image_key, label_key)
@@ -429,10 +314,10 @@ def _unknown(name: str, root: epath.Path) -> UsageError:
   if base in builders:
     return _not_prepared(name, root, f'there is no {root / name}')
   on_disk = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
-  hint = nearest(base, ['digits', 'folder', *on_disk, *builders])
+  hint = nearest(base, ['digits', 'folder', 'yolo', *on_disk, *builders])
   return UsageError(
-    f"config.data.name: {name!r} is not 'digits', 'folder' or a data set that TFDS knows{hint} "
-    f'(prepared in {root}: {", ".join(on_disk) or "none"})'
+    f"config.data.name: {name!r} is not 'digits', 'folder', 'yolo' or a data set that TFDS knows"
+    f'{hint} (prepared in {root}: {", ".join(on_disk) or "none"})'
   )
 
 

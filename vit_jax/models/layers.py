@@ -33,7 +33,9 @@ def dot_product_attention(
 
   The products run in the inputs' dtype; logits and softmax are float32 whatever it is. Given a
   `module`, the weights before dropout, float32 [batch, heads, queries, keys], are sown into its
-  'intermediates' as 'attention_weights', which costs nothing unless that collection is mutable.
+  'intermediates' as 'attention_weights', which costs nothing unless that collection is mutable;
+  and 'attention_weights' of its 'perturbations', where `apply` is given that collection, is added
+  to them, so that the gradient with respect to it is that with respect to the weights.
 
   Args:
     query: [batch, queries, heads, d].
@@ -42,7 +44,7 @@ def dot_product_attention(
     dropout_rng: key for dropout, one draw for each weight.
     dropout_rate: share of the weights that are zeroed unless `deterministic`.
     deterministic: turns dropout off.
-    module: where the weights are sown.
+    module: where the weights are sown, and perturbations looked up.
 
   Returns:
     [batch, queries, heads, d] in the inputs' dtype.
@@ -52,6 +54,8 @@ def dot_product_attention(
   weights = jax.nn.softmax(logits)
   if module is not None:
     module.sow('intermediates', 'attention_weights', weights)
+    if module.has_variable('perturbations', 'attention_weights'):
+      weights += module.get_variable('perturbations', 'attention_weights')
   if dropout_rate > 0 and not deterministic:
     keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
     weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
@@ -183,6 +187,14 @@ def as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
   """Returns (height, width); one number, alone or in a sequence, stands for both."""
   size = (size,) if isinstance(size, int) else tuple(size)
   return size * 2 if len(size) == 1 else size
+
+
+def patch_grid(
+  image_size: Sequence[int], patch: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]:
+  """Returns (rows, columns) of the patches in an image; all sizes are (height, width) in pixels."""
+  rows, columns = ((i - p) // s + 1 for i, p, s in zip(image_size, patch, stride, strict=True))
+  return rows, columns
 
 
 def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:

@@ -7,6 +7,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UsageError, check_choice
 
+TARGETS = ('label',)
+HEAD = None
+
 
 def softmax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Softmax cross-entropy [B] of logits and label distributions, both [B, K]."""
@@ -59,7 +62,7 @@ def make_task(config: ConfigDict, num_classes: int):
     num_classes: K.
 
   Raises:
-    UsageError: an unknown loss or a smoothing outside [0, 1).
+    UsageError: an unknown loss or a smoothing outside [0, 1); when called, logits of another shape.
   """
   check_choice('config.loss.name', config.loss.name, _LOSSES)
   loss_fn, smoothing = _LOSSES[config.loss.name], config.loss.label_smoothing
@@ -68,6 +71,11 @@ def make_task(config: ConfigDict, num_classes: int):
 
   def task(logits, batch, train):
     labels, weight = batch['label'], batch['weight']
+    if logits.shape != (*weight.shape, num_classes):
+      raise UsageError(
+        f'config.model.classifier: {config.model.classifier!r} gives outputs of shape '
+        f'{logits.shape[1:]} an image, and the task {config.task} needs ({num_classes},)'
+      )
     if labels.ndim == 1:
       labels = jax.nn.one_hot(labels, num_classes)
     values = {

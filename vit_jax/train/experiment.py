@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from vit_jax import models
 from vit_jax.data import (
   ResidentLoader,
   StreamedLoader,
@@ -22,8 +23,8 @@ from vit_jax.data import (
   train_loader,
 )
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import build_model, tree, variables
-from vit_jax.tasks import build_task
+from vit_jax.models import tree, variables
+from vit_jax.tasks import build_task, task_module
 from vit_jax.train import feeds, flops, partition, pretrained, step
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
@@ -133,8 +134,8 @@ class Experiment:
     Raises:
       UsageError: any mistake in the configuration.
     """
-    data = config.data
-    augment.validate(config.augment)
+    data, targets = config.data, task_module(config).TARGETS
+    augment.validate(config.augment, boxes='box' in targets)
     preprocess = {
       split: make_preprocess(data.image_size, data.channels, data.crop, train=split == 'train')
       for split in ('train', 'test')
@@ -150,11 +151,17 @@ class Experiment:
     config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve(config, len(sources['train']))
     self.num_classes = sources['train'].num_classes
+    if missing := [name for name in targets if name not in sources['train'][0]]:
+      raise UsageError(
+        f'config.task: {config.task!r} needs a {missing[0]} of each image, and those of '
+        f'config.data.name={data.name!r} have none'
+      )
     self.resident, self._reason = resolve_resident(
       data.resident, list(self.sets.values()), jax.local_devices()
     )
-    self.model = build_model(
-      config.model, self.num_classes, jnp.dtype(config.dtype), axis_name='batch'
+    dtype, head = jnp.dtype(config.dtype), task_module(config).HEAD
+    self.model = models.build_model(
+      config.model, self.num_classes, dtype, axis_name='batch', head=head
     )
     self._task = build_task(config, self.num_classes)
     for split in self.sets:  # nothing is read yet, but every option is checked
@@ -181,14 +188,10 @@ class Experiment:
     self._shapes = jax.eval_shape(self._init)
     self._param_shapes = variables(self._shapes)['params']
     image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
-    logits = jax.eval_shape(self._apply, self._shapes, image)
-    if logits.shape != (1, self.num_classes):
-      raise UsageError(
-        f'config.model.classifier: {config.model.classifier!r} gives outputs of shape '
-        f'{logits.shape[1:]} an image, and the task {config.task} needs ({self.num_classes},)'
-      )
-    batch = {'label': jnp.asarray(record['label'])[None], 'weight': jnp.ones(1)}
-    metrics = jax.eval_shape(lambda *x: self._task(*x, False), logits, batch)
+    outputs = jax.eval_shape(self._apply, self._shapes, image)
+    batch = {name: jnp.asarray(value)[None] for name, value in record.items() if name != 'image'}
+    batch['weight'] = jnp.ones(1)
+    metrics = jax.eval_shape(lambda *x: self._task(*x, False), outputs, batch)
     check_choice('config.monitor', config.monitor, [f'test/{name}' for name in metrics])
 
   def _adapt(self, start: pretrained.Pretrained) -> tuple[dict[str, Any], list[str]]:
@@ -206,8 +209,9 @@ class Experiment:
   @property
   def model_config(self) -> dict[str, Any]:
     """What the parameters are of, as `vit_jax.weights` describes it, with all of its attributes."""
-    fields, data = self.config.model.to_dict(), self.config.data
-    return {name: getattr(self.model, name) if v is None else v for name, v in fields.items()} | {
+    fields = models.describe(self.config.model, task_module(self.config).HEAD)
+    model, data = getattr(self.model, 'backbone', self.model), self.config.data
+    return {name: getattr(model, name) if v is None else v for name, v in fields.items()} | {
       'num_classes': self.num_classes,
       'channels': self._image_shape[-1],
       'image_size': self._image_shape[:2],

@@ -21,8 +21,9 @@ _OPTIMIZERS = {
 }
 _OPTIONS = ('momentum', 'nesterov', 'b1', 'b2', 'eps')
 
-_BEFORE_BLOCKS = re.compile(r'(embedding|cls|Transformer/posembed_input)(/.*)?')
-_BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
+_BEFORE_BLOCKS = re.compile(r'(backbone/)?(embedding|cls|Transformer/posembed_input)(/.*)?')
+_BLOCK = re.compile(r'(?:backbone/)?Transformer/encoderblock_(\d+)/.*')
+_HEAD = re.compile(r'(output_projection|class_head|box_head)/.*')
 
 
 def _options(opt: ConfigDict, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def learning_rate_factors(
   `embedding`, `cls` and position embeddings are layer 0, `encoderblock_i` of L is layer i + 1,
   and layer l has the factor layer_decay ** (L + 1 - l). What comes after the blocks has 1, and so
   has what stands between them (TokenLearner's modules). `head_lr_factor` is for
-  `output_projection` alone, the layer that starts anew where classes differ, and not for
-  `pre_logits` or `MAPHead_0`, which come with pre-trained weights.
+  `output_projection`, `class_head` and `box_head` alone, which start anew where classes differ, and
+  not for `pre_logits` or `MAPHead_0`, which come with pre-trained weights.
 
   Args:
     params: all parameters, or their shapes; frozen ones count as layers.
@@ -68,7 +69,7 @@ def learning_rate_factors(
   """
   names = jax.tree.leaves(path_names(params))
   blocks = {name: int(m[1]) for name in names if (m := _BLOCK.fullmatch(name))}
-  head = {name for name in names if name.startswith('output_projection/')}
+  head = {name for name in names if _HEAD.fullmatch(name)}
   if not 0 < layer_decay <= 1:
     raise UsageError(f'config.optimizer.layer_decay: {layer_decay} is not in (0, 1]')
   if not 0 < head_lr_factor < math.inf:

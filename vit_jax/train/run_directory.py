@@ -74,7 +74,8 @@ def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None
   """
   old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
   # A TFDS data set is the same wherever it is; a folder of images is known by its place.
-  free = _FREE_FIELDS if config.data.name == 'folder' else _FREE_FIELDS | {'data.dir'}
+  is_folder = config.data.name in ('folder', 'yolo')
+  free = _FREE_FIELDS if is_folder else _FREE_FIELDS | {'data.dir'}
   differing = [
     f'{name} {old[name]!r} there, {new[name]!r} now'
     for name in sorted((old.keys() & new.keys()) - free)

@@ -21,7 +21,9 @@ from vit_jax.weights.model_config import POSITIONS, Shape, square_image
 HEADS = ('auto', 'new', 'keep')
 
 _KERNEL = 'embedding/kernel'
-_HEAD = 'output_projection'
+_BACKBONE = re.compile(r'^(batch_stats/)?backbone/')
+# What reads a model's features: of the model itself, or in its place the task localization's.
+_HEADS = ('output_projection', 'class_head', 'box_head')
 # What the parameters' shapes don't tell.
 _FUNCTION = ('activation', 'norm_epsilon', 'num_heads', 'positional_embedding')
 
@@ -125,7 +127,9 @@ def adapt(
   embeddings and the patch kernel are resized. The class token, its position, MAPHead_0, pre_logits,
   fc_norm with encoder_norm, and TokenLearner's modules are kept where both models have them alike,
   else left out or left to the target's initialisation. The position of a class token that the
-  source lacks is zeros, since its parameter holds the others' too.
+  source lacks is zeros, since its parameter holds the others' too. Where a task has put a head of
+  its own on the features of either (`head` in its config), those are fitted all the same, without
+  the `backbone/` in their names.
 
   Args:
     params: the source's tree.
@@ -134,10 +138,11 @@ def adapt(
     target: the target's model config, with the entries that `config` has.
     path: where the weights are from, for messages.
     head: 'keep' the head, start a 'new' one, or 'auto': keep it where the class names are the
-      same (the number of classes, where one side doesn't name them) and it reads neither pre_logits
-      nor MAPHead_0 nor fc_norm that are new or left out.
-    allow: a regular expression; parameters whose whole path it matches may be missing, left over
-      or of another shape: they are left out.
+      same (the number of classes, where one side doesn't name them; for `box_head`, which knows no
+      classes, where both sides have the same `box_sigmoid`), its own shapes too, and it reads
+      neither pre_logits nor MAPHead_0 nor fc_norm that are new or left out.
+    allow: a regular expression; parameters whose whole path, without `backbone/`, it matches may be
+      missing, left over or of another shape: they are left out.
 
   Returns:
     (tree, notes): the target's parameters that come from the source, float32 and in its shapes;
@@ -149,7 +154,9 @@ def adapt(
   """
   check_choice('config.init_options.head', head, HEADS)
   _check_function(config, target, path)
-  flat, notes = table.flatten(params), []
+  flat, notes = _without_backbone(table.flatten(params)), []
+  full_names = dict(zip(_without_backbone(shapes), shapes, strict=True))
+  shapes = _without_backbone(shapes)
   if _KERNEL in flat.keys() & shapes.keys():
     flat[_KERNEL] = _fit_kernel(flat[_KERNEL], target, notes)
   if POSITIONS in flat.keys() & shapes.keys():
@@ -157,11 +164,14 @@ def adapt(
 
   ours = {name: array.shape for name, array in flat.items()}
   differing = _differing_modules(ours, shapes, config, target)
-  if not _keeps_head(head, ours, shapes, differing, config, target, path):
-    differing.append(_HEAD)
+  differing += [
+    module
+    for module in _HEADS
+    if not _keeps_head(module, head, ours, shapes, differing, config, target, path)
+  ]
   for module in differing:
-    label = 'head' if module == _HEAD else module
-    classes = f', {target["num_classes"]} classes' if module == _HEAD else ''
+    label = 'head' if module == _HEADS[0] else module
+    classes = f', {target["num_classes"]} classes' if module in _HEADS[:2] else ''
     notes.append(f'{label}: new{classes}' if _parts(shapes, module) else f'{label}: left out')
 
   flat = _without(flat, differing)
@@ -174,7 +184,12 @@ def adapt(
     if names:
       more = f' and {len(names) - 3} more' if len(names) > 3 else ''
       notes.append(f'{", ".join(names[:3])}{more}: {fate}, allowed by config.init_options.allow')
+  fitting = {full_names[name]: array for name, array in fitting.items()}
   return flax.traverse_util.unflatten_dict(fitting, sep='/'), notes
+
+
+def _without_backbone(flat: Mapping[str, Any]) -> dict[str, Any]:
+  return {_BACKBONE.sub(r'\1', name): leaf for name, leaf in flat.items()}
 
 
 def _check_function(config: Mapping[str, Any], target: Mapping[str, Any], path: object) -> None:
@@ -237,13 +252,11 @@ def _num_class_tokens(config: Mapping[str, Any]) -> int:
   return int(config['classifier'] == 'token' if own is None else own)
 
 
-def _grid(config: Mapping[str, Any]) -> tuple[int, ...]:
+def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
   """Returns (rows, columns) of a model's patches."""
   patch = layers.as_pair(config['patches']['size'])
   stride = patch if config.get('stride') is None else layers.as_pair(config['stride'])
-  return tuple(
-    (i - p) // s + 1 for i, p, s in zip(config['image_size'], patch, stride, strict=True)
-  )
+  return layers.patch_grid(config['image_size'], patch, stride)
 
 
 def _differing_modules(
@@ -281,6 +294,7 @@ def _tokenizer_layer(config: Mapping[str, Any]) -> int | None:
 
 
 def _keeps_head(
+  module: str,
   head: str,
   ours: Mapping[str, Shape],
   theirs: Mapping[str, Shape],
@@ -289,10 +303,13 @@ def _keeps_head(
   target: Mapping[str, Any],
   path: object,
 ) -> bool:
-  """Whether nothing about the head starts anew or is left out; see `adapt`."""
-  old, new = _parts(ours, _HEAD), _parts(theirs, _HEAD)
+  """Whether nothing about a head starts anew or is left out; see `adapt`."""
+  old, new = _parts(ours, module), _parts(theirs, module)
   if head == 'keep' and old != new:
-    kernels = [_text(parts.get(f'{_HEAD}/kernel', ())) or 'none' for parts in (old, new)]
+    kernels = [
+      ', '.join(_text(shape) for name, shape in parts.items() if name.endswith('kernel')) or 'none'
+      for parts in (old, new)
+    ]
     raise UsageError(
       f"config.init_options.head: 'keep', but the head in {path} is {kernels[0]}, "
       f'that of this model {kernels[1]}'
@@ -303,6 +320,10 @@ def _keeps_head(
     return False
   if {'pre_logits', 'MAPHead_0', 'fc_norm'} & set(differing):
     return False
+  if config.get('head') != target.get('head') and old != new:
+    return False
+  if module == 'box_head':
+    return config['head']['box_sigmoid'] == target['head']['box_sigmoid']
   names = [c.get('class_names') for c in (config, target)]
   if None in names:
     return config['num_classes'] == target['num_classes']

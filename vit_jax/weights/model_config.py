@@ -4,7 +4,8 @@ It is a dict that the model's `from_config` takes: the entries of an experiment'
 that parameters depend on, and `num_classes`, `channels`, `image_size` (height, width) or None where
 nothing depends on it, `class_names`, a list or None, and `preprocess`, None or a dict of what is
 done to images: `mean` and `std`, of pixels scaled to [0, 1], and `crop`, 'resize' or 'central', all
-three as in an experiment's `config.data`.
+three as in an experiment's `config.data`. Where a task has put a head of its own on the model's
+features, which are then in `backbone`, `head` describes it; see `models.describe`.
 """
 
 import functools
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import MODELS, tree
+from vit_jax.models import MODELS, from_description, tree
 
 Shape = tuple[int, ...]
 
@@ -224,6 +225,8 @@ def describe_params(
   Raises:
     UsageError: the model is not a plain ViT.
   """
+  if 'head' in model_config:
+    raise UsageError(f'{path}: a model for {model_config["head"]["name"]} has no place there')
   if model_config.get('name', 'vit') != 'vit':
     raise UsageError(f"{path}: a model {model_config['name']!r} has no place there; a 'vit' has")
   config = describe({name: a.shape for name, a in flat.items()}, said(model_config, path), path)
@@ -258,7 +261,7 @@ def _trace(config: str) -> list[tuple[str, Shape]]:
   config = json.loads(config)
   size = config['image_size'] or config['patches']['size']
   images = jax.ShapeDtypeStruct((1, *size, config['channels']), jnp.float32)
-  model = MODELS[config['name']].from_config(config)
+  model = from_description(config)
   variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
   flat = flax.traverse_util.flatten_dict(tree(variables), sep='/')
   return [(name, leaf.shape) for name, leaf in flat.items()]

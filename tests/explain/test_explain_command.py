@@ -1,0 +1,266 @@
+"""python -m vit_jax.explain as a user runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_config
+from PIL import Image
+from small_vits import SQUARE, random_params
+
+from vit_jax import weights
+from vit_jax.data import load_source
+from vit_jax.predictor import Predictor
+from vit_jax.train import loop
+
+ATTENTION = ['attention', 'rollout', 'gradient_rollout', 'attention_distance']
+LEARNT = ['filters', 'positions']
+MISTAKEN = ['confusion', 'wrong']
+
+# Runs one command after the other, in a process of its own: commands define flags of equal names.
+SERVER = """
+import contextlib, io, json, os, sys
+from absl import flags
+from vit_jax import cli
+from vit_jax.explain import __main__
+
+os._exit = sys.exit  # how cli leaves
+for line in sys.stdin:
+  flags.FLAGS.unparse_flags()
+  sys.argv = [__main__.__file__, *json.loads(line)]
+  streams = [io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2)]
+  with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+    try:
+      code = cli.run(__main__.main, arguments=('[IMAGE_OR_FOLDER...]',))
+    except SystemExit as e:
+      code = e.code
+    for stream in streams:
+      stream.flush()
+  written = [stream.buffer.getvalue().decode() for stream in streams]
+  print(json.dumps([code or 0, *written]), flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def explain():
+  """Runs the command; returns its exit code, output and errors."""
+  pipe = subprocess.PIPE
+  process = subprocess.Popen(
+    [sys.executable, '-c', SERVER], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+  )
+
+  def run(*args):
+    print(json.dumps([str(arg) for arg in args]), file=process.stdin, flush=True)
+    return subprocess.CompletedProcess(args, *json.loads(process.stdout.readline()))
+
+  yield run
+  process.communicate()
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder of weights, images and a finished run."""
+  root = tmp_path_factory.mktemp('explain')
+  for classifier in ('token', 'gap'):
+    config = SQUARE | {'classifier': classifier, 'class_names': ['cat', 'dög', '1']}
+    weights.save(random_params(config), config, root / f'{classifier}.msgpack', format='scenic')
+  params = random_params(SQUARE)
+  params['cls'][:] = np.nan
+  weights.save(params, SQUARE, root / 'nan.msgpack', format='scenic')
+  (root / 'images').mkdir()
+  for i in range(3):
+    pixels = np.random.default_rng(i).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / 'images' / f'{i}.png')
+  (root / 'text.png').write_text('no image')
+  changes = {'model.classifier': 'token', 'num_steps': 2, 'log_every': 1, 'eval_every': 2}
+  loop.train_and_evaluate(tiny_config(**changes), root / 'run')
+  return root
+
+
+def drawn(result):
+  """The lines of the output, paths as the names of their pictures."""
+  assert (result.returncode, result.stderr) == (0, '')
+  return [Path(line).stem if line.endswith('.png') else line for line in result.stdout.splitlines()]
+
+
+def test_a_run_is_explained_on_its_test_images(place):
+  command = [sys.executable, '-m', 'vit_jax.explain', f'--workdir={place}/run', '--num_images=3']
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  written = [*ATTENTION, *LEARNT, *MISTAKEN, 'curves']
+  assert drawn(result) == [*ATTENTION, 'token_maps: not of this model', *written[4:]]
+  for name in written:
+    with Image.open(place / 'run' / 'plots' / 'explain' / f'{name}.png') as image:
+      assert 500 <= image.width <= 1000, 'as wide as a README'
+      assert np.ptp(np.asarray(image.convert('L'))) > 200, 'something is drawn'
+
+
+def test_the_mistakes_of_a_run_are_those_that_it_reported(place):
+  """In this process, where what is drawn can be asked."""
+  from vit_jax.explain.evaluation import evaluate
+
+  params, config = weights.load(str(place / 'run'))
+  evaluation = evaluate(Predictor(params, config), load_source('digits', 'test'), 'digits, test')
+  reported = json.loads((place / 'run' / 'results.json').read_text())['best']['test/accuracy']
+  hits = evaluation.probabilities.argmax(axis=1) == evaluation.labels
+  assert len(hits) == 360
+  assert hits.mean() == pytest.approx(reported, abs=1e-6)
+
+
+def test_pictures_are_chosen_and_those_of_weights_need_no_images(explain, place, tmp_path):
+  out = f'--out={tmp_path}'
+  result = explain(f'--workdir={place}/run', out, '--pictures=curves,filters,curves')
+  assert drawn(result) == ['curves', 'filters']
+  result = explain(f'--weights={place}/gap.msgpack', out, '--pictures=positions,rollout,curves')
+  needs = 'rollout: needs images; give some'
+  assert drawn(result) == ['positions', needs, 'curves: only of a run, as --workdir']
+  assert sorted(path.stem for path in tmp_path.iterdir()) == ['curves', 'filters', 'positions']
+
+
+def test_data_are_not_read_for_pictures_without_images(explain, place, tmp_path):
+  shutil.copytree(place / 'run', tmp_path / 'run')
+  path = tmp_path / 'run' / 'config.json'
+  path.write_text(path.read_text().replace('"digits"', '"nowhere"'))
+  pictures = '--pictures=filters,positions,curves'
+  assert len(drawn(explain(f'--workdir={tmp_path}/run', pictures))) == 3
+  assert explain(f'--workdir={tmp_path}/run').returncode == 2
+
+
+def test_folders_with_names_of_classes_are_labels(explain, place, tmp_path):
+  for name in ('cat', '1', 'other'):
+    (tmp_path / name).mkdir()
+    shutil.copy(place / 'images' / '0.png', tmp_path / name)
+  args = f'--weights={place}/gap.msgpack', f'--out={tmp_path}/out', '--pictures=confusion,wrong'
+  # All images are the same, so that one of the two is wrong.
+  assert drawn(explain(*args, tmp_path / 'cat', tmp_path / '1')) == MISTAKEN
+  unknown = 'the images are not in folders of the names of classes'
+  lines = [f'{name}: {unknown}' for name in MISTAKEN]
+  assert drawn(explain(*args, tmp_path / 'cat', tmp_path / 'other')) == lines
+
+
+def test_flags_say_what_a_file_does_not(explain, place, tmp_path):
+  preprocess = {'mean': (0.1,), 'std': (0.3, 0.2, 0.5), 'crop': 'central'}
+  names = {'class_names': ['ant', 'bee', 'fly']}
+  said = SQUARE | {'classifier': 'token', 'preprocess': preprocess} | names
+  weights.save(random_params(said), said, tmp_path / 'said.msgpack', format='scenic')
+  (tmp_path / 'names').write_text('ant\nbee\nfly')
+  flags = '--mean=0.1', '--std=0.3,0.2,0.5', '--crop=central', f'--class_names={tmp_path}/names'
+  pictures = []
+  for path, given in (('WEIGHTS', ()), ('WEIGHTS', flags[:3]), ('WEIGHTS', flags), ('SAID', ())):
+    path = {'WEIGHTS': place / 'token.msgpack', 'SAID': tmp_path / 'said.msgpack'}[path]
+    args = f'--weights={path}', *given, place / 'images', '--pictures=rollout'
+    assert drawn(explain(*args, f'--out={tmp_path}')) == ['rollout']
+    pictures.append((tmp_path / 'rollout.png').read_bytes())
+  assert pictures[2] == pictures[3]
+  assert len(set(pictures)) == 3
+
+
+def test_a_token_learner_is_explained(explain, tmp_path):
+  tokenizer = {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 0}
+  changes = {'num_steps': 1, 'model.name': 'token_learner', 'model.classifier': 'gap'}
+  config = tiny_config()
+  config.model.tokenizer = tokenizer | {'use_v11': True, 'use_tokenfuse': False}
+  config.update_from_flattened_dict(changes)
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  lines = drawn(explain(f'--workdir={tmp_path}/run', '--num_images=2'))
+  skipped = [f'{name}: not of this model' for name in ATTENTION]
+  assert lines == [*skipped, 'token_maps', *LEARNT, *MISTAKEN, 'curves']
+
+
+def test_files_are_explained_with_weights_and_damaged_ones_named(explain, place, tmp_path):
+  result = explain(
+    f'--weights={place}/token.msgpack',
+    place / 'text.png',
+    place / 'images',
+    f'--out={tmp_path}/new/folder',
+    '--num_images=3',
+    '--layer=0',
+    '--class=dög',
+    '--head_fusion=min',
+    '--discard_ratio=0.5',
+  )
+  assert result.returncode == 1
+  assert result.stderr.startswith(f'{place}/text.png: cannot be decoded (')
+  assert result.stderr.count('\n') == 1
+  assert result.stdout.startswith('taking 3 of 4 images; --num_images says how many\n')
+  for name in ATTENTION:
+    assert (tmp_path / 'new' / 'folder' / f'{name}.png').stat().st_size > 1000
+
+
+def test_what_a_model_does_not_have_is_said(explain, place, tmp_path):
+  images = place / 'images'
+  result = explain(f'--weights={place}/gap.msgpack', images, f'--out={tmp_path}')
+  assert 'attention: not of this model' in drawn(result)
+  assert not (tmp_path / 'attention.png').exists()
+  assert (tmp_path / 'rollout.png').exists()
+
+
+def test_a_class_is_found_by_its_name_before_its_index(explain, place, tmp_path):
+  pictures = {}
+  for given in ('0', '1', '2', 'cat'):
+    args = place / 'images' / '0.png', f'--out={tmp_path}', f'--class={given}'
+    result = explain(f'--weights={place}/token.msgpack', *args)
+    assert (result.returncode, result.stderr) == (0, '')
+    with Image.open(tmp_path / 'gradient_rollout.png') as image:
+      title = image.height // 10  # differs: '1' is a name
+      pictures[given] = np.asarray(image)[title:].tobytes()
+  assert pictures['0'] == pictures['cat']
+  assert pictures['1'] == pictures['2']
+  assert pictures['0'] != pictures['1']
+
+
+MISTAKES = {
+  'no model': (['IMAGE'], 'give one of --workdir='),
+  'both': (['--workdir=RUN', '--weights=WEIGHTS'], 'give one of --workdir='),
+  'no out': (['--weights=WEIGHTS', 'IMAGE'], '--weights: give --out=DIR, too'),
+  'picture': (
+    ['--workdir=RUN', '--pictures=curves,rolout'],
+    "--pictures: 'rolout' is not one of attention, ",
+  ),
+  'not finite': (['--weights=NAN', '--out=OUT'], 'NAN: the weights have numbers that are not fin'),
+  'mean': (['--weights=WEIGHTS', '--out=OUT', '--mean=0,1'], '--mean: 2 values, but images have 3'),
+  'no run': (['--workdir=OUT'], 'OUT'),
+  'no file': (['--workdir=RUN', 'OUT'], 'OUT: no such image or folder'),
+  'damaged': (['--workdir=RUN', 'TEXT'], 'no image can be decoded'),
+  'layer': (['--workdir=RUN', '--layer=1'], '--layer: 1 is not a layer; the model has 0 to 0'),
+  'no class token': (
+    ['--weights=GAP', '--out=OUT', 'IMAGE', '--layer=0'],
+    '--layer: for models with a class token; this one is gap',
+  ),
+  'class': (
+    ['--weights=WEIGHTS', '--out=OUT', 'IMAGE', '--class=dog'],
+    "--class: 'dog' is neither the name nor the index of one of the 3 classes; did you mean 'dög'?",
+  ),
+  'index': (['--workdir=RUN', '--class=10'], "'10' is neither the name nor the index"),
+  'fusion': (['--workdir=RUN', '--head_fusion=median'], '--head_fusion'),
+  'ratio': (['--workdir=RUN', '--discard_ratio=1'], '--discard_ratio'),
+  'out': (['--workdir=RUN', '--out=TEXT'], '--out: TEXT cannot be written (File exists)'),
+  'flag': (['--workdir=RUN', '--leyer=1'], "Unknown command line flag 'leyer'"),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistakes_end_in_one_line_and_exit_code_2(explain, place, tmp_path, mistake):
+  names = {
+    'RUN': place / 'run',
+    'WEIGHTS': place / 'token.msgpack',
+    'GAP': place / 'gap.msgpack',
+    'NAN': place / 'nan.msgpack',
+    'IMAGE': place / 'images' / '0.png',
+    'TEXT': place / 'text.png',
+    'OUT': tmp_path / 'out',
+  }
+  args, message = MISTAKES[mistake]
+  for name, path in names.items():
+    args = [arg.replace(name, str(path)) for arg in args]
+    message = message.replace(name, str(path))
+  result = explain(*args)
+  assert result.returncode == 2
+  lines = result.stderr.splitlines()
+  assert lines[-1].startswith('explain: ')
+  assert message in lines[-1]
+  assert len(lines) == (2 if mistake == 'damaged' else 1), result.stderr
+  assert not (tmp_path / 'out').exists()

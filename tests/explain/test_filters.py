@@ -1,0 +1,55 @@
+"""Principal components of patch filters, against planted ones and scikit-learn's PCA."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from vit_jax.errors import UsageError
+from vit_jax.explain.filters import principal_components
+
+
+def test_planted_components_are_found_with_their_shares():
+  """Filters that are a mean, +-3 of one direction and +-1 of another, in all combinations."""
+  stripes = np.tile([[0.5, -0.5]], (2, 1))[:, :, None]
+  corner = np.array([[1.0, 1.0], [-1.0, -1.0]])[:, :, None] / -2
+  mean = np.array([[9.0, 1.0], [2.0, 7.0]])[:, :, None]
+  kernel = np.stack(
+    [mean + 3 * a * stripes + b * corner for a in (-1, 1) for b in (-1, 1)], axis=-1
+  )
+  components, shares = principal_components(kernel, num_components=2)
+  assert components.shape == (2, 2, 2, 1)
+  assert components.dtype == shares.dtype == np.float32
+  # The first of the largest entries is positive: `corner` turns its sign.
+  np.testing.assert_allclose(components, [stripes, -corner], atol=1e-6)
+  np.testing.assert_allclose(shares, [0.9, 0.1], rtol=1e-6)
+
+
+def test_components_are_those_of_scikit_learn():
+  kernel = np.random.default_rng(0).normal(size=(4, 3, 3, 50)).astype(np.float32)
+  components, shares = principal_components(kernel, num_components=10)
+  pca = PCA(10).fit(kernel.reshape(36, 50).T)
+  np.testing.assert_allclose(shares, pca.explained_variance_ratio_, rtol=1e-4)
+  cosines = (components.reshape(10, 36) * pca.components_).sum(axis=1)
+  np.testing.assert_allclose(np.abs(cosines), 1, rtol=1e-4)
+
+
+def test_signs_do_not_depend_on_those_of_the_filters():
+  kernel = np.random.default_rng(1).normal(size=(3, 3, 1, 20))
+  components, _ = principal_components(kernel)
+  np.testing.assert_allclose(principal_components(-kernel)[0], components, atol=1e-5)
+  flat = components.reshape(len(components), -1)
+  assert (flat.max(axis=1) == np.abs(flat).max(axis=1)).all()
+
+
+@pytest.mark.parametrize(('num_filters', 'expected'), [(3, 2), (5, 4), (50, 4)])
+def test_there_are_no_more_components_than_pixels_nor_than_centred_filters(num_filters, expected):
+  kernel = np.random.default_rng(2).normal(size=(2, 2, 1, num_filters))
+  components, shares = principal_components(kernel)
+  assert len(components) == len(shares) == expected
+  assert shares.sum() == pytest.approx(1)
+
+
+def test_filters_that_are_all_alike_are_refused():
+  kernel = np.repeat(np.random.default_rng(3).normal(size=(2, 2, 3, 1)), 7, axis=-1)
+  with pytest.raises(UsageError, match='embedding/kernel: its filters are all alike'):
+    principal_components(kernel.astype(np.float32))

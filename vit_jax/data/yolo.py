@@ -1,0 +1,178 @@
+"""Folders in YOLO's layout: a data.yaml, images, and a text file of objects for each of them.
+
+As github.com/ultralytics/ultralytics reads them and roboflow.com exports them, with one object in
+each image.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vit_jax.data import images
+from vit_jax.data.sources import FolderSource, Record
+from vit_jax.data.splits import resolve_aliases, split_names, split_ranges
+from vit_jax.errors import UsageError
+
+_SPLITS = ('train', 'val', 'test')  # keys of data.yaml
+_ROUNDING = 1e-3  # of the image's side, by which edges of boxes may lie outside
+
+
+class YoloSource(FolderSource):
+  """Records that have a box, from image files that are known to decode."""
+
+  def __init__(self, *args: Any, boxes: Sequence[np.ndarray]):
+    super().__init__(*args)
+    self._boxes = np.stack(boxes)
+
+  def read(self, indices: Sequence[int]) -> Iterator[Record]:
+    for i, record in zip(indices, super().read(indices), strict=True):
+      yield record | {'box': self._boxes[i]}
+
+
+def load(split: str, directory: str, field: str) -> YoloSource:
+  """Opens splits of a folder with a data.yaml.
+
+  Its entries: `train`, and `val` and `test` where there are such, each a folder of images or a list
+  of them, relative to data.yaml's folder or to the folder that `path` names; and `names`, of the
+  classes, or `nc`, how many there are. Next to a folder `images` stands `labels`, with a file for
+  each image, of the same name but for the ending .txt, and in it the line `class cx cy width
+  height`, in fractions of the image. Images that can't be decoded are skipped.
+
+  Args:
+    split: in TFDS syntax; 'valid' and 'validation' are 'val', and 'val' and 'test' stand for each
+      other where there is but one.
+    directory: the folder.
+    field: the configuration field to name when `split` is wrong.
+
+  Raises:
+    UsageError: no data.yaml, or one that can't be used; an image without exactly one object, or
+      with a label that is malformed, of an unknown class, or not inside the image.
+  """
+  root = Path(directory).expanduser().absolute()
+  if not directory or not (root / 'data.yaml').is_file():
+    raise UsageError(
+      f'config.data.dir: {directory!r} is not a folder with a data.yaml; give the folder of a data '
+      'set in YOLO format'
+    )
+  description = _read_yaml(root / 'data.yaml')
+  folders = {
+    name: _image_folders(root, description, name) for name in _SPLITS if description.get(name)
+  }
+  if 'train' not in folders:
+    raise UsageError(f'{root / "data.yaml"}: no entry train, the folder of images to train on')
+  class_names = _class_names(root / 'data.yaml', description)
+  split = resolve_aliases(str(split), folders)
+  names = split_names(split, folders, field)
+  checked = {
+    name: images.check_images(root, *images.list_images(root, folders[name]))
+    for name in dict.fromkeys(('train', *names))
+  }
+  for name, found in checked.items():
+    if not found.files:
+      raise UsageError(f'{root / "data.yaml"}: {name} ({", ".join(folders[name])}) has no images')
+  ranges = split_ranges(split, {name: len(checked[name].files) for name in names}, field)
+  files = [checked[name].files[i] for name, r in ranges for i in r]
+  labels, boxes = zip(*[_read_object(root / file, len(class_names)) for file in files], strict=True)
+  return YoloSource(
+    root,
+    files,
+    labels,
+    class_names,
+    images.common_shape({shape for c in checked.values() for shape in c.shapes}, checked['train']),
+    [file for name in dict.fromkeys(names) for file in checked[name].skipped],
+    boxes=boxes,
+  )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+  """Returns the entries of data.yaml, every scalar as the text that it is written with."""
+  try:
+    # Class names may be such as `no`, `1e3` or `2020-01-01`, which YAML has values for.
+    description = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+  except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+    raise UsageError(f'{path}: cannot be read ({" ".join(str(e).split())})') from e
+  if not isinstance(description, dict):
+    raise UsageError(f'{path}: not a list of entries, such as "train: train/images"')
+  return description
+
+
+def _image_folders(root: Path, description: Mapping[str, Any], name: str) -> list[str]:
+  """Returns the folders of images of a split, relative to `root`."""
+  given = description[name]
+  given = given if isinstance(given, list) else [given]
+  bases = [root / str(description.get('path', '')), root]
+  folders = []
+  for value in given:
+    # Roboflow writes '../train/images' for a folder beside data.yaml.
+    values = [str(value), str(value).removeprefix('../')]
+    found = [base / v for base in bases for v in values if (base / v).is_dir()]
+    if not found:
+      raise UsageError(f'{root / "data.yaml"}: {name}: {value!r} is not a folder of images')
+    folders.append(os.path.relpath(found[0], root))
+  return folders
+
+
+def _class_names(path: Path, description: Mapping[str, Any]) -> list[str]:
+  """Returns `names`, a list or a dict with the labels as keys, or the numbers below `nc`."""
+  names, count = description.get('names'), description.get('nc')
+  if isinstance(names, dict):
+    expected = {str(i) for i in range(len(names))}
+    if names.keys() != expected:
+      raise UsageError(f'{path}: names has the keys {", ".join(names)}, not 0 to {len(names) - 1}')
+    names = [names[str(i)] for i in range(len(names))]
+  if names is None and str(count).isdecimal():
+    names = [str(i) for i in range(int(count))]
+  if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+    raise UsageError(f'{path}: names is not a list of classes, nor is there their number, nc')
+  if count is not None and count != str(len(names)):
+    raise UsageError(f'{path}: {len(names)} names, but nc is {count}')
+  return names
+
+
+def _label_path(image: Path) -> Path:
+  """Returns the file of an image's objects: in `labels`, for the innermost folder `images`."""
+  parts = list(image.parts)
+  for i in reversed(range(len(parts) - 1)):
+    if parts[i] == 'images':
+      parts[i] = 'labels'
+      break
+  return Path(*parts).with_suffix('.txt')
+
+
+def _read_object(image: Path, num_classes: int) -> tuple[int, np.ndarray]:
+  """Returns (label, box float32 [4]) of the one object that is marked in an image."""
+  path = _label_path(image)
+  try:
+    lines = [(i, line.split()) for i, line in enumerate(path.read_text().splitlines(), 1)]
+  except FileNotFoundError:
+    raise UsageError(f'{path}: there is no such file, to say what is in {image.name}') from None
+  except (OSError, UnicodeDecodeError) as e:
+    raise UsageError(f'{path}: cannot be read ({e})') from e
+  lines = [(i, words) for i, words in lines if words]
+  if len(lines) != 1:
+    raise UsageError(f'{path}: {len(lines)} objects; each image must have exactly one')
+  return _parse(f'{path}:{lines[0][0]}', lines[0][1], num_classes)
+
+
+def _parse(place: str, words: Sequence[str], num_classes: int) -> tuple[int, np.ndarray]:
+  try:
+    label, *numbers = map(float, words)
+  except ValueError:
+    numbers = []
+  if len(numbers) != 4 or not all(map(math.isfinite, (label, *numbers))):
+    raise UsageError(f'{place}: {" ".join(words)[:60]!r} is not "class cx cy width height"')
+  if label not in range(num_classes):
+    raise UsageError(f'{place}: class {words[0]} is not one of 0 to {num_classes - 1}')
+  centre, size = np.array(numbers[:2]), np.array(numbers[2:])
+  low, high = centre - size / 2, centre + size / 2
+  if not (size > 0).all() or (low < -_ROUNDING).any() or (high > 1 + _ROUNDING).any():
+    raise UsageError(
+      f'{place}: the box {" ".join(words[1:])} is not inside the image, whose sides are 0 to 1'
+    )
+  low, high = low.clip(0, 1), high.clip(0, 1)
+  return int(label), np.concatenate([(low + high) / 2, high - low]).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Pictures of what a model learnt and looks at: numbers from arrays, figures from numbers."""

@@ -1,0 +1,100 @@
+"""Figures of attention: maps over images, and distances over depth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from vit_jax.explain import panels
+
+_PAIRS = 3  # of an image and its map in a row
+
+
+def highlights(
+  images: np.ndarray,
+  maps: np.ndarray,
+  names: Sequence[str],
+  captions: Sequence[str],
+  title: str,
+) -> Figure:
+  """Draws a row for each image: itself, and itself times each of its maps.
+
+  Args:
+    images: uint8 [B, H, W, 1 or 3].
+    maps: [B, K, H, W] in [0, 1].
+    names: K texts over the columns.
+    captions: B texts of a line under the rows.
+    title: of the figure.
+  """
+  batch, count, height, width = maps.shape
+  figure, axes = panels.panels(
+    batch * (count + 1),
+    count + 1,
+    title,
+    aspect=height / width,
+    header_lines=1,
+    caption_lines=1,
+  )
+  rows = np.reshape(axes, (batch, count + 1))
+  for axis, name in zip(rows[0], ('image', *names), strict=True):
+    axis.set_title(name, fontsize=panels.SMALL)
+  for (first, *rest), image, image_maps, caption in zip(rows, images, maps, captions, strict=True):
+    panels.show(first, image)
+    panels.caption(first, caption, loc='left')
+    for axis, values in zip(rest, image_maps, strict=True):
+      panels.show(axis, image / 255 * values[..., None])
+  return figure
+
+
+def heat_maps(
+  images: np.ndarray, maps: np.ndarray, captions: Sequence[str], title: str, label: str
+) -> Figure:
+  """Draws pairs of an image and its map, as colours laid over the image in grey.
+
+  Args:
+    images: uint8 [B, H, W, 1 or 3].
+    maps: [B, H, W] in [0, 1].
+    captions: B texts, of one line or several, under the pairs.
+    title: of the figure.
+    label: of the colours.
+  """
+  batch, height, width = maps.shape
+  figure, axes = panels.panels(
+    2 * batch,
+    2 * _PAIRS,
+    title,
+    aspect=height / width,
+    caption_lines=panels.count_lines(captions),
+    footer_lines=panels.COLOR_BAR_LINES,
+  )
+  norm = Normalize(0, 1)
+  for left, right, *of in zip(axes[::2], axes[1::2], images, maps, captions, strict=True):
+    image, values, caption = of
+    panels.show(left, image)
+    panels.caption(left, caption, loc='left')
+    panels.show_heat(right, image, values, norm)
+  panels.add_color_bar(figure, norm, label)
+  return figure
+
+
+def distances(values: np.ndarray, uniform: float, title: str) -> Figure:
+  """Draws the mean attention distance of each head over the depth of its layer.
+
+  Args:
+    values: [layers, heads], in pixels.
+    uniform: the distance of a head that attends to all patches alike, for comparison.
+    title: of the figure.
+  """
+  figure = Figure(figsize=(9, 4.5), layout='constrained')
+  axis = figure.subplots()
+  layers = np.arange(len(values))
+  axis.plot(layers, values, 'o', color='tab:blue', markersize=5, alpha=0.7)
+  axis.plot(layers, values.mean(axis=1), color='tab:orange')
+  axis.axhline(uniform, color='gray', linestyle='--', linewidth=1)
+  axis.legend([axis.lines[0], *axis.lines[-2:]], ['a head', 'mean of heads', 'uniform attention'])
+  axis.set(title=title, xlabel='layer, from 0', ylabel='mean attention distance (pixels)')
+  axis.set_ylim(0, 1.1 * max(values.max(), uniform))
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.grid(alpha=0.3)
+  return figure

@@ -1,0 +1,140 @@
+"""What a classifier gets wrong: the confusion matrix and the most confident mistakes."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import sklearn.metrics
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from vit_jax.explain import panels
+
+_MOST_NUMBERED = 20  # classes, that numbers in the cells can be read
+_MOST_NAMED = 50  # classes, that names on the axes can be read
+_WIDTH = 9.0  # inches, at most, of a matrix
+_COLUMNS = 6  # of images
+_CAPTION_WIDTH = 20  # characters under an image
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+  """Counts the examples of each true class (row) that were taken for each class (column).
+
+  Args:
+    labels: int [N], in [0, num_classes).
+    predictions: int [N], likewise.
+    num_classes: K; classes that don't occur have a row and a column, too.
+
+  Returns:
+    int64 [K, K].
+
+  Raises:
+    ValueError: a label or a prediction is no class.
+  """
+  for name, classes in (('labels', labels), ('predictions', predictions)):
+    if not np.isin(classes, np.arange(num_classes)).all():
+      raise ValueError(f'{name}: not all in [0, {num_classes})')
+  return sklearn.metrics.confusion_matrix(labels, predictions, labels=np.arange(num_classes))
+
+
+def confusion_figure(
+  counts: np.ndarray,
+  class_names: Sequence[str] | None = None,
+  *,
+  normalize: bool = False,
+  title: str = 'Confusion matrix',
+) -> Figure:
+  """Draws a confusion matrix [K, K], colours on a square-root scale, so that rare errors show.
+
+  Cells carry their numbers for up to 20 classes, axes names for up to 50.
+
+  Args:
+    counts: what `confusion_matrix` returns.
+    class_names: K names; None numbers the classes from 0.
+    normalize: show percent of each row, the true class, instead of counts; a class without
+      examples has a row of zeros.
+    title: of the figure; the number of right ones is put beneath.
+  """
+  num_classes = len(counts)
+  totals = counts.sum(axis=1, keepdims=True)
+  values = 100 * counts / np.maximum(totals, 1) if normalize else counts
+  side = min(_WIDTH, max(5.5, 0.6 * num_classes + 2.5))
+  figure = Figure(figsize=(side, side * 0.9), layout='constrained')
+  axis = figure.subplots()
+  norm = PowerNorm(0.5, vmin=0, vmax=100 if normalize else max(values.max(), 1))
+  drawn = axis.imshow(values, cmap='Blues', norm=norm)
+  right, total = np.trace(counts), counts.sum()
+  figure.suptitle(f'{title}\n{right:,} of {total:,} right ({right / max(total, 1):.2%})')
+  axis.set(xlabel='predicted class', ylabel='true class')
+  _name_classes(axis, num_classes, class_names)
+  if num_classes <= _MOST_NUMBERED:
+    for (row, column), value in np.ndenumerate(values):
+      color = '0.7' if value == 0 else 'white' if norm(value) > 0.6 else 'black'
+      text = f'{value:.1f}' if normalize else f'{value}'
+      axis.text(column, row, text, ha='center', va='center', fontsize=8, color=color)
+  unit = 'percent of the true class' if normalize else 'images'
+  figure.colorbar(drawn, label=f'{unit} (colours on a square-root scale)', shrink=0.8)
+  return figure
+
+
+def _name_classes(axis: Axes, num_classes: int, names: Sequence[str] | None) -> None:
+  """Puts the classes on both axes, where there is room for them."""
+  if num_classes > _MOST_NAMED:
+    return
+  size = 9 if num_classes <= _MOST_NUMBERED else 7
+  texts = [panels.class_name(label, names) for label in range(num_classes)]
+  upright = max(map(len, texts)) > 3
+  how = {'fontsize': size, **panels.PLAIN}
+  axis.set_xticks(np.arange(num_classes), texts, rotation=90 if upright else 0, **how)
+  axis.set_yticks(np.arange(num_classes), texts, **how)
+
+
+def most_confidently_wrong(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+  """Returns which examples a classifier gets wrong, the most probable prediction first.
+
+  Args:
+    probabilities: [N, K]; the prediction is the first class of the highest.
+    labels: int [N].
+    count: how many at most.
+
+  Returns:
+    int [M], indices of examples, M <= count; of equals the first example first.
+  """
+  wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+  order = np.argsort(-probabilities[wrong].max(axis=1), kind='stable')
+  return wrong[order[:count]]
+
+
+def wrong_figure(
+  images: np.ndarray,
+  labels: np.ndarray,
+  probabilities: np.ndarray,
+  class_names: Sequence[str] | None = None,
+  title: str = 'Most confidently wrong',
+) -> Figure:
+  """Draws images with the true and the predicted class, and its probability, under each.
+
+  Args:
+    images: uint8 [M, H, W, C], M >= 1: those that `most_confidently_wrong` names, in its order.
+    labels: int [M].
+    probabilities: [M, K].
+    class_names: K names; None numbers the classes from 0.
+    title: of the figure.
+  """
+  height, width = images.shape[1:3]
+  captions = [_caption(*of, class_names) for of in zip(labels, probabilities, strict=True)]
+  figure, axes = panels.panels(
+    len(images), _COLUMNS, title, aspect=height / width, caption_lines=panels.count_lines(captions)
+  )
+  for axis, image, caption in zip(axes, images, captions, strict=True):
+    panels.show(axis, image)
+    panels.caption(axis, caption)
+  return figure
+
+
+def _caption(label: int, probabilities: np.ndarray, names: Sequence[str] | None) -> str:
+  predicted = probabilities.argmax()
+  true, taken_for = (panels.class_name(c, names).replace('_', ' ') for c in (label, predicted))
+  lines = f'true {true}', f'predicted {taken_for}', f'{probabilities[predicted]:.1%}'
+  return '\n'.join(textwrap.fill(line, _CAPTION_WIDTH) for line in lines)

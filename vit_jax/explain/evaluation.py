@@ -1,0 +1,58 @@
+"""What a classifier says of labelled images, all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from vit_jax.predictor import Predictor
+
+
+class Evaluation(NamedTuple):
+  """What a classifier says of N images.
+
+  Attributes:
+    name: what they are, in words.
+    labels: int [N].
+    probabilities: float32 [N, num_classes].
+    image: index to image, uint8 [H, W, C], as it goes into the model.
+  """
+
+  name: str
+  labels: np.ndarray
+  probabilities: np.ndarray
+  image: Callable[[int], np.ndarray]
+
+
+def evaluate(
+  predictor: Predictor, records: Sequence[Mapping[str, Any]], name: str, batch_size: int = 32
+) -> Evaluation | str:
+  """Classifies records batch by batch, with a progress bar on terminals where it takes a while.
+
+  Returns in words why it doesn't, if they have several labels each.
+
+  Args:
+    predictor: the classifier.
+    records: such as a data source, one or more; each has an `image`, uint8 [height, width, 1 or
+      3], and an integer `label`. They are read by several threads.
+    name: what they are, in words.
+    batch_size: images computed at once.
+  """
+  if np.ndim(records[0]['label']):
+    return 'only of images with one label each'
+  labels = np.empty(len(records), np.int64)
+  probabilities = np.empty((len(records), len(predictor.class_names)), np.float32)
+
+  def read(index):
+    record = records[index]
+    labels[index] = record['label']
+    return record['image']
+
+  rows = predictor.map(read, range(len(records)), batch_size)
+  bar = {'total': len(records), 'desc': 'Classifying', 'unit': 'image'}
+  for index, row in tqdm(rows, **bar, delay=2, disable=None, leave=False):
+    if isinstance(row, Exception):
+      raise row
+    probabilities[index] = row
+  return Evaluation(name, labels, probabilities, lambda i: predictor.prepare(records[i]['image']))

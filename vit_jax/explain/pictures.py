@@ -1,0 +1,289 @@
+"""What `python -m vit_jax.explain` draws: PICTURES, a function of what there is to explain each.
+
+It returns a figure, or why there is none, in words.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_jax.errors import UsageError
+from vit_jax.explain import attention, attention_plots, errors, filters, positions, token_maps
+from vit_jax.explain.evaluation import Evaluation
+from vit_jax.models import layers
+from vit_jax.models.vit import ViT
+
+NOT_OF_MODEL = 'not of this model'
+_LONGEST = 28  # characters of a name in a caption
+_MOST_WRONG = 18  # images
+_MOST_TOKENS = 16  # that maps can be told apart
+
+
+def _shorten(name: str) -> str:
+  return name if len(name) <= _LONGEST else f'{name[: _LONGEST - 1]}…'
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """A model, some images, and what was asked for.
+
+  Attributes:
+    model: the Flax module.
+    params: its parameters.
+    images: uint8 [N, H, W, C], as they go into the model; none do for what `WITHOUT_IMAGES` names.
+    inputs: float32 [N, H, W, C], the same, normalised.
+    class_names: a name for each logit.
+    file_names: N names, empty of images from a data set.
+    labels: bool [N, num_classes], the true classes of each image; None where they aren't known.
+    evaluate: classifies all there is, not the N images alone; or says why it can't.
+    layer: index of the layer whose class token is looked at; None for the last.
+    head_fusion: see `attention.rollout`.
+    discard_ratio: see `attention.rollout`.
+    target: index of the class that gradients are of; None for the predicted one.
+  """
+
+  model: nn.Module
+  params: Mapping[str, Any]
+  images: np.ndarray
+  inputs: np.ndarray
+  class_names: Sequence[str]
+  file_names: Sequence[str]
+  labels: np.ndarray | None
+  evaluate: Callable[[], Evaluation | str]
+  layer: int | None
+  head_fusion: str
+  discard_ratio: float
+  target: int | None
+
+  @functools.cached_property
+  def predictions(self) -> np.ndarray | None:
+    """Most probable classes, int [N]; None of a model that classifies nothing.
+
+    Raises:
+      UsageError: the model gives something else than finite numbers.
+    """
+    apply = jax.jit(functools.partial(self.model.apply, train=False))
+    outputs = np.stack([apply({'params': self.params}, x[None])[0] for x in self.inputs])
+    if not np.isfinite(outputs).all():
+      raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+    is_logits = outputs.ndim == 2 and self.model.num_classes > 0
+    return outputs.argmax(axis=1) if is_logits else None
+
+  @functools.cached_property
+  def captions(self) -> list[str]:
+    """For each image, in a line or two: its file, the predicted class and the true one."""
+    captions = []
+    for i, file_name in enumerate(self.file_names):
+      lines = [_shorten(file_name)] if file_name else []
+      if self.predictions is not None:
+        lines.append(f'predicted {self._class_names([self.predictions[i]])}')
+      if self.labels is not None:
+        lines.append(f'true {self._class_names(np.flatnonzero(self.labels[i]))}')
+      captions.append('\n'.join(lines))
+    return captions
+
+  def _class_names(self, classes: Sequence[int]) -> str:
+    return _shorten(', '.join(self.class_names[c] for c in classes))
+
+  @functools.cached_property
+  def evaluation(self) -> Evaluation | str:
+    """What `evaluate` returns, or why there is nothing to evaluate."""
+    if self.predictions is None:
+      return NOT_OF_MODEL
+    if self.labels is None:
+      return 'the images are not in folders of the names of classes'
+    return self.evaluate()
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """(rows, columns) of patches."""
+    model = self.model
+    return layers.patch_grid(self.images.shape[1:3], model.patch_size, model.patch_stride)
+
+  @property
+  def keeps_tokens(self) -> bool:
+    """Whether tokens are those of patches from the first layer to the last."""
+    return isinstance(self.model, ViT) or self.model.tokenizer['type'] == 'patch'
+
+  @functools.cached_property
+  def _capture(self) -> Callable[..., tuple[jax.Array, attention.Attention]]:
+    return jax.jit(functools.partial(attention.capture, self.model))
+
+  def attentions(self) -> Iterator[attention.Attention]:
+    """Yields the attention weights of each image of a ViT, one by one, since they are large."""
+    for image in self.inputs:
+      yield jax.device_get(self._capture(self.params, image[None])[1])
+
+  def over_pixels(self, maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins maps [B, ..., patches], scaled and brought to the image: [N, ..., H, W] in [0, 1]."""
+    joined = np.concatenate(maps)
+    joined = joined.reshape(*joined.shape[:-1], *self.grid)
+    return self.upsample(attention.min_max_normalize(joined))
+
+  def upsample(self, maps: np.ndarray) -> np.ndarray:
+    """Brings maps [..., rows, columns] to the image: [..., H, W]."""
+    return attention.upsample(maps, self.model.patch_size, self.model.patch_stride)
+
+  @property
+  def lines(self) -> list[str]:
+    """The captions, each in one line."""
+    return [caption.replace('\n', ', ') for caption in self.captions]
+
+
+def _head_attention(context: Context) -> Figure | str:
+  """What the class token or the MAP head attends to, per head and averaged over them."""
+  if not context.keeps_tokens or context.model.classifier not in ('token', 'map'):
+    return NOT_OF_MODEL
+  last = context.model.num_layers - 1
+  layer = last if context.layer is None else context.layer
+  heads = [attention.head_attention(weights, layer) for weights in context.attentions()]
+  maps = [np.concatenate([h.mean(axis=1, keepdims=True), h], axis=1) for h in heads]
+  num_heads = context.model.num_heads
+  names = [
+    'mean',
+    'head 0',
+    *(f'head {i}' if num_heads <= 8 else f'{i}' for i in range(1, num_heads)),
+  ]
+  is_map = context.model.classifier == 'map'
+  who = "MAP head's probe" if is_map else f'class token in layer {layer} (0 to {last})'
+  title = f'Attention of the {who}, times the image'
+  return attention_plots.highlights(
+    context.images, context.over_pixels(maps), names, context.lines, title
+  )
+
+
+def _rollout(context: Context) -> Figure | str:
+  """Attention rollout."""
+  if not context.keeps_tokens:
+    return NOT_OF_MODEL
+  return _draw_rollout(context, context.attentions(), 'Attention rollout')
+
+
+def _gradient_rollout(context: Context) -> Figure | str:
+  """Attention rollout, weighed by the gradient of a class."""
+  if not context.keeps_tokens or context.predictions is None:
+    return NOT_OF_MODEL
+  classes = context.predictions
+  if context.target is not None:
+    classes = np.full_like(classes, context.target)
+  weigh = jax.jit(functools.partial(attention.weigh_by_gradient, context.model))
+  weighed = (
+    jax.device_get(weigh(context.params, image[None], label[None]))
+    for image, label in zip(context.inputs, classes, strict=True)
+  )
+  what = 'the predicted class'
+  if context.target is not None:
+    what = f"class '{_shorten(context.class_names[context.target])}'"
+  return _draw_rollout(context, weighed, f'Gradient attention rollout for {what}')
+
+
+def _draw_rollout(context: Context, weights: Iterable[attention.Attention], title: str) -> Figure:
+  how = context.head_fusion, context.discard_ratio
+  of = context.model.classifier, *how, context.model.has_class_token
+  maps = [attention.rollout_map(w, *of) for w in weights]
+  title += f' ({how[0]} of heads, {how[1]:.0%} discarded)'
+  label = 'lowest to highest attention, laid over the image'
+  return attention_plots.heat_maps(
+    context.images, context.over_pixels(maps), context.captions, title, label
+  )
+
+
+def _attention_distance(context: Context) -> Figure | str:
+  """Mean attention distance of each head over depth."""
+  if not context.keeps_tokens:
+    return NOT_OF_MODEL
+  measure = functools.partial(
+    attention.mean_attention_distance, grid=context.grid, stride=context.model.patch_stride
+  )
+  has_class_token = context.model.has_class_token
+  per_image = [measure(w.layers, has_class_token=has_class_token) for w in context.attentions()]
+  uniform = np.ones((1, 1, 1) + (context.grid[0] * context.grid[1],) * 2)
+  title = f'Mean attention distance (images: {len(context.images)})'
+  return attention_plots.distances(
+    np.mean(per_image, axis=0), measure(uniform, has_class_token=False).item(), title
+  )
+
+
+def _filters(context: Context) -> Figure | str:
+  """Principal components of the patch embedding."""
+  kernel = np.asarray(context.params['embedding']['kernel'])
+  return filters.components_figure(*filters.principal_components(kernel))
+
+
+def _positions(context: Context) -> Figure | str:
+  """Cosine similarity of position embeddings."""
+  kind = context.model.positional_embedding
+  if kind == 'none':
+    return NOT_OF_MODEL
+  embeddings = positions.position_embeddings(context.params, kind, context.grid)
+  return positions.similarity_figure(
+    positions.cosine_similarity(embeddings), f'Position embeddings ({kind}): cosine similarity'
+  )
+
+
+def _token_maps(context: Context) -> Figure | str:
+  """Where the tokens look that the first tokenized layer learns."""
+  if context.keeps_tokens:
+    return NOT_OF_MODEL
+  run = functools.partial(context.model.apply, train=False, mutable=['intermediates'])
+  apply = jax.jit(lambda params, image: run({'params': params}, image)[1]['intermediates'])
+  maps = [
+    token_maps.token_maps(jax.device_get(apply(context.params, image[None])), context.grid)[0]
+    for image in context.inputs
+  ]
+  joined = np.concatenate(maps)
+  count, layer = joined.shape[1], context.model.tokenizer['tokenlearner_loc']
+  shown = f', the first {_MOST_TOKENS} of {count}' if count > _MOST_TOKENS else ''
+  title = f'TokenLearner before layer {layer}: where each token looks{shown}'
+  maps = context.upsample(joined[:, :_MOST_TOKENS])
+  return token_maps.token_maps_figure(context.images, maps, context.lines, title)
+
+
+def _confusion(context: Context) -> Figure | str:
+  """Which classes are taken for which."""
+  evaluation = context.evaluation
+  if isinstance(evaluation, str):
+    return evaluation
+  predicted = evaluation.probabilities.argmax(axis=1)
+  names = [_shorten(name) for name in context.class_names]
+  counts = errors.confusion_matrix(evaluation.labels, predicted, len(names))
+  return errors.confusion_figure(counts, names, title=f'Confusion matrix: {evaluation.name}')
+
+
+def _wrong(context: Context) -> Figure | str:
+  """What is most confidently taken for something else."""
+  evaluation = context.evaluation
+  if isinstance(evaluation, str):
+    return evaluation
+  _, labels, probabilities, image = evaluation
+  chosen = errors.most_confidently_wrong(probabilities, labels, _MOST_WRONG)
+  if not len(chosen):
+    return f'nothing is wrong of {len(labels):,} images'
+  num_wrong = (probabilities.argmax(axis=1) != labels).sum()
+  return errors.wrong_figure(
+    np.stack([image(i) for i in chosen]),
+    labels[chosen],
+    probabilities[chosen],
+    context.class_names,
+    f'Most confidently wrong of {evaluation.name}: {len(chosen)} of {num_wrong:,} mistakes',
+  )
+
+
+PICTURES: dict[str, Callable[[Context], Figure | str]] = {
+  'attention': _head_attention,
+  'rollout': _rollout,
+  'gradient_rollout': _gradient_rollout,
+  'attention_distance': _attention_distance,
+  'token_maps': _token_maps,
+  'filters': _filters,
+  'positions': _positions,
+  'confusion': _confusion,
+  'wrong': _wrong,
+}
+WITHOUT_IMAGES = ('filters', 'positions')
