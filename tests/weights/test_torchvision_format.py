@@ -105,6 +105,9 @@ def test_options_and_models_that_have_no_place(tmp_path):
     weights.load(saved(tmp_path), num_heads=3)
   with pytest.raises(UsageError, match="a model 'vit' has no place there; resnet18 and resnet34"):
     weights.save(random_params(SQUARE), SQUARE, tmp_path / 'n.pth', format='torchvision')
+  localizer = CONFIG | {'head': {'name': 'localization'}}
+  with pytest.raises(UsageError, match='a model for localization has no place there'):
+    weights.save(random_resnet(CONFIG), localizer, tmp_path / 'n.pth', format='torchvision')
   for format in weights.WRITABLE.keys() - {'torchvision'}:
     with pytest.raises(UsageError, match="a model 'resnet18' has no place there"):
       weights.save(random_resnet(CONFIG), CONFIG, tmp_path / 'n', format=format)

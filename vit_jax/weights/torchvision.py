@@ -89,6 +89,8 @@ def save(
     UsageError: the model is none of these ResNets, or parameters without a place there aren't
       matched by `allow`.
   """
+  if 'head' in config:
+    raise UsageError(f'{path}: a model for {config["head"]["name"]} has no place there')
   names = list(_DEPTHS.values())
   if config['name'] not in names:
     raise UsageError(
