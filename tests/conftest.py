@@ -1,6 +1,7 @@
 """What all tests share: a compilation cache, and train.py as a user runs it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Started in the background by a shell, tests ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before JAX is imported, and inherited by every process that a test starts.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
