@@ -49,7 +49,7 @@ PARAMETERS = {
   + 4 * block(64, 128)
   + layer_norm(64)
   + dense(64, 10)
-  + (layer_norm(64) + dense(64, 64) + dense(64, 2)),
+  + (layer_norm(64) + 9 * 64 * 2 + 3 * 9 * 2 * 2),
 }
 
 

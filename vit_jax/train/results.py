@@ -92,7 +92,7 @@ def table(results: dict[str, Any]) -> str:
     'steps': f'{results["step"]}' + (' (stopped early)' if results['stopped_early'] else ''),
     'final': format_values(test),
     'best': f'{format_values(best)}  (step {results["best"]["step"]})',
-    **({'published': _published(results)} if results['reference'] else {}),
+    **({'published': _published(results)} if results.get('reference') else {}),
     'parameters': f'{results["parameters"]:,}',
     'speed': f'{speed:,.0f} images/s' if speed else 'not measured: one dispatch, which compiled',
     'device': f'{device["count"]} x {device["kind"]}, {results["dtype"]}',
