@@ -32,7 +32,9 @@ def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
   steps_per_second = run.timed_steps / run.seconds if run.timed_steps else None
   return {
     'model': config.model.name,
-    'dataset': Path(config.data.dir).name if config.data.name == 'folder' else config.data.name,
+    'dataset': Path(config.data.dir).name
+    if config.data.name in ('folder', 'yolo')
+    else config.data.name,
     'step': run.step,
     'epochs': run.step * config.batch_size / len(run.experiment.sets['train'][0]),
     'stopped_early': run.meta['stopped'],

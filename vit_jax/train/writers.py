@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -68,8 +69,8 @@ class MetricWriter(contextlib.AbstractContextManager):
 
 
 def format_value(name: str, value: float) -> str:
-  """Returns '98.10 %' for an accuracy, four digits of other metrics."""
-  if name.endswith('accuracy'):
+  """Returns '98.10 %' for shares of examples (accuracies, iou50), four digits of other metrics."""
+  if name.endswith('accuracy') or re.search(r'iou\d+$', name):
     return f'{100 * value:.2f} %'
   return f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'
 
