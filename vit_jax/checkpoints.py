@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -109,17 +110,17 @@ def read_params(directory: Path) -> Any:
     active_processes={jax.process_index()},
     barrier_sync_key_prefix=f'process_{jax.process_index()}_reads',
   )
-
-  def checkpointer(handler):
-    return ocp.Checkpointer(
-      handler(multiprocessing_options=options), multiprocessing_options=options
-    )
-
-  metas, trees = checkpointer(ocp.JsonCheckpointHandler), checkpointer(ocp.PyTreeCheckpointHandler)
+  handlers = ocp.JsonCheckpointHandler, ocp.PyTreeCheckpointHandler
+  meta_handler, tree_handler = (handler(multiprocessing_options=options) for handler in handlers)
+  metas, trees = (
+    ocp.Checkpointer(handler, multiprocessing_options=options)
+    for handler in (meta_handler, tree_handler)
+  )
 
   def read(step):
     state, meta = directory / str(step) / 'state', metas.restore(directory / str(step) / 'meta')
-    tree = trees.metadata(state).item_metadata.tree
+    # The checkpointer's own would warn of a file that CheckpointManager doesn't write.
+    tree = tree_handler.metadata(epath.Path(state)).tree
     part = 'params' if tree['ema_params'] is None else 'ema_params'
     wanted = {name: tree[name] for name in (part, 'model_state') if name in tree}
     item = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)

@@ -93,3 +93,12 @@ def test_processes_dispatch_the_same_steps_and_resume_together(one_device, tmp_p
   assert 'going on after step 13' in outputs[0]
   for name in ('test/loss', 'test/accuracy'):
     np.testing.assert_allclose(column(tmp_path, name), column(one_device, name), rtol=1e-4)
+
+
+def test_two_processes_start_from_the_weights_of_a_run(one_device, train, tmp_path):
+  finetuning = *RUN, f'--config.init_from={one_device}', '--config.freeze=("embedding",)'
+  result = train(*finetuning, f'--workdir={tmp_path}/one')
+  assert result.returncode == 0, result.stderr
+  outputs = run_two_processes(*finetuning, f'--workdir={tmp_path}/two')
+  assert f'starting from {one_device}' in outputs[0]
+  assert_same_losses(tmp_path / 'two', tmp_path / 'one')

@@ -158,7 +158,13 @@ def test_what_a_file_does_not_say_is_asked_for_as_a_field(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'init_from': ''}, r'config\.model\.mlp_dim: not set'),
+    ({'init_from': ''}, r'config\.init_from: not set, and config\.model\.hidden_size is left to'),
+    (
+      {'init_from': '', 'init_options.head': 'new'},
+      r"not set, but config\.init_options\.head='new'",
+    ),
+    ({'init_from': 'm.onnx'}, r'config\.init_from: m\.onnx: no such file or folder'),
+    ({'init_from': __file__}, r'--config\.init_options\.format says its format'),
     ({'init_from': 'nowhere.npz'}, r'config\.init_from: nowhere\.npz: no such file'),
     ({'init_options.head': 'keep'}, r"config\.init_options\.head: 'keep', but the head"),
     ({'init_options.head': 'kept'}, r"config\.init_options\.head: 'kept' is not one of"),

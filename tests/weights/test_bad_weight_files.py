@@ -192,10 +192,29 @@ def test_a_tensor_of_another_shape_never_ends_in_a_traceback(tmp_path, seed):
 
 def test_paths_that_are_not_there(tmp_path):
   refused(tmp_path / 'm.npz', 'no such file$')
-  refused(tmp_path / 'm.onnx', 'neither a folder nor a file of a kind')
-  refused(tmp_path, 'no checkpoint_STEP')
+  refused(tmp_path / 'm.onnx', 'm.onnx: no such file or folder; models on the hub')
+  refused(
+    tmp_path, r'a folder without weights: no model\.json .*, config\.json .* or checkpoint_STEP'
+  )
+  refused('https://nowhere/m.onnx', 'not a file of a kind')
+  (tmp_path / 'm.onnx').touch()
+  refused(tmp_path / 'm.onnx', 'not a file of a kind')
   with pytest.raises(UsageError, match=r"format: 'agreg' is not one of .* did you mean 'augreg'"):
     weights.load(tmp_path / 'm.npz', format='agreg')
+
+
+def test_nothing_is_written_under_the_name_of_another_format(tmp_path):
+  for format, name in (('timm', 'm.npz'), ('augreg', 'm.pth'), ('huggingface', 'm.safetensors')):
+    with pytest.raises(UsageError, match=rf'{name}: .* not {format}$'):
+      weights.save(random_params(SQUARE), SQUARE, tmp_path / name, format=format)
+    assert not (tmp_path / name).exists()
+
+
+def test_hugging_face_files_and_timm_folders_say_what_to_give(tmp_path):
+  weights.save(random_params(SQUARE), SQUARE, tmp_path / 'hf', format='huggingface')
+  refused(tmp_path / 'hf' / 'model.safetensors', 'a Hugging Face file; give its folder')
+  (tmp_path / 'hf' / 'config.json').write_text('{"architecture": "vit_tiny_patch16_224"}')
+  refused(tmp_path / 'hf', r'timm models are read from their file, .*/model\.safetensors$')
 
 
 def test_without_pytorch_one_line_says_what_to_install(tmp_path, monkeypatch):

@@ -44,6 +44,12 @@ def test_a_run_says_all_about_its_model(run):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == run[1]['parameters']
 
 
+def test_loading_a_run_is_silent(run, caplog, capfd):
+  weights.load(run[0])
+  assert not caplog.records
+  assert capfd.readouterr() == ('', '')
+
+
 def test_what_is_loaded_has_the_accuracy_that_was_reported(run):
   from vit_jax.data import load_source
 

@@ -100,12 +100,24 @@ def test_hugging_face_values_that_make_no_sense_are_one_line(tmp_path, processor
     weights.load(tmp_path)
 
 
-def test_nothing_is_written_where_nothing_is_known_or_can_be_said(tmp_path):
-  weights.save(random_params(SQUARE), SQUARE, tmp_path / 'unknown', format='huggingface')
-  assert not (tmp_path / 'unknown' / PROCESSOR).exists()
-  config = WIDE | {'preprocess': {'mean': (0.5,), 'std': (0.5,), 'crop': 'central'}}
-  weights.save(random_params(WIDE), config, tmp_path / 'wide', format='huggingface')
-  assert not (tmp_path / 'wide' / PROCESSOR).exists()
+def test_nothing_is_written_where_nothing_is_known(tmp_path):
+  weights.save(random_params(SQUARE), SQUARE, tmp_path, format='huggingface')
+  assert not (tmp_path / PROCESSOR).exists()
+  assert weights.load(tmp_path)[1]['preprocess'] is None
+
+
+def test_what_hugging_face_has_no_words_for_is_found_again_here(tmp_path):
+  preprocess = {'mean': (0.1307,), 'std': (0.3081,), 'crop': 'central'}
+  weights.save(
+    random_params(WIDE), WIDE | {'preprocess': preprocess}, tmp_path, format='huggingface'
+  )
+  assert not (tmp_path / PROCESSOR).exists()
+  assert weights.load(tmp_path)[1]['preprocess'] == preprocess
+  theirs = json.loads((tmp_path / 'config.json').read_text())
+  for own in ([], {'preprocess': {'mean': 'x'}}):
+    (tmp_path / 'config.json').write_text(json.dumps(theirs | {'vit_jax': own}))
+    with pytest.raises(UsageError, match=r'config\.json: '):
+      weights.load(tmp_path)
 
 
 def load_processor(folder, config, preprocess):

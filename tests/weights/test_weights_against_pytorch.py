@@ -381,7 +381,7 @@ def test_timm_pickled_state_dicts_are_written_too(tmp_path):
 def test_poolings_without_a_counterpart_are_refused(tmp_path, format):
   config = SQUARE | {'classifier': 'gsp', 'num_layers': 1}
   with pytest.raises(UsageError, match="'gsp' is not one of token"):
-    weights.save(random_params(config), config, tmp_path / 'm.safetensors', format=format)
+    weights.save(random_params(config), config, tmp_path / 'm', format=format)
 
 
 @pytest.mark.parametrize(

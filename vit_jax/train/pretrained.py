@@ -56,6 +56,21 @@ def _check_architecture(ours: str, theirs: str, path: str) -> None:
     )
 
 
+def _check_without_weights(config: ConfigDict) -> None:
+  """Raises UsageError for a config that without weights has no model, or no use for a field."""
+  for name, value in config.init_options.items():
+    if value not in (None, 'auto'):
+      raise UsageError(
+        f'config.init_from: not set, but config.init_options.{name}={value!r} needs it'
+      )
+  for name in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
+    if config.model.get(name, 0) is None:
+      raise UsageError(
+        f'config.init_from: not set, and config.model.{name} is left to the weights to say; '
+        'name the weights to start from'
+      )
+
+
 def complete(
   config: ConfigDict, channels: int, workdir: Path | None
 ) -> tuple[ConfigDict, Pretrained | None]:
@@ -67,7 +82,7 @@ def complete(
   other than these `channels`, whose mean and deviation say nothing here.
 
   Raises:
-    UsageError: the weights can't be loaded, or are of another architecture.
+    UsageError: the weights can't be loaded, are of another architecture, or are none, and needed.
   """
   config = config.copy_and_resolve_references()
   if workdir and run_directory.has_checkpoints(workdir):
@@ -75,6 +90,7 @@ def complete(
     _fill(config, there['model'], there['data'])
     return config, None
   if not config.init_from:
+    _check_without_weights(config)
     _fill(config, {}, _PIXELS)
     return config, None
   options = {k: v for k, v in config.init_options.items() if v is not None and k != 'head'}
@@ -82,7 +98,8 @@ def complete(
     pretrained = Pretrained(*weights.load(config.init_from, **options))
   except UsageError as e:
     # The commands have flags for what are fields here.
-    text = re.sub('--(?=' + '|'.join(config.init_options) + ')', '--config.init_options.', str(e))
+    text = re.sub(r'--from\b', '--format', str(e))
+    text = re.sub('--(?=' + '|'.join(config.init_options) + ')', '--config.init_options.', text)
     raise UsageError(f'config.init_from: {text}') from e
   _check_architecture(config.model.name, pretrained.config['name'], config.init_from)
   alike = pretrained.config['channels'] == channels

@@ -41,9 +41,7 @@ def detect(path: str | os.PathLike) -> str:
   """
   name, local = os.fspath(path), Path(path)
   if local.is_dir():
-    if (local / 'model.json').exists():
-      return 'run'
-    return 'huggingface' if (local / 'config.json').exists() else 'scenic'
+    return _detect_folder(local)
   if name.startswith('hf:'):
     return 'huggingface'
   if local.suffix in _SUFFIXES:
@@ -55,9 +53,23 @@ def detect(path: str | os.PathLike) -> str:
     return 'scenic'
   if '://' not in name and name.count('/') == 1 and not local.exists():
     return 'huggingface'
+  if '://' not in name and not local.exists():
+    raise UsageError(f'{name}: no such file or folder; models on the hub are named hf:OWNER/NAME')
   raise UsageError(
-    f'{name}: neither a folder nor a file of a kind that is known by its name '
+    f'{name}: not a file of a kind that is known by its name '
     f'({", ".join(_SUFFIXES)}, checkpoint_STEP); --from says its format'
+  )
+
+
+def _detect_folder(folder: Path) -> str:
+  for format, name in (('run', 'model.json'), ('huggingface', 'config.json')):
+    if (folder / name).exists():
+      return format
+  if any(folder.glob('checkpoint_*')):
+    return 'scenic'
+  raise UsageError(
+    f'{folder}: a folder without weights: no model.json (of a run), config.json (Hugging Face) or '
+    'checkpoint_STEP (scenic)'
   )
 
 
@@ -87,7 +99,12 @@ def save(
   """Writes a model in a `format`, a key of `WRITABLE`.
 
   Raises:
-    UsageError: the format has no place for it, or the path can't be written.
+    UsageError: the format has no place for it, or the path can't be written or is named as a file
+      of another format.
   """
   check_choice('format', format, WRITABLE)
+  suffix = Path(path).suffix
+  named = _SUFFIXES.get(suffix, format)
+  if named != format and (format, named) != ('torchvision', 'timm'):
+    raise UsageError(f'{path}: {suffix} is for files of the format {named}, not {format}')
   WRITABLE[format].save(params, config, path, allow=allow)

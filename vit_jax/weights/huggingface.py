@@ -115,8 +115,8 @@ def save(
 ) -> None:
   """Writes a folder that ViTForImageClassification.from_pretrained loads; ViTModel without a head.
 
-  Where the config has `preprocess`, AutoImageProcessor.from_pretrained loads that; it has no words
-  for a central crop that isn't square, which is left out.
+  Where the config has `preprocess`, AutoImageProcessor.from_pretrained loads that. It has no words
+  for a central crop that isn't square: that stands in config.json, for `load` alone.
 
   Raises:
     UsageError: Hugging Face's ViT can't compute what this model does, or parameters without a
@@ -132,9 +132,12 @@ def save(
     tensors = {n if n.startswith('classifier.') else f'vit.{n}': t for n, t in tensors.items()}
   folder = Path(path)
   files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
-  _write_json(folder / 'config.json', _their_config(config))
-  if config['preprocess'] is not None and (preprocessor := _their_preprocess(config)):
+  theirs, preprocess = _their_config(config), config['preprocess']
+  if preprocess and (preprocessor := _their_preprocess(config)):
     _write_json(folder / _PREPROCESSOR, preprocessor)
+  elif preprocess:
+    theirs[files.CONFIG_KEY] = {'preprocess': preprocess}
+  _write_json(folder / 'config.json', theirs)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -179,7 +182,12 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
 def _read_config(path: Path) -> dict[str, Any]:
   config = _read_json(path, "a ViT's config.json")
   if config.get('model_type') != 'vit':
-    raise UsageError(f"{path}: model_type is {config.get('model_type')!r}; only 'vit' is read")
+    # timm's, which are on the same hub, name an architecture instead.
+    other = path.with_name('model.safetensors')
+    hint = f'; timm models are read from their file, {other}' if 'architecture' in config else ''
+    raise UsageError(
+      f"{path}: model_type is {config.get('model_type')!r}; only 'vit' is read{hint}"
+    )
   return config
 
 
@@ -293,6 +301,7 @@ def _our_config(
   labels = {int(label): str(name) for label, name in (theirs.get('id2label') or {}).items()}
   names = [labels.get(label, f'LABEL_{label}') for label in range(num_classes)]
   made_up = all(name == f'LABEL_{label}' for label, name in enumerate(names))
+  own = model_config.said(theirs.get(files.CONFIG_KEY, {}), path)
   num_layers = _whole(theirs, 'num_hidden_layers', 12)
   if num_layers > len(tensors):
     raise UsageError(f'{path}: num_hidden_layers is {num_layers}, but of {len(tensors)} tensors')
@@ -312,7 +321,7 @@ def _our_config(
     'channels': _whole(theirs, 'num_channels', 3),
     'image_size': _pair(theirs.get('image_size', 224)),
     'class_names': None if made_up else names,
-    'preprocess': _read_preprocess(path.with_name(_PREPROCESSOR)),
+    'preprocess': _read_preprocess(path.with_name(_PREPROCESSOR)) or own.get('preprocess'),
     **known,
   }
 

@@ -66,6 +66,8 @@ def load(
     UsageError: the file can't be read, isn't a ViT, doesn't say enough, or tensors don't fit.
   """
   tensors, text = files.read_state_dict(path)
+  if any(re.match(r'(vit\.)?embeddings\.', name) for name in tensors):
+    raise UsageError(f'{path}: a Hugging Face file; give its folder, which has config.json as well')
   anchors = (
     'patch_embed.proj.weight',
     'pos_embed',
