@@ -138,6 +138,25 @@ def test_a_linear_probe_trains_the_head_alone(source, tmp_path):
   assert changed == {'output_projection/kernel', 'output_projection/bias'}
 
 
+@pytest.mark.parametrize(
+  ('changes', 'stride'),
+  [({}, (2, 2)), ({'model.patches.size': (2, 2)}, None), ({'model.stride': (4, 4)}, (4, 4))],
+)
+def test_overlapping_patches_of_a_run_go_on_overlapping(tmp_path, changes, stride):
+  run = tiny_config(num_steps=1, **{'model.stride': (2, 2)})
+  loop.train_and_evaluate(run, tmp_path / 'run')
+  assert Experiment(finetuning(tmp_path / 'run', **changes)).config.model.stride == stride
+
+
+def test_what_the_weights_lack_cannot_stay_frozen(source):
+  config = finetuning(source, freeze=('(?!output_projection).*',))
+  config.model.update(classifier='gap', fc_norm=True)
+  Experiment(config)
+  config.model.update(classifier='map', fc_norm=False)
+  with pytest.raises(UsageError, match=r'config\.freeze: MAPHead_0/.* is frozen, but .*m\.npz has'):
+    Experiment(config)
+
+
 def test_without_weights_open_fields_are_the_defaults(tmp_path):
   config = finetuning('', 'Ti/4,digits', **{'model.num_layers': 1})
   model = Experiment(config).model

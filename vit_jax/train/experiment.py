@@ -167,8 +167,10 @@ class Experiment:
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
     self._check_sizes()
-    self._trainable, _ = partition.split(config.freeze, self._param_shapes)
+    self._trainable, frozen = partition.split(config.freeze, self._param_shapes)
     self._pretrained, self._notes = self._adapt(start) if start else ({}, [])
+    if start:
+      self._check_frozen(frozen)
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self._param_shapes, self._schedule)
 
@@ -205,6 +207,15 @@ class Experiment:
       allow=self.config.init_options.allow,
     )
     return _flatten(taken), notes
+
+  def _check_frozen(self, frozen: Any) -> None:
+    """Raises UsageError for a parameter that would stay as it is initialised, at random or zero."""
+    for name, leaf in _flatten(frozen).items():
+      # A new fc_norm does what a norm should, untrained.
+      if leaf is not None and name not in self._pretrained and '/fc_norm/' not in f'/{name}':
+        raise UsageError(
+          f'config.freeze: {name} is frozen, but {self.config.init_from} has none to start from'
+        )
 
   @property
   def model_config(self) -> dict[str, Any]:

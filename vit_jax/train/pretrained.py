@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import weights
 from vit_jax.errors import UsageError
+from vit_jax.models import layers
 from vit_jax.train import run_directory
 
 # What a configuration may leave open, as None, for the weights to say.
@@ -40,8 +41,12 @@ def _fill(config: ConfigDict, model: Mapping[str, Any], pixels: Mapping[str, Any
   for name in OPEN:
     if name in config.model and config.model[name] is None and name in model:
       config.model[name] = model[name]
-  if 'patches' in config.model and config.model.patches.size is None and 'patches' in model:
-    config.model.patches.size = tuple(model['patches']['size'])
+  if 'patches' in config.model and 'patches' in model:
+    size = tuple(model['patches']['size'])
+    config.model.patches.size = config.model.patches.size or size
+    # For patches of another size, the old stride would mean another overlap.
+    if tuple(config.model.patches.size) == size and model.get('stride') is not None:
+      config.model.stride = config.model.stride or layers.as_pair(model['stride'])
   for name in ('mean', 'std'):
     if config.data[name] is None:
       config.data[name] = tuple(pixels[name])
