@@ -18,9 +18,8 @@ from vit_jax.data import augment, make_preprocess
 from vit_jax.data.boxes import Window, out_of_window
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import from_description, variables
+from vit_jax.weights.model_config import PREPROCESS
 
-# What AugReg's, big_vision's and Hugging Face's ViTs were trained with.
-PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
 _PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 _BATCHES_AHEAD = 2  # decoded while the devices work
 

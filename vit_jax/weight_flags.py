@@ -10,9 +10,10 @@ from vit_jax import weights
 from vit_jax.errors import UsageError
 from vit_jax.models.layers import ACTIVATIONS
 from vit_jax.models.vit import CLASSIFIERS
-from vit_jax.predictor import PREPROCESS, check_images
+from vit_jax.predictor import check_images
 from vit_jax.train import run_directory
 from vit_jax.weights import files
+from vit_jax.weights.model_config import PREPROCESS
 
 _FROM = flags.DEFINE_enum('from', None, list(weights.FORMATS), 'Format, else by the name.')
 _ALLOW = flags.DEFINE_string('allow', None, 'Tensors, by whole name, that may be left out.')

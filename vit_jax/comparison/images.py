@@ -10,8 +10,8 @@ import numpy as np
 
 from vit_jax import data
 from vit_jax.errors import UsageError
+from vit_jax.weights.model_config import PREPROCESS
 
-_PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
 _NUM_RANDOM = 64
 
 
@@ -67,7 +67,7 @@ class DatasetImages:
     """
     self.name = f'{dataset}, {split}'
     self.shape = (*config['image_size'], config['channels'])
-    how = _PREPROCESS | (config.get('preprocess') or {})
+    how = PREPROCESS | (config.get('preprocess') or {})
     self._mean, self._std = np.float32(how['mean']), np.float32(how['std'])
     is_folder = os.sep in dataset
     try:

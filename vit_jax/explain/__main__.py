@@ -26,8 +26,9 @@ from vit_jax.explain import pictures
 from vit_jax.explain.attention import HEAD_FUSIONS
 from vit_jax.explain.evaluation import Evaluation, evaluate
 from vit_jax.models import MODELS
-from vit_jax.predictor import PREPROCESS, Predictor, check_images
+from vit_jax.predictor import Predictor, check_images
 from vit_jax.train import plots, run_directory, writers
+from vit_jax.weights.model_config import PREPROCESS
 
 
 def _curves(context: pictures.Context) -> Figure | str:

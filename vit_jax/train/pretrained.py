@@ -11,6 +11,7 @@ from vit_jax import weights
 from vit_jax.errors import UsageError
 from vit_jax.models import layers
 from vit_jax.train import run_directory
+from vit_jax.weights.model_config import PREPROCESS
 
 # What a configuration may leave open, as None, for the weights to say.
 OPEN = (
@@ -25,9 +26,6 @@ OPEN = (
   'norm_epsilon',
   'activation',
 )
-
-# How public ViTs take pixels, where their files don't say.
-_PIXELS = {'mean': (0.5,), 'std': (0.5,)}
 
 
 class Pretrained(NamedTuple):
@@ -96,7 +94,7 @@ def complete(
     return config, None
   if not config.init_from:
     _check_without_weights(config)
-    _fill(config, {}, _PIXELS)
+    _fill(config, {}, PREPROCESS)
     return config, None
   options = {k: v for k, v in config.init_options.items() if v is not None and k != 'head'}
   try:
@@ -108,5 +106,5 @@ def complete(
     raise UsageError(f'config.init_from: {text}') from e
   _check_architecture(config.model.name, pretrained.config['name'], config.init_from)
   alike = pretrained.config['channels'] == channels
-  _fill(config, pretrained.config, (alike and pretrained.config.get('preprocess')) or _PIXELS)
+  _fill(config, pretrained.config, (alike and pretrained.config.get('preprocess')) or PREPROCESS)
   return config, pretrained

@@ -25,6 +25,8 @@ from vit_jax.models import MODELS, from_description, tree
 Shape = tuple[int, ...]
 
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
+# What AugReg's, big_vision's and Hugging Face's ViTs were trained with, where files don't say.
+PREPROCESS = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
 _QUERY = 'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel'
 _HIDDEN = 'Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel'
 
