@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from command_server import command_server
 from conftest import ROOT, tiny_config
 from PIL import Image
 from small_vits import SQUARE, random_params
@@ -18,45 +19,12 @@ from vit_jax.data.images import decode_image
 from vit_jax.predictor import Predictor
 from vit_jax.train import loop
 
-# Runs one command after the other, in a process of its own: commands define flags of equal names.
-SERVER = """
-import io, json, os, sys
-from absl import flags
-from vit_jax import cli, predict
-
-os._exit = sys.exit  # how cli leaves
-for line in sys.stdin:
-  flags.FLAGS.unparse_flags()
-  sys.argv = ['predict.py', *json.loads(line)]
-  streams = sys.stdout, sys.stderr
-  sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in streams)
-  try:
-    code = cli.run(predict.main, arguments=('IMAGE_OR_FOLDER...',))
-  except SystemExit as e:
-    code = e.code
-  written = []
-  for stream in (sys.stdout, sys.stderr):
-    stream.flush()
-    written.append(stream.buffer.getvalue().decode())
-  sys.stdout, sys.stderr = streams
-  print(json.dumps([code or 0, *written]), flush=True)
-"""
-
 
 @pytest.fixture(scope='module')
 def predict():
   """Runs the command; returns its exit code, output and errors."""
-  pipe = subprocess.PIPE
-  process = subprocess.Popen(
-    [sys.executable, '-c', SERVER], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
-  )
-
-  def run(*args):
-    print(json.dumps([str(arg) for arg in args]), file=process.stdin, flush=True)
-    return subprocess.CompletedProcess(args, *json.loads(process.stdout.readline()))
-
-  yield run
-  process.communicate()
+  with command_server('vit_jax.predict', 'IMAGE_OR_FOLDER...') as run:
+    yield run
 
 
 def start(*args, **options):

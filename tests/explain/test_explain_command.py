@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_server import command_server
 from conftest import ROOT, tiny_config
 from PIL import Image
 from small_vits import SQUARE, random_params
@@ -21,44 +22,12 @@ ATTENTION = ['attention', 'rollout', 'gradient_rollout', 'attention_distance']
 LEARNT = ['filters', 'positions']
 MISTAKEN = ['confusion', 'wrong']
 
-# Runs one command after the other, in a process of its own: commands define flags of equal names.
-SERVER = """
-import contextlib, io, json, os, sys
-from absl import flags
-from vit_jax import cli
-from vit_jax.explain import __main__
-
-os._exit = sys.exit  # how cli leaves
-for line in sys.stdin:
-  flags.FLAGS.unparse_flags()
-  sys.argv = [__main__.__file__, *json.loads(line)]
-  streams = [io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2)]
-  with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-    try:
-      code = cli.run(__main__.main, arguments=('[IMAGE_OR_FOLDER...]',))
-    except SystemExit as e:
-      code = e.code
-    for stream in streams:
-      stream.flush()
-  written = [stream.buffer.getvalue().decode() for stream in streams]
-  print(json.dumps([code or 0, *written]), flush=True)
-"""
-
 
 @pytest.fixture(scope='module')
 def explain():
   """Runs the command; returns its exit code, output and errors."""
-  pipe = subprocess.PIPE
-  process = subprocess.Popen(
-    [sys.executable, '-c', SERVER], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
-  )
-
-  def run(*args):
-    print(json.dumps([str(arg) for arg in args]), file=process.stdin, flush=True)
-    return subprocess.CompletedProcess(args, *json.loads(process.stdout.readline()))
-
-  yield run
-  process.communicate()
+  with command_server('vit_jax.explain.__main__', '[IMAGE_OR_FOLDER...]') as run:
+    yield run
 
 
 @pytest.fixture(scope='module')
