@@ -37,7 +37,9 @@ def get_config() -> ConfigDict:
   c.init_options.activation = placeholder(str)
   c.init_options.norm_epsilon = placeholder(float)
 
-  c.model = ConfigDict()  # with init_from, None in a field takes what the weights have
+  c.model = (
+    ConfigDict()
+  )  # with init_from, None is what the weights have, but in representation_size
   c.model.name = 'vit'
   c.model.hidden_size = 192
   c.model.mlp_dim = 768

@@ -1,8 +1,9 @@
 """Fine-tuning the ViT of config.init_from: configs/finetune.py:SIZE,DATASET or finetune.py:DATASET.
 
-Without SIZE, the model is that of the weights, patches included. What else they decide (activation,
-norm_epsilon, classifier, positional_embedding, and the mean and std of pixels) is theirs too,
-unless it is set.
+Without SIZE, the model is that of the weights, patches and TokenLearner included. What else they
+decide (activation, norm_epsilon, classifier, positional_embedding, and the mean and std of pixels)
+is theirs too, unless it is set. Images keep the size that the data set has, but for patches too
+large for it, which SIZE tells.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from vit_jax.train import pretrained
 # Steps and warmup steps, at a batch of 512, as big_vision and vision_transformer.
 _STEPS = {'cifar10': (10_000, 500), 'cifar100': (10_000, 500), 'imagenet2012': (20_000, 500)}
 _STEPS_OF_SMALL_SETS = (500, 100)
+_LARGE_PATCH = 8  # pixels; from larger ones little is left of an image that is stored small
 
 
 def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
@@ -25,6 +27,8 @@ def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
   leave_open(c)
   if size:
     c.model.update(sizes.parse(size))
+    if not c.data.image_size and max(c.model.patches.size) > _LARGE_PATCH:
+      c.data.image_size = (224, 224)
   c.batch_size = 512
   c.num_steps, c.schedule.warmup_steps = _STEPS.get(dataset, _STEPS_OF_SMALL_SETS)
   c.optimizer.name = 'sgd'
@@ -36,7 +40,7 @@ def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
 
 def leave_open(config: ConfigDict) -> None:
   """Leaves to the weights of config.init_from what they decide about model and pixels."""
-  for field in pretrained.OPEN:
+  for field in ('name', *pretrained.OPEN):
     if config.model[field] is not None:
       config.model[field] = placeholder(type(config.model[field]))
   config.model.patches.size = placeholder(tuple)

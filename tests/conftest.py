@@ -3,10 +3,10 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from training_process import TrainingProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,7 +15,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before JAX is imported, and inherited by every process that a test starts.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'jax')
+# A folder for each of pytest's processes: what one is writing, another can't read.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
+  ROOT / '.pytest_cache' / 'jax' / os.environ.get('PYTEST_XDIST_WORKER', '')
+)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # In this process alone: compilation is most of what tests wait for. Runs of train.py, in theirs,
 # are compiled as users' are.
@@ -47,23 +50,11 @@ def tiny_config(**changes):
   return config
 
 
-def start_training(*args, tiny=True, devices=1, env=None, **options):
+def start_training(*args, tiny=True, devices=1):
   """Starts train.py in the repository's root, with `devices` virtual CPU devices."""
-  environment = {
-    **os.environ,
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-    **(env or {}),
-  }
-  command = [sys.executable, 'train.py', *(TINY if tiny else ()), *map(str, args)]
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    stdin=subprocess.DEVNULL,
-    text=True,
-    **options,
+  xla_flags = f'--xla_force_host_platform_device_count={devices}'
+  return TrainingProcess(
+    [*(TINY if tiny else ()), *map(str, args)], {'XLA_FLAGS': xla_flags}, cwd=ROOT
   )
 
 
@@ -73,7 +64,7 @@ def train():
 
   def run(*args, **options):
     process = start_training(*args, **options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 
   return run

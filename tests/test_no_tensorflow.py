@@ -1,6 +1,11 @@
 """A training run imports no TensorFlow, even where one is installed."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT, TINY
 
 SETS = {'digits': (), 'mnist': ('--config.data.name=mnist', '--config.data.channels=1')}
 
@@ -17,11 +22,8 @@ def spied(tmp_path):
   return package.parent, mark
 
 
-def test_the_spy_works(train, spied, tmp_path):
+def test_the_spy_works(spied):
   """The test below can fail: an import of the spy leaves the mark."""
-  import subprocess
-  import sys
-
   site, mark = spied
   subprocess.run(
     [sys.executable, '-c', 'import tensorflow'], env={'PYTHONPATH': str(site)}, check=True
@@ -31,12 +33,18 @@ def test_the_spy_works(train, spied, tmp_path):
 
 @pytest.mark.parametrize('name', SETS)
 @pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_a_run_imports_no_tensorflow(train, spied, tmp_path, request, name, resident):
+def test_a_run_imports_no_tensorflow(spied, tmp_path, request, name, resident):
   site, mark = spied
   args = [f'--workdir={tmp_path}/run', f'--config.data.resident={resident}', *SETS[name]]
   if name == 'mnist':
     args += [f'--config.data.dir={request.getfixturevalue("tfds_dir")}']
     args += ['--config.data.train_split=train[:300]', '--config.data.test_split=test[:100]']
-  result = train(*args, '--config.num_steps=3', env={'PYTHONPATH': str(site)})
+  result = subprocess.run(
+    [sys.executable, 'train.py', *TINY, *args, '--config.num_steps=3'],
+    env={**os.environ, 'PYTHONPATH': str(site)},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
   assert result.returncode == 0, result.stderr
   assert not mark.exists(), mark.read_text()

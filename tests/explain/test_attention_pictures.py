@@ -26,6 +26,7 @@ def make(config, **changes):
     class_names=config['class_names'] or ['red', 'green', 'blue'],
     file_names=['', ''],
     labels=None,
+    boxes=None,
     evaluate=lambda: 1 / 0,
     layer=None,
     head_fusion='mean',

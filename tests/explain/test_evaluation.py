@@ -60,6 +60,7 @@ def context(evaluate, config=SQUARE, labels=((True, False, False),)):
     class_names=NAMES,
     file_names=[''],
     labels=labels and np.array(labels),
+    boxes=None,
     evaluate=evaluate,
     layer=None,
     head_fusion='mean',

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yolo_folders
 from command_server import command_server
 from conftest import ROOT, tiny_config
 from PIL import Image
@@ -60,7 +61,8 @@ def test_a_run_is_explained_on_its_test_images(place):
   command = [sys.executable, '-m', 'vit_jax.explain', f'--workdir={place}/run', '--num_images=3']
   result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   written = [*ATTENTION, *LEARNT, *MISTAKEN, 'curves']
-  assert drawn(result) == [*ATTENTION, 'token_maps: not of this model', *written[4:]]
+  skipped = [f'{name}: not of this model' for name in ('token_maps', 'boxes')]
+  assert drawn(result) == [*ATTENTION, skipped[0], *LEARNT, skipped[1], *MISTAKEN, 'curves']
   for name in written:
     with Image.open(place / 'run' / 'plots' / 'explain' / f'{name}.png') as image:
       assert 500 <= image.width <= 1000, 'as wide as a README'
@@ -136,7 +138,31 @@ def test_a_token_learner_is_explained(explain, tmp_path):
   loop.train_and_evaluate(config, tmp_path / 'run')
   lines = drawn(explain(f'--workdir={tmp_path}/run', '--num_images=2'))
   skipped = [f'{name}: not of this model' for name in ATTENTION]
-  assert lines == [*skipped, 'token_maps', *LEARNT, *MISTAKEN, 'curves']
+  no_boxes = 'boxes: not of this model'
+  assert lines == [*skipped, 'token_maps', *LEARNT, no_boxes, *MISTAKEN, 'curves']
+
+
+@pytest.mark.parametrize('model', ['vit', 'resnet18'])
+def test_a_model_that_localizes_is_explained(explain, tmp_path, model):
+  folder = yolo_folders.write(tmp_path / 'images', {'train': 8, 'test': 5}, size=(16, 24))
+  config = tiny_config(num_steps=2, batch_size=8, task='localization', eval_batch_size=5)
+  config.data.update(name='yolo', dir=str(folder), image_size=(16, 16), channels=3)
+  config.augment.shift, config.monitor = 0, 'test/loss'
+  config.loss.name = 'softmax'
+  if model == 'resnet18':
+    config.model = {'name': model, 'num_filters': 4, 'head': config.model.head}
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  lines = drawn(explain(f'--workdir={tmp_path}/run'))
+  of_vits = ['rollout', 'attention_distance', *LEARNT]
+  assert [line for line in lines if line in [*of_vits, 'boxes', *MISTAKEN, 'curves']] == [
+    *(of_vits if model == 'vit' else ()),
+    'boxes',
+    *MISTAKEN,
+    'curves',
+  ]
+  assert 'gradient_rollout: not of this model' in lines
+  image = folder / 'test' / 'images' / '0.png'
+  assert drawn(explain(f'--workdir={tmp_path}/run', image, '--pictures=boxes')) == ['boxes']
 
 
 def test_files_are_explained_with_weights_and_damaged_ones_named(explain, place, tmp_path):

@@ -178,5 +178,13 @@ def test_boxes_are_drawn_in_the_coordinates_of_the_image_and_cut_off_at_its_bord
   boxes = [patch.get_bbox().extents for patch in axis.patches if isinstance(patch, Rectangle)]
   np.testing.assert_allclose(boxes, [[-0.5, -0.5, 19.5, 9.5], [-0.5, 2, 9.5, 12]])
   assert (axis.get_xlim(), axis.get_ylim()) == ((-0.5, 19.5), (9.5, -0.5))
-  assert {'true', 'predicted', 'A'} <= set(words(figure))
+  # A quarter of the image and an eighth; the other eighth is outside of it.
+  assert {'true', 'predicted', 'A\nIoU 33%'} <= set(words(figure))
   assert [patch.get_linestyle() for patch in axis.patches] == ['-', '--']
+
+
+def test_where_true_boxes_are_not_known_the_predicted_are_drawn():
+  figure = boxes_figure(random_images(2, 10, 20, 3), None, random(2, 4), ['A', 'B'])
+  assert [[p.get_linestyle() for p in axis.patches] for axis in figure.axes] == [['--'], ['--']]
+  assert {'predicted', 'A', 'B'} <= set(words(figure))
+  assert 'true' not in words(figure)

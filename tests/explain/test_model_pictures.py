@@ -33,6 +33,7 @@ def make(num_images=2, tokenizer=None, **changes):
     class_names=['red', 'green', 'blue'],
     file_names=['a.png', 'b.png'][:num_images],
     labels=None,
+    boxes=None,
     evaluate=lambda: 1 / 0,
     layer=None,
     head_fusion='mean',

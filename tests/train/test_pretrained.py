@@ -115,6 +115,54 @@ def test_a_run_starts_from_a_run(tmp_path):
   assert not initial_params(config)['output_projection/kernel'].any()
 
 
+@pytest.fixture(scope='module')
+def token_learner(tmp_path_factory):
+  """A run of a TokenLearner, and what it ended with."""
+  from configs import token_learner
+
+  workdir = tmp_path_factory.mktemp('token_learner')
+  config = tiny_config(num_steps=2, **{'model.posemb_init_stddev': 0.5})
+  config.model.name, config.model.classifier = 'token_learner', 'gap'
+  config.model.tokenizer = token_learner.get_config('Ti/4,digits').model.tokenizer
+  config.model.tokenizer.num_tokens = 3
+  loop.train_and_evaluate(config, workdir)
+  return workdir, flat(weights.load(workdir)[0])
+
+
+def test_a_token_learner_goes_on_as_one(token_learner, tmp_path):
+  workdir, before = token_learner
+  experiment = Experiment(finetuning(workdir))
+  model = experiment.config.model
+  assert (model.name, model.tokenizer.num_tokens) == ('token_learner', 3)
+  params = flat(experiment.initial_state().params)
+  assert params.keys() == before.keys()
+  for name, value in before.items():
+    np.testing.assert_array_equal(params[name], value)
+  whole = loop.train_and_evaluate(finetuning(workdir), tmp_path / 'run')
+  (tmp_path / 'run' / 'results.json').unlink()
+  assert loop.train_and_evaluate(finetuning(workdir), tmp_path / 'run')['final'] == whole['final']
+
+
+def test_a_token_learner_without_its_tokenizer_where_the_config_is_of_a_vit(token_learner):
+  config = finetuning(token_learner[0], **{'model.name': 'vit'})
+  assert not any('dynamic_tokenizer' in name for name in initial_params(config))
+
+
+@pytest.mark.parametrize(
+  ('arg', 'size'),
+  [
+    ('B/16,cifar10', (224, 224)),
+    ('Ti/4,cifar10', ()),
+    ('cifar10', ()),
+    ('B/32,oxford_iiit_pet', (224, 224)),
+  ],
+)
+def test_small_images_are_enlarged_for_large_patches(arg, size):
+  from configs import finetune
+
+  assert finetune.get_config(arg).data.image_size == size
+
+
 def test_frozen_blocks_stay_as_the_weights_have_them(source, tmp_path):
   freeze = ('embedding', 'Transformer/encoderblock_0')
   loop.train_and_evaluate(finetuning(source, freeze=freeze), tmp_path / 'run')

@@ -44,6 +44,12 @@ def test_a_run_says_all_about_its_model(run):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == run[1]['parameters']
 
 
+def test_what_a_run_says_cannot_be_otherwise(run):
+  assert weights.load(run[0], num_heads=2)[1]['num_heads'] == 2
+  with pytest.raises(UsageError, match=r'^--num_heads: 4, but .* says 2$'):
+    weights.load(run[0], num_heads=4)
+
+
 def test_loading_a_run_is_silent(run, caplog, capfd):
   weights.load(run[0])
   assert not caplog.records
@@ -61,7 +67,7 @@ def test_what_is_loaded_has_the_accuracy_that_was_reported(run):
   assert np.mean(guesses == labels) == pytest.approx(run[1]['final']['test/accuracy'])
 
 
-@pytest.mark.parametrize('format', weights.WRITABLE.keys() - {'torchvision'})
+@pytest.mark.parametrize('format', sorted(weights.WRITABLE.keys() - {'torchvision'}))
 def test_a_run_goes_into_every_format_for_vits(run, tmp_path, format):
   name = {'timm': 'm.safetensors', 'augreg': 'm.npz', 'scenic': 'm.msgpack'}.get(format, 'folder')
   params, config = weights.load(run[0])

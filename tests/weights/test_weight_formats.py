@@ -84,7 +84,7 @@ def test_norms_after_pooling_and_tokens_that_are_not_pooled_keep_to_timm_and_sce
     assert re.search(r'=True has no place there|classifier.*is not one of token', str(error.value))
 
 
-def test_a_class_token_is_what_the_head_reads_unless_the_caller_says_otherwise(tmp_path):
+def test_a_class_token_is_what_the_head_reads_where_a_file_does_not_say(tmp_path):
   params = random_params(SQUARE)
   flax_bytes = flax.serialization.msgpack_serialize(params)
   (tmp_path / 'm.msgpack').write_bytes(flax_bytes)
@@ -92,8 +92,6 @@ def test_a_class_token_is_what_the_head_reads_unless_the_caller_says_otherwise(t
   loaded, config = weights.load(tmp_path / 'm.msgpack', classifier='gap')
   assert (config['classifier'], config['class_token']) == ('gap', True)
   assert_same(loaded, params)
-  weights.save(params, SQUARE, tmp_path / 'folder', format='huggingface')
-  assert weights.load(tmp_path / 'folder', classifier='gap')[1] == config
 
 
 def test_pre_logits_have_a_place_in_flax_files_alone(tmp_path):
@@ -261,6 +259,38 @@ def test_a_file_that_says_nothing_gets_its_format_s_conventions(tmp_path):
   (tmp_path / 'checkpoint_3').write_bytes(tree)
   _, config = weights.load(tmp_path / 'checkpoint_3', image_size=(8, 6))
   assert (config['activation'], config['norm_epsilon']) == ('gelu', 1e-6)
+
+
+@pytest.mark.parametrize('format', FILES)
+def test_what_a_file_says_cannot_be_otherwise(tmp_path, format):
+  path, config = tmp_path / FILES[format], SQUARE | {'activation': 'gelu_exact'}
+  weights.save(random_params(config), config, path, format=format)
+  _, same = weights.load(path, activation='gelu_exact', image_size=(8, 8), classifier='token')
+  assert same == config
+  for name, value in (('activation', 'relu'), ('norm_epsilon', 1e-5), ('classifier', 'gap')):
+    with pytest.raises(UsageError, match=f'^--{name}: {value!r}, but .* says {config[name]!r}$'):
+      weights.load(path, **{name: value})
+
+
+def test_a_hugging_face_backbone_leaves_open_what_a_head_will_read(tmp_path):
+  config = SQUARE | {'num_classes': 0}
+  weights.save(random_params(config), config, tmp_path / 'm', format='huggingface')
+  _, config = weights.load(tmp_path / 'm', classifier='gap')
+  assert (config['classifier'], config['class_token']) == ('gap', True)
+
+
+def test_a_format_is_one_module(tmp_path, monkeypatch):
+  class Raw:
+    """Bytes without a name."""
+
+    SUFFIXES = ('.raw',)
+    looks_like = staticmethod(lambda path: path.endswith('.raw'))
+    load = staticmethod(lambda path, allow: files.read(path))
+
+  monkeypatch.setitem(weights.FORMATS, 'raw', Raw)
+  (tmp_path / 'm.raw').write_bytes(b'1')
+  assert weights.detect(tmp_path / 'm.raw') == 'raw'
+  assert weights.load(tmp_path / 'm.raw') == b'1'
 
 
 @pytest.mark.parametrize('state', ['params', 'optimizer', 'old optimizer'])

@@ -25,7 +25,7 @@ from vit_jax.errors import UsageError, check_choice, nearest
 from vit_jax.explain import pictures
 from vit_jax.explain.attention import HEAD_FUSIONS
 from vit_jax.explain.evaluation import Evaluation, evaluate
-from vit_jax.models import MODELS
+from vit_jax.models import from_description
 from vit_jax.predictor import Predictor, check_images
 from vit_jax.train import plots, run_directory, writers
 from vit_jax.weights.model_config import PREPROCESS
@@ -84,11 +84,12 @@ def main(*paths: str) -> int:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the class names, and what the flags ask for, checked against the model."""
-  num_classes, num_layers = config['num_classes'], config['num_layers']
+  num_classes, num_layers = config['num_classes'], config.get('num_layers')
   names = config['class_names'] or [f'class {i}' for i in range(num_classes)]
   layer, target = _LAYER.value, _CLASS.value
-  if layer is not None and config['classifier'] != 'token':
-    raise UsageError(f'--layer: for models with a class token; this one is {config["classifier"]}')
+  if layer is not None and config.get('classifier') != 'token':
+    kind = config.get('classifier', config['name'])
+    raise UsageError(f'--layer: for models with a class token; this one is {kind}')
   if layer is not None and not 0 <= layer < num_layers:
     raise UsageError(f'--layer: {layer} is not a layer; the model has 0 to {num_layers - 1}')
   if target in names:
@@ -162,14 +163,17 @@ def _context(
   shape = *config['image_size'], config['channels']
   fit = make_preprocess(config['image_size'], config['channels'], preprocess['crop'], train=False)
   records = [examples[i] for i in range(min(_NUM_IMAGES.value, len(examples)))]
-  images = np.array([fit(record)['image'] for record in records], np.uint8).reshape(-1, *shape)
+  fitted = [fit(record) for record in records]
+  images = np.array([record['image'] for record in fitted], np.uint8).reshape(-1, *shape)
   known = all(record['label'] is not None for record in records)
+  boxes = [record['box'] for record in fitted if 'box' in record]
   return pictures.Context(
-    model=MODELS[config['name']].from_config(config),
+    model=from_description(config),
     params=params,
     images=images,
     inputs=np.asarray(augment.normalize(images, preprocess['mean'], preprocess['std'])),
     labels=_one_hot([r['label'] for r in records], config['num_classes']) if known else None,
+    boxes=np.stack(boxes) if boxes else None,
     file_names=[record.get('file', '') for record in records],
     evaluate=functools.partial(_evaluate, params, config, examples, name),
     **settings,

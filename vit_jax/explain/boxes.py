@@ -18,39 +18,55 @@ _STYLES = {
 
 def boxes_figure(
   images: np.ndarray,
-  true_boxes: np.ndarray,
+  true_boxes: np.ndarray | None,
   predicted_boxes: np.ndarray,
   captions: Sequence[str],
-  title: str = 'Boxes, true and predicted',
+  title: str | None = None,
 ) -> Figure:
-  """Draws two boxes on each image; what of a box is outside of its image is cut off.
+  """Draws boxes on images, with their overlap; what of a box is outside of its image is cut off.
+
+  Under an image whose true box is known stands the two boxes' intersection over union (IoU).
 
   Args:
     images: uint8 [N, H, W, C], N >= 1.
     true_boxes: [N, 4], (centre x, centre y, width, height) as fractions of the image, x to the
-      right and y downwards.
-    predicted_boxes: likewise.
+      right and y downwards; None where they aren't known.
+    predicted_boxes: likewise, but known.
     captions: N texts, of one line or several, put under the images.
-    title: of the figure.
+    title: of the figure; None for one that says what is drawn.
   """
+  drawn = {'predicted': predicted_boxes}
+  if true_boxes is not None:
+    drawn = {'true': true_boxes, **drawn}
+    ious = _iou(np.asarray(true_boxes), np.asarray(predicted_boxes))
+    lines = zip(captions, ious, strict=True)
+    captions = [f'{caption}\nIoU {iou:.0%}'.lstrip() for caption, iou in lines]
   height, width = images.shape[1:3]
   figure, axes = panels.panels(
     len(images),
     _COLUMNS,
-    title,
+    title or f'Boxes, {" and ".join(drawn)}',
     aspect=height / width,
     caption_lines=panels.count_lines(captions),
     footer_lines=2,
   )
-  drawn = zip(axes, images, true_boxes, predicted_boxes, captions, strict=True)
-  for axis, image, true, predicted, caption in drawn:
+  for i, (axis, image, caption) in enumerate(zip(axes, images, captions, strict=True)):
     panels.show(axis, image)
     panels.caption(axis, caption)
-    axis.add_patch(_rectangle(true, image.shape, 'true'))
-    axis.add_patch(_rectangle(predicted, image.shape, 'predicted'))
-  handles = [Patch(fill=False, label=name, **style) for name, style in _STYLES.items()]
+    for kind, rows in drawn.items():
+      axis.add_patch(_rectangle(rows[i], image.shape, kind))
+  handles = [Patch(fill=False, label=kind, **_STYLES[kind]) for kind in drawn]
   figure.legend(handles=handles, loc='lower center', ncols=2, fontsize=panels.SMALL)
   return figure
+
+
+def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+  """Intersection over union of boxes [N, 4], pair by pair; 0 where both are empty."""
+  low = np.maximum(*(b[:, :2] - b[:, 2:] / 2 for b in (boxes, others)))
+  high = np.minimum(*(b[:, :2] + b[:, 2:] / 2 for b in (boxes, others)))
+  shared = np.prod(np.maximum(high - low, 0), axis=1)
+  union = boxes[:, 2:].prod(axis=1) + others[:, 2:].prod(axis=1) - shared
+  return shared / np.maximum(union, np.finfo(np.float32).tiny)
 
 
 def _rectangle(box: np.ndarray, shape: tuple[int, ...], kind: str) -> Rectangle:

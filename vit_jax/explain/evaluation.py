@@ -54,5 +54,5 @@ def evaluate(
   for index, row in tqdm(rows, **bar, delay=2, disable=None, leave=False):
     if isinstance(row, Exception):
       raise row
-    probabilities[index] = row
+    probabilities[index] = row['probabilities'] if isinstance(row, dict) else row
   return Evaluation(name, labels, probabilities, lambda i: predictor.prepare(records[i]['image']))

@@ -19,6 +19,19 @@ ACTIVATIONS = {
 }
 
 
+@jax.custom_jvp
+def softmax(logits: jax.Array) -> jax.Array:
+  """jax.nn.softmax over the last axis, with a derivative that XLA compiles better on a CPU."""
+  return jax.nn.softmax(logits)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+  weights = softmax(*primals)
+  change = weights * tangents[0]
+  return weights, change - weights * change.sum(axis=-1, keepdims=True)
+
+
 def dot_product_attention(
   query: jax.Array,
   key: jax.Array,
@@ -50,8 +63,10 @@ def dot_product_attention(
     [batch, queries, heads, d] in the inputs' dtype.
   """
   query = query * query.shape[-1] ** -0.5
-  logits = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(logits)
+  # With heads in front, the products are of plain matrices; on a CPU that is far faster.
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+  logits = jnp.matmul(query, jnp.swapaxes(key, 2, 3), preferred_element_type=jnp.float32)
+  weights = softmax(logits)
   if module is not None:
     module.sow('intermediates', 'attention_weights', weights)
     if module.has_variable('perturbations', 'attention_weights'):
@@ -59,7 +74,7 @@ def dot_product_attention(
   if dropout_rate > 0 and not deterministic:
     keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
     weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
-  return jnp.einsum('bhqk,bkhd->bqhd', weights.astype(value.dtype), value)
+  return jnp.swapaxes(jnp.matmul(weights.astype(value.dtype), value), 1, 2)
 
 
 # Flax's projections (parameters query, key, value, out) around the attention above.

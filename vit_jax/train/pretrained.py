@@ -39,6 +39,11 @@ def _fill(config: ConfigDict, model: Mapping[str, Any], pixels: Mapping[str, Any
   for name in OPEN:
     if name in config.model and config.model[name] is None and name in model:
       config.model[name] = model[name]
+  if config.model.name is None:
+    config.model.name = model.get('name', 'vit')
+    if 'tokenizer' in model:
+      with config.model.unlocked():
+        config.model.tokenizer = ConfigDict(model['tokenizer'])
   if 'patches' in config.model and 'patches' in model:
     size = tuple(model['patches']['size'])
     config.model.patches.size = config.model.patches.size or size
@@ -50,8 +55,9 @@ def _fill(config: ConfigDict, model: Mapping[str, Any], pixels: Mapping[str, Any
       config.data[name] = tuple(pixels[name])
 
 
-def _check_architecture(ours: str, theirs: str, path: str) -> None:
-  """Raises UsageError unless models of these names have parameters in common."""
+def _check_architecture(ours: str | None, theirs: str, path: str) -> None:
+  """Raises UsageError unless models of these names have parameters in common; None is a ViT's."""
+  ours = ours or 'vit'
   if ours != theirs and not {ours, theirs} <= {'vit', 'token_learner'}:
     config = 'configs/resnet.py' if theirs.startswith('resnet') else 'configs/finetune.py'
     raise UsageError(

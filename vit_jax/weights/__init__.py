@@ -10,66 +10,43 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.weights import augreg, files, huggingface, run, scenic, timm, torchvision
+from vit_jax.weights import augreg, huggingface, run, scenic, timm, torchvision
 
-WRITABLE = {
+# A format is a module with `load`, `looks_like`, which tells its files and folders by their name or
+# what is in them, and, where it can be written, `save` and SUFFIXES, the endings of its files. A
+# path is of the first format that it looks like.
+FORMATS = {
   'augreg': augreg,
-  'huggingface': huggingface,
+  'torchvision': torchvision,
   'timm': timm,
   'scenic': scenic,
-  'torchvision': torchvision,
+  'run': run,
+  'huggingface': huggingface,
 }
-FORMATS = WRITABLE | {'run': run}
-_SUFFIXES = {
-  '.npz': 'augreg',
-  '.safetensors': 'timm',
-  '.pth': 'timm',
-  '.pt': 'timm',
-  '.bin': 'timm',
-  '.msgpack': 'scenic',
-}
-_HEAD = 2**16  # bytes, of all three kinds of state dicts, that hold the names of their tensors
+WRITABLE = {name: module for name, module in FORMATS.items() if hasattr(module, 'save')}
 
 
 def detect(path: str | os.PathLike) -> str:
   """Returns the name in `FORMATS` of what `path` looks like.
 
-  It is the name of the path that tells, but for state dicts, whose beginning is read.
-
   Raises:
-    UsageError: it looks like none of them, or is a state dict that can't be read.
+    UsageError: it looks like none of them, or can't be read where that is needed to tell.
   """
   name, local = os.fspath(path), Path(path)
+  for format, module in FORMATS.items():
+    if module.looks_like(name):
+      return format
   if local.is_dir():
-    return _detect_folder(local)
-  if name.startswith('hf:'):
-    return 'huggingface'
-  if local.suffix in _SUFFIXES:
-    format = _SUFFIXES[local.suffix]
-    if format == 'timm' and torchvision.MARK.encode() in files.read(path, _HEAD):
-      return 'torchvision'
-    return format
-  if local.name.startswith('checkpoint_'):
-    return 'scenic'
-  if '://' not in name and name.count('/') == 1 and not local.exists():
-    return 'huggingface'
+    raise UsageError(
+      f'{name}: a folder without weights: no model.json (of a run), config.json (Hugging Face) or '
+      'checkpoint_STEP (scenic)'
+    )
   if '://' not in name and not local.exists():
     raise UsageError(f'{name}: no such file or folder; models on the hub are named hf:OWNER/NAME')
+  suffixes = dict.fromkeys(suffix for module in WRITABLE.values() for suffix in module.SUFFIXES)
   raise UsageError(
     f'{name}: not a file of a kind that is known by its name '
-    f'({", ".join(_SUFFIXES)}, checkpoint_STEP); --from says its format'
-  )
-
-
-def _detect_folder(folder: Path) -> str:
-  for format, name in (('run', 'model.json'), ('huggingface', 'config.json')):
-    if (folder / name).exists():
-      return format
-  if any(folder.glob('checkpoint_*')):
-    return 'scenic'
-  raise UsageError(
-    f'{folder}: a folder without weights: no model.json (of a run), config.json (Hugging Face) or '
-    'checkpoint_STEP (scenic)'
+    f'({", ".join(suffixes)}, checkpoint_STEP); --from says its format'
   )
 
 
@@ -104,7 +81,9 @@ def save(
   """
   check_choice('format', format, WRITABLE)
   suffix = Path(path).suffix
-  named = _SUFFIXES.get(suffix, format)
-  if named != format and (format, named) != ('torchvision', 'timm'):
-    raise UsageError(f'{path}: {suffix} is for files of the format {named}, not {format}')
+  named = [name for name, module in WRITABLE.items() if suffix in module.SUFFIXES]
+  if named and format not in named:
+    raise UsageError(
+      f'{path}: {suffix} is for files of the format {" or ".join(named)}, not {format}'
+    )
   WRITABLE[format].save(params, config, path, allow=allow)

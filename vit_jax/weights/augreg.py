@@ -62,6 +62,13 @@ def _table(attention: str, second_norm: str, mlp: str) -> tuple[Module, ...]:
 _PUBLISHED = _table('MultiHeadDotProductAttention_1', 'LayerNorm_2', 'MlpBlock_3')
 _LINEN = _table('MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock_0')
 
+SUFFIXES = ('.npz',)
+
+
+def looks_like(path: str) -> bool:
+  """Whether it is an .npz file."""
+  return path.endswith(SUFFIXES)
+
 
 def load(
   path: str | os.PathLike, *, allow: str | None = None, **known: Any
@@ -82,7 +89,7 @@ def load(
     UsageError: the file can't be read, isn't a ViT, or tensors don't fit.
   """
   tensors, stated = _read(path)
-  known = stated | known
+  known = model_config.combine(stated, known, path)
   with files.reading(path, 'a ViT'):
     _unstack_blocks(tensors)
     _to_old_positions(tensors, known.get('image_size'))

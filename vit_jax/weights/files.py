@@ -167,6 +167,9 @@ def format_torch(content: Mapping[str, Any], path: object, **metadata: str) -> b
   return buffer.getvalue()
 
 
+STATE_DICTS = ('.safetensors', '.pth', '.pt', '.bin')  # endings of what `read_state_dict` reads
+
+
 def is_safetensors(path: str | os.PathLike) -> bool:
   """Whether a file of tensors is, by its name, .safetensors, and not what torch.save writes."""
   return os.fspath(path).endswith('.safetensors')

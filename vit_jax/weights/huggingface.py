@@ -72,6 +72,15 @@ _PROCESSOR_DEFAULTS = {
 }
 _RESIZE_OVER_CROP = 256 / 224  # of the central crop here
 
+SUFFIXES = ()  # it is a folder
+
+
+def looks_like(path: str) -> bool:
+  """Whether it is a folder with config.json, a name that begins with hf:, or OWNER/NAME."""
+  if Path(path).exists():
+    return (Path(path) / 'config.json').exists()
+  return path.startswith('hf:') or ('://' not in path and path.count('/') == 1)
+
 
 def load(
   path: str | os.PathLike, *, allow: str | None = None, **known: Any
@@ -85,7 +94,7 @@ def load(
       Hugging Face's cache. preprocessor_config.json is read where there is one; what it says of
       interpolation, and of the margin around a central crop, is not.
     allow: as for `augreg.load`.
-    **known: entries of the model config, which win over the file's.
+    **known: `classifier` of a model without a head; what config.json says can't be otherwise.
 
   Raises:
     UsageError: there is no such model, it can't be read, isn't a ViT, or tensors don't fit.
@@ -305,24 +314,29 @@ def _our_config(
   num_layers = _whole(theirs, 'num_hidden_layers', 12)
   if num_layers > len(tensors):
     raise UsageError(f'{path}: num_hidden_layers is {num_layers}, but of {len(tensors)} tensors')
+  stated = {
+    'num_heads': _whole(theirs, 'num_attention_heads', 12),
+    'classifier': None if head is None else 'token',
+    'norm_epsilon': float(theirs.get('layer_norm_eps', 1e-12)),
+    'activation': _ACTIVATIONS[activation],
+    'image_size': _pair(theirs.get('image_size', 224)),
+    'class_names': None if made_up else names,
+    'preprocess': _read_preprocess(path.with_name(_PREPROCESSOR)) or own.get('preprocess'),
+  }
+  known = model_config.combine(stated, known, path)
+  known['classifier'] = known['classifier'] or 'token'
   return {
     'name': 'vit',
     'hidden_size': _whole(theirs, 'hidden_size', 768),
     'mlp_dim': _whole(theirs, 'intermediate_size', 3072),
     'num_layers': num_layers,
-    'num_heads': _whole(theirs, 'num_attention_heads', 12),
     'patches': {'size': _pair(theirs.get('patch_size', 16))},
-    **model_config.describe_pooling(known, probe=False, class_token=True, fc_norm=False),
     'positional_embedding': 'learned_1d',
     'representation_size': None if pooler is None or num_classes else len(pooler),
-    'norm_epsilon': float(theirs.get('layer_norm_eps', 1e-12)),
-    'activation': _ACTIVATIONS[activation],
     'num_classes': num_classes,
     'channels': _whole(theirs, 'num_channels', 3),
-    'image_size': _pair(theirs.get('image_size', 224)),
-    'class_names': None if made_up else names,
-    'preprocess': _read_preprocess(path.with_name(_PREPROCESSOR)) or own.get('preprocess'),
     **known,
+    **model_config.describe_pooling(known, probe=False, class_token=True, fc_norm=False),
   }
 
 

@@ -83,6 +83,20 @@ def said(config: Mapping[str, Any], path: object) -> dict[str, Any]:
   return entries
 
 
+def combine(stated: Mapping[str, Any], known: Mapping[str, Any], path: object) -> dict[str, Any]:
+  """Returns what the file at `path` says of its model, and what the caller knows besides.
+
+  Class names and preprocessing, which no parameter depends on, are the caller's where given.
+
+  Raises:
+    UsageError: the two contradict each other in something else.
+  """
+  for key in (stated.keys() & known.keys()) - {'class_names', 'preprocess'}:
+    if stated[key] not in (None, known[key]):
+      raise UsageError(f'--{key}: {known[key]!r}, but {path} says {stated[key]!r}')
+  return {**stated, **known}
+
+
 def to_json(config: Mapping[str, Any]) -> str:
   """Returns the text that a file carries to describe itself."""
   return json.dumps({key: config[key] for key in ('name', *_SAID) if key in config})

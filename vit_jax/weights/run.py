@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import checkpoints
+from vit_jax.errors import UsageError
 from vit_jax.weights import files, model_config, table
+
+
+def looks_like(path: str) -> bool:
+  """Whether it is a folder with model.json."""
+  return (Path(path) / 'model.json').exists()
 
 
 def load(
@@ -19,7 +25,12 @@ def load(
   config has every attribute of the model.
   """
   path = Path(path)
-  config = _read_config(path / 'model.json') | known
+  stated = _read_config(path / 'model.json')
+  for name in sorted(known.keys() - stated.keys()):
+    raise UsageError(
+      f'--{name}: {known[name]!r}, but the {stated["name"]} of {path} has no such option'
+    )
+  config = model_config.combine(stated, known, path)
   tensors = table.flatten(checkpoints.read_params(path / 'checkpoints'))
   with files.reading(path / 'model.json', 'a model config'):
     rules = [table.Rule((name,), name) for name in model_config.parameter_shapes(config)]

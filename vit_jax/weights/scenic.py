@@ -16,6 +16,15 @@ import numpy as np
 from vit_jax.errors import UsageError
 from vit_jax.weights import files, model_config, table
 
+SUFFIXES = ('.msgpack',)
+
+
+def looks_like(path: str) -> bool:
+  """Whether it is a msgpack file, a checkpoint by its name, or a folder of those."""
+  if Path(path).is_dir():
+    return any(Path(path).glob('checkpoint_*'))
+  return path.endswith(SUFFIXES) or Path(path).name.startswith('checkpoint_')
+
 
 def load(
   path: str | os.PathLike, *, allow: str | None = None, **known: Any
@@ -37,7 +46,7 @@ def load(
     tensors = {name: np.asarray(leaf) for name, leaf in flat.items()}
   with files.reading(path, 'a ViT'):
     shapes = {name: array.shape for name, array in tensors.items()}
-    config = model_config.describe(shapes, stated | known, path)
+    config = model_config.describe(shapes, model_config.combine(stated, known, path), path)
   return table.to_ours(tensors, _rules(config), config, path, allow), config
 
 

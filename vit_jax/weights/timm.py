@@ -48,6 +48,13 @@ _TABLE = (
   Module('output_projection', 'head', DENSE),
 )
 
+SUFFIXES = files.STATE_DICTS
+
+
+def looks_like(path: str) -> bool:
+  """Whether it is a state dict, of whatever model."""
+  return path.endswith(SUFFIXES)
+
 
 def load(
   path: str | os.PathLike, *, allow: str | None = None, **known: Any
@@ -78,7 +85,8 @@ def load(
   if [tensors[name].ndim for name in anchors] != [4, 3, 1, 1]:
     raise UsageError(f"{path}: not timm's VisionTransformer: its tensors have other ranks")
   with files.reading(path, 'a file with a model config'):
-    known = (model_config.from_json(text, path) if text else {}) | known
+    stated = model_config.from_json(text, path) if text else {}
+    known = model_config.combine(stated, known, path)
   _settle_fc_norm(tensors, known, path)
   with files.reading(path, 'a ViT'):
     config = _describe(tensors, known, path)

@@ -17,7 +17,8 @@ from vit_jax.models.resnet import ResNet
 from vit_jax.weights import files, model_config, table
 from vit_jax.weights.table import CONV, DENSE, NORM, STATISTICS, Module
 
-MARK = 'layer1.0.bn1.running_mean'  # the name of a tensor that these files have, and ViTs' haven't
+_MARK = 'layer1.0.bn1.running_mean'  # the name of a tensor that these files have, and ViTs' haven't
+_HEAD = 2**16  # bytes, of all three kinds of state dicts, that hold the names of their tensors
 
 _DEPTHS = {kind.stage_sizes: name for name, kind in MODELS.items() if issubclass(kind, ResNet)}
 _IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'crop': 'central'}
@@ -48,6 +49,13 @@ _TABLE = (
 # Of every stage as many blocks as the longest has; what a model lacks doesn't count.
 _RULES = table.expand(_TABLE, num_layers=max(map(max, _DEPTHS)))
 
+SUFFIXES = files.STATE_DICTS
+
+
+def looks_like(path: str) -> bool:
+  """Whether it is a state dict whose beginning names a tensor of ResNets."""
+  return path.endswith(SUFFIXES) and _MARK.encode() in files.read(path, _HEAD)
+
 
 def load(
   path: str | os.PathLike, *, allow: str | None = None, **known: Any
@@ -67,7 +75,7 @@ def load(
     raise UsageError(f'--{name}: {known[name]!r}, but {path} is a ResNet, which has no such option')
   tensors, text = files.read_state_dict(path)
   tensors = {name: t for name, t in tensors.items() if not name.endswith(f'.{_COUNTER}')}
-  anchors = ('conv1.weight', 'layer1.0.conv2.weight', MARK)
+  anchors = ('conv1.weight', 'layer1.0.conv2.weight', _MARK)
   model_config.require(tensors, anchors, path, "torchvision's ResNet")
   with files.reading(path, 'a file with a model config'):
     stated = model_config.from_json(text, path, _DEPTHS.values()) if text else {}
