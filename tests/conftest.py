@@ -20,8 +20,7 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
   ROOT / '.pytest_cache' / 'jax' / os.environ.get('PYTEST_XDIST_WORKER', '')
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-# In this process alone: compilation is most of what tests wait for. Runs of train.py, in theirs,
-# are compiled as users' are.
+# Quicker to compile. The run that README begins with, which CI does, is compiled as users' are.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 # A model and a run that take no time, on real digits.
@@ -50,12 +49,16 @@ def tiny_config(**changes):
   return config
 
 
+def virtual_devices(count):
+  """The environment of a process with so many CPU devices."""
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={count}'
+  return {**os.environ, 'XLA_FLAGS': flags}
+
+
 def start_training(*args, tiny=True, devices=1):
   """Starts train.py in the repository's root, with `devices` virtual CPU devices."""
-  xla_flags = f'--xla_force_host_platform_device_count={devices}'
-  return TrainingProcess(
-    [*(TINY if tiny else ()), *map(str, args)], {'XLA_FLAGS': xla_flags}, cwd=ROOT
-  )
+  command = [*(TINY if tiny else ()), *map(str, args)]
+  return TrainingProcess(command, virtual_devices(devices), cwd=ROOT)
 
 
 @pytest.fixture(scope='session')

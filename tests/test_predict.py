@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from command_server import command_server
-from conftest import ROOT, tiny_config
+from conftest import ROOT, tiny_config, virtual_devices
 from PIL import Image
 from small_vits import SQUARE, random_params
 
@@ -232,7 +232,7 @@ def test_eight_devices_give_the_numbers_of_one(predict, flags, folder):
     '--json',
     folder,
     '--batch_size=3',
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env=virtual_devices(8),
   )
   out, err = eight.communicate(timeout=120)
   assert eight.returncode == 1

@@ -12,7 +12,7 @@ import threading
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(
-  ['vit_jax.cli', 'vit_jax.train.loop', 'sklearn.datasets', 'tensorflow_datasets']
+  ['vit_jax.cli', 'vit_jax.train.loop', 'sklearn.datasets', 'tensorboardX', 'tensorflow_datasets']
 )
 
 

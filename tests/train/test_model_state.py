@@ -1,6 +1,5 @@
 """Running statistics through training: whose they are, what moves them, what is kept of them."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, tiny_config
+from conftest import ROOT, tiny_config, virtual_devices
 
 from vit_jax import weights
 from vit_jax.checkpoints import Checkpointer, read_params
@@ -149,7 +148,7 @@ def test_eight_devices_have_the_statistics_and_losses_of_one(tmp_path):
   """Statistics are those of the global batch, and its gradient flows through them."""
   code = 'import sys; sys.path[:0] = sys.argv[1:3]; import test_model_state as t; '
   code += 't.main(sys.argv[3], 8)'
-  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  env = virtual_devices(8)
   command = [sys.executable, '-c', code, ROOT / 'tests' / 'train', ROOT / 'tests']
   command += [tmp_path / 'eight.npz']
   eight = subprocess.Popen(command, env=env, cwd=ROOT)

@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import ROOT, virtual_devices
 
 from vit_jax.tasks import build_task
 from vit_jax.train import step as steps
@@ -183,8 +182,7 @@ def test_an_evaluation_counts_every_example_once(devices, resident, name, split,
   if name == 'mnist':
     request.getfixturevalue('tfds_dir')
 
-  env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-  env |= {'PYTHONPATH': str(ROOT)}
+  env = virtual_devices(devices) | {'PYTHONPATH': str(ROOT)}
   command = [sys.executable, '-c', COUNT, name, split, resident]
   out = subprocess.run(
     command, env=env, cwd=ROOT, capture_output=True, text=True, check=True

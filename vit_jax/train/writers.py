@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from vit_jax.train import plots, run_directory
@@ -42,6 +41,8 @@ class MetricWriter(contextlib.AbstractContextManager):
     self.history = [line for line in read_history(path) if line['step'] <= start_step]
     run_directory.write_text(path, ''.join(json.dumps(line) + '\n' for line in self.history))
     self._file = path.open('a', buffering=1)
+    from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed: seconds
+
     self._tensorboard = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start_step + 1, write_to_disk=True
     )
