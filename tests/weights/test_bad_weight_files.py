@@ -210,11 +210,12 @@ def test_nothing_is_written_under_the_name_of_another_format(tmp_path):
     assert not (tmp_path / name).exists()
 
 
-def test_hugging_face_files_and_timm_folders_say_what_to_give(tmp_path):
+def test_files_of_hugging_face_folders_say_what_to_give(tmp_path):
   weights.save(random_params(SQUARE), SQUARE, tmp_path / 'hf', format='huggingface')
   refused(tmp_path / 'hf' / 'model.safetensors', 'a Hugging Face file; give its folder')
   (tmp_path / 'hf' / 'config.json').write_text('{"architecture": "vit_tiny_patch16_224"}')
-  refused(tmp_path / 'hf', r'timm models are read from their file, .*/model\.safetensors$')
+  with pytest.raises(UsageError, match="model_type is None; only 'vit' is read; --from=timm reads"):
+    weights.load(tmp_path / 'hf', format='huggingface')
 
 
 def test_without_pytorch_one_line_says_what_to_install(tmp_path, monkeypatch):

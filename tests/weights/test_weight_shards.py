@@ -95,7 +95,7 @@ def hub(tmp_path, monkeypatch):
   cache.mkdir()
 
   def download(name, allow_patterns):
-    assert name == 'some/vit'
+    assert name in ('some/vit', 'timm/vit')
     names = [path.name for path in remote.iterdir()]
     for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
       (cache / name).write_bytes((remote / name).read_bytes())
@@ -129,3 +129,73 @@ def test_pickled_weights_come_from_the_hub_where_there_are_no_others(hub):
   whole.unlink()
   assert_same(weights.load('hf:some/vit')[0], random_params(SQUARE))
   assert {path.name for path in cache.iterdir()} == {'config.json', 'pytorch_model.bin'}
+
+
+TIMM = {
+  'architecture': 'vit_tiny_patch4_8',
+  'global_pool': 'avg',
+  'model_args': {'num_heads': 2},
+  'label_names': ['ant', 'bee', 'fly'],
+  'pretrained_cfg': {
+    'input_size': [3, 8, 8],
+    'crop_pct': 0.9,
+    'crop_mode': 'center',
+    'mean': [0.4, 0.5, 0.6],
+    'std': [0.1, 0.2, 0.3],
+  },
+}
+
+
+def save_as_timm_does(folder, config, theirs):
+  """Writes the two files that timm puts on the hub; the weights say nothing themselves."""
+  folder.mkdir(exist_ok=True)
+  weights.save(random_params(config), config, folder / 'model.safetensors', format='timm')
+  tensors, _ = files.parse_safetensors((folder / 'model.safetensors').read_bytes())
+  (folder / 'model.safetensors').write_bytes(files.format_safetensors(tensors))
+  (folder / 'config.json').write_text(json.dumps(theirs))
+
+
+@pytest.mark.parametrize('path', ['timm/vit', 'hf:timm/vit', 'folder'])
+def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
+  pooling = {'classifier': 'gap', 'class_token': True, 'fc_norm': True}
+  config = SQUARE | pooling | {'activation': 'gelu_exact'}
+  save_as_timm_does(hub[0], config, TIMM)
+  path = hub[0] if path == 'folder' else path
+  assert weights.detect(path) == 'timm'
+  params, its_config = weights.load(path)
+  preprocess = {'mean': (0.4, 0.5, 0.6), 'std': (0.1, 0.2, 0.3), 'crop': 'central'}
+  assert its_config == config | {
+    'class_names': ['ant', 'bee', 'fly'],
+    'preprocess': preprocess,
+  }
+  assert_same(params, random_params(config))
+  with pytest.raises(UsageError, match=r"^--classifier: 'token', but .* says 'gap'$"):
+    weights.load(path, classifier='token')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'crop'),
+  [({'crop_pct': 1.0}, 'resize'), ({'crop_mode': 'squash'}, 'resize'), ({}, 'central')],
+)
+def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop):
+  config = SQUARE | {'activation': 'gelu_exact'}
+  theirs = {'architecture': 'vit', 'labels': None} | TIMM['pretrained_cfg'] | changes
+  save_as_timm_does(tmp_path / 'm', config, theirs)
+  _, its_config = weights.load(tmp_path / 'm', num_heads=2)
+  assert its_config['preprocess']['crop'] == crop
+  assert its_config['classifier'] == 'token'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'global_pool': 'attn'}, r"config\.json: global_pool: 'attn' is not one of token, avg"),
+    ({'model_args': {'num_heads': 'two'}}, r"config\.json: its model config has num_heads='two'"),
+    ({'pretrained_cfg': 3}, r"config\.json: cannot be read as timm's config\.json"),
+    ({'label_names': ['ant']}, '1 class names for 3 classes'),
+  ],
+)
+def test_timm_configs_that_say_something_else(tmp_path, changes, message):
+  save_as_timm_does(tmp_path / 'm', SQUARE, TIMM | {'global_pool': 'token'} | changes)
+  with pytest.raises(UsageError, match=message):
+    weights.load(tmp_path / 'm')

@@ -16,11 +16,11 @@ from vit_jax.weights import augreg, huggingface, run, scenic, timm, torchvision
 # what is in them, and, where it can be written, `save` and SUFFIXES, the endings of its files. A
 # path is of the first format that it looks like.
 FORMATS = {
+  'run': run,
   'augreg': augreg,
   'torchvision': torchvision,
   'timm': timm,
   'scenic': scenic,
-  'run': run,
   'huggingface': huggingface,
 }
 WRITABLE = {name: module for name, module in FORMATS.items() if hasattr(module, 'save')}

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.weights import files, model_config, table
+from vit_jax.weights import files, hub, model_config, table
 from vit_jax.weights.table import CONV, DENSE, FROM_HEADS, NORM, TO_HEADS, Module, tensor
 
 _OURS = 'Transformer/encoderblock_{}'
@@ -56,12 +55,6 @@ _ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu',
   'relu': 'relu',
 }
-# A file of all weights, the index of several, and those; in the order of preference.
-_WEIGHTS = (
-  ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors'),
-  ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin'),
-)
-_PREPROCESSOR = 'preprocessor_config.json'
 _PROCESSOR_DEFAULTS = {
   'do_rescale': True,
   'rescale_factor': 1 / 255,
@@ -77,9 +70,7 @@ SUFFIXES = ()  # it is a folder
 
 def looks_like(path: str) -> bool:
   """Whether it is a folder with config.json, a name that begins with hf:, or OWNER/NAME."""
-  if Path(path).exists():
-    return (Path(path) / 'config.json').exists()
-  return path.startswith('hf:') or ('://' not in path and path.count('/') == 1)
+  return (Path(path) / hub.CONFIG).exists() or hub.is_name(path)
 
 
 def load(
@@ -99,9 +90,9 @@ def load(
   Raises:
     UsageError: there is no such model, it can't be read, isn't a ViT, or tensors don't fit.
   """
-  config_file, weights_file = _find(path)
+  config_file, weights_file = hub.find(path)
   theirs = _read_config(config_file)
-  tensors = {_canonical(name): t for name, t in _read_weights(weights_file).items()}
+  tensors = {_canonical(name): t for name, t in hub.read_weights(weights_file).items()}
   anchors = (
     'embeddings.patch_embeddings.projection.weight',
     'encoder.layer.0.layernorm_before.bias',
@@ -143,7 +134,7 @@ def save(
   files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
   theirs, preprocess = _their_config(config), config['preprocess']
   if preprocess and (preprocessor := _their_preprocess(config)):
-    _write_json(folder / _PREPROCESSOR, preprocessor)
+    _write_json(folder / hub.PREPROCESSOR, preprocessor)
   elif preprocess:
     theirs[files.CONFIG_KEY] = {'preprocess': preprocess}
   _write_json(folder / 'config.json', theirs)
@@ -153,76 +144,15 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
   files.write(path, json.dumps(content, indent=2).encode())
 
 
-def _find(path: str | os.PathLike) -> tuple[Path, Path]:
-  """Returns the paths of the config and the weights, after a download if need be."""
-  name = os.fspath(path)
-  if not name.startswith('hf:') and (Path(name).exists() or name.count('/') != 1):
-    folder = Path(name)
-  else:
-    name = name.removeprefix('hf:')
-    with files.reading(name, 'a folder or a model on the Hugging Face hub'):
-      folder = _download(name)
-  for whole, index, _ in _WEIGHTS:
-    for weights in (whole, index):
-      if (folder / weights).is_file():
-        return folder / 'config.json', folder / weights
-  raise UsageError(f'{name}: no {" or ".join(whole for whole, _, _ in _WEIGHTS)} there')
-
-
-def _download(name: str) -> Path:
-  """Returns the folder in Hugging Face's cache, filled; pickled weights only where need be."""
-  for patterns in _WEIGHTS:
-    allowed = ['config.json', _PREPROCESSOR, *patterns]
-    folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed))
-    if any((folder / weights).is_file() for weights in patterns):
-      break
-  return folder
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-  data = files.read(path)
-  with files.reading(path, what):
-    content = json.loads(data)
-    if not isinstance(content, dict):
-      raise TypeError(f'a {type(content).__name__}, not an object')
-  return content
-
-
 def _read_config(path: Path) -> dict[str, Any]:
-  config = _read_json(path, "a ViT's config.json")
+  config = hub.read_json(path, "a ViT's config.json")
   if config.get('model_type') != 'vit':
     # timm's, which are on the same hub, name an architecture instead.
-    other = path.with_name('model.safetensors')
-    hint = f'; timm models are read from their file, {other}' if 'architecture' in config else ''
+    hint = '; --from=timm reads it' if 'architecture' in config else ''
     raise UsageError(
       f"{path}: model_type is {config.get('model_type')!r}; only 'vit' is read{hint}"
     )
   return config
-
-
-def _read_weights(path: Path) -> files.Tensors:
-  """Returns the tensors of a file, or of all the shards that an index names."""
-  if path.suffix == '.json':
-    return {n: t for shard in _shards(path) for n, t in _read_weights(shard).items()}
-  data = files.read(path)
-  if path.suffix == '.safetensors':
-    with files.reading(path, 'a .safetensors file'):
-      return files.parse_safetensors(data)[0]
-  with files.reading(path, 'tensors saved by PyTorch'):
-    return files.arrays_in(files.parse_torch(data, path)[0])
-
-
-def _shards(index: Path) -> list[Path]:
-  """Returns the files that an index names, each of which lies beside it."""
-  what = 'an index of shards'
-  content = _read_json(index, what)
-  suffix = Path(index.name.removesuffix('.index.json')).suffix
-  with files.reading(index, what):
-    names = sorted(set(content['weight_map'].values()))
-    for name in names:
-      if Path(name).name != name or Path(name).suffix != suffix:
-        raise UsageError(f'{index}: {name!r} is not the name of a {suffix} file in this folder')
-    return [index.with_name(name) for name in names]
 
 
 def _read_preprocess(path: Path) -> dict[str, Any] | None:
@@ -230,7 +160,7 @@ def _read_preprocess(path: Path) -> dict[str, Any] | None:
   if not path.is_file():
     return None
   what = "an image processor's config"
-  theirs = _read_json(path, what)
+  theirs = hub.read_json(path, what)
   theirs = _PROCESSOR_DEFAULTS | {key: v for key, v in theirs.items() if v is not None}
   with files.reading(path, what):
     # They normalise pixels times the factor, here it is pixels / 255.
@@ -321,7 +251,7 @@ def _our_config(
     'activation': _ACTIVATIONS[activation],
     'image_size': _pair(theirs.get('image_size', 224)),
     'class_names': None if made_up else names,
-    'preprocess': _read_preprocess(path.with_name(_PREPROCESSOR)) or own.get('preprocess'),
+    'preprocess': _read_preprocess(path.with_name(hub.PREPROCESSOR)) or own.get('preprocess'),
   }
   known = model_config.combine(stated, known, path)
   known['classifier'] = known['classifier'] or 'token'

@@ -1,21 +1,23 @@
-"""timm's VisionTransformer state dicts, .safetensors or .pth.
+"""timm's VisionTransformer: state dicts, .safetensors or .pth, and names on the Hugging Face hub.
 
 github.com/huggingface/pytorch-image-models. timm's models use exact GELU and a LayerNorm epsilon
 of 1e-6. Nothing in a state dict tells the number of heads: it is that of the named size
 (`models.sizes`) of the same width, depth and MLP, or has to be given. What is otherwise, class
-names and preprocessing, `save` puts into the file's metadata.
+names and preprocessing, `save` puts into the file's metadata; on the hub, most of it is in
+config.json.
 """
 
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models.sizes import SIZES
-from vit_jax.weights import files, model_config, table
+from vit_jax.weights import files, hub, model_config, table
 from vit_jax.weights.table import CONV, DENSE, FROM_HEADS, NORM, TO_HEADS, Module, tensor
 
 _OURS = 'Transformer/encoderblock_{}'
@@ -51,9 +53,17 @@ _TABLE = (
 SUFFIXES = files.STATE_DICTS
 
 
+_CLASSIFIERS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}  # of timm's global_pool
+
+
 def looks_like(path: str) -> bool:
-  """Whether it is a state dict, of whatever model."""
-  return path.endswith(SUFFIXES)
+  """Whether it is a state dict, a folder with timm's config.json, or [hf:]timm/NAME."""
+  config = Path(path) / hub.CONFIG
+  if config.exists():
+    return 'architecture' in hub.read_json(config, "a model's config.json")
+  return path.endswith(SUFFIXES) or (
+    hub.is_name(path) and path.removeprefix('hf:').startswith('timm/')
+  )
 
 
 def load(
@@ -64,7 +74,8 @@ def load(
   Position embeddings that leave the class token out (no_embed_class) get a row of zeros for it.
 
   Args:
-    path: .safetensors or, PyTorch being installed, .pth; local, gs:// or https://.
+    path: .safetensors or, PyTorch being installed, .pth; local, gs:// or https://. Or a folder with
+      config.json, or the name of one on the hub, as for `huggingface.load`.
     allow: as for `augreg.load`.
     **known: entries of the model config that the file doesn't say: `num_heads`, `classifier`,
       `activation`, `norm_epsilon`, `image_size`.
@@ -72,7 +83,13 @@ def load(
   Raises:
     UsageError: the file can't be read, isn't a ViT, doesn't say enough, or tensors don't fit.
   """
-  tensors, text = files.read_state_dict(path)
+  name, stated = os.fspath(path), {}
+  if Path(path).is_dir() or (hub.is_name(name) and not name.endswith(SUFFIXES)):
+    config_file, path = hub.find(path)
+    stated = _read_config(config_file)
+    tensors, text = hub.read_weights(path), None
+  else:
+    tensors, text = files.read_state_dict(path)
   if any(re.match(r'(vit\.)?embeddings\.', name) for name in tensors):
     raise UsageError(f'{path}: a Hugging Face file; give its folder, which has config.json as well')
   anchors = (
@@ -85,7 +102,7 @@ def load(
   if [tensors[name].ndim for name in anchors] != [4, 3, 1, 1]:
     raise UsageError(f"{path}: not timm's VisionTransformer: its tensors have other ranks")
   with files.reading(path, 'a file with a model config'):
-    stated = model_config.from_json(text, path) if text else {}
+    stated = model_config.from_json(text, path) if text else stated
     known = model_config.combine(stated, known, path)
   _settle_fc_norm(tensors, known, path)
   with files.reading(path, 'a ViT'):
@@ -124,6 +141,29 @@ def save(
   else:
     data = files.format_torch({'state_dict': tensors, files.CONFIG_KEY: text}, path)
   files.write(path, data)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+  """Returns what timm's config.json says beside the shapes, as entries of a model config."""
+  what = "timm's config.json"
+  config = hub.read_json(path, what)
+  with files.reading(path, what):
+    cfg = config.get('pretrained_cfg', config)  # older ones have it all in one
+    stated = {}
+    if pool := config.get('global_pool'):
+      check_choice(f'{path}: global_pool', pool, _CLASSIFIERS)
+      stated['classifier'] = _CLASSIFIERS[pool]
+    if heads := config.get('model_args', {}).get('num_heads'):
+      stated['num_heads'] = heads
+    if size := cfg.get('input_size'):
+      stated['image_size'] = size[1:]
+    if isinstance(names := config.get('label_names', cfg.get('label_names')), list):
+      stated['class_names'] = names
+    if 'mean' in cfg and 'std' in cfg:
+      whole = cfg.get('crop_mode') == 'squash' or cfg.get('crop_pct', 0.875) >= 1
+      crop = 'resize' if whole else 'central'
+      stated['preprocess'] = {'mean': cfg['mean'], 'std': cfg['std'], 'crop': crop}
+    return model_config.said(stated, path)
 
 
 def _settle_fc_norm(tensors: files.Tensors, known: Mapping[str, Any], path: object) -> None:
