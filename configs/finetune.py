@@ -28,7 +28,7 @@ def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
   if size:
     c.model.update(sizes.parse(size))
     if not c.data.image_size and max(c.model.patches.size) > _LARGE_PATCH:
-      c.data.image_size = (224, 224)
+      datasets.enlarge(c, 224)
   c.batch_size = 512
   c.num_steps, c.schedule.warmup_steps = _STEPS.get(dataset, _STEPS_OF_SMALL_SETS)
   c.optimizer.name = 'sgd'

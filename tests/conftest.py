@@ -20,8 +20,9 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
   ROOT / '.pytest_cache' / 'jax' / os.environ.get('PYTEST_XDIST_WORKER', '')
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-# Quicker to compile. The run that README begins with, which CI does, is compiled as users' are.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+# Quicker to compile, for most tests.
+_QUICK = '--xla_backend_optimization_level=0'
+os.environ.setdefault('XLA_FLAGS', _QUICK)
 
 # A model and a run that take no time, on real digits.
 TINY = (
@@ -55,10 +56,15 @@ def virtual_devices(count):
   return {**os.environ, 'XLA_FLAGS': flags}
 
 
-def start_training(*args, tiny=True, devices=1):
-  """Starts train.py in the repository's root, with `devices` virtual CPU devices."""
-  command = [*(TINY if tiny else ()), *map(str, args)]
-  return TrainingProcess(command, virtual_devices(devices), cwd=ROOT)
+def start_training(*args, tiny=True, devices=1, quick=True):
+  """Starts train.py in the repository's root, with `devices` virtual CPU devices.
+
+  Unless `quick`, it is compiled as users' runs are.
+  """
+  environment = virtual_devices(devices)
+  if not quick:
+    environment['XLA_FLAGS'] = environment['XLA_FLAGS'].replace(_QUICK, '')
+  return TrainingProcess([*(TINY if tiny else ()), *map(str, args)], environment, cwd=ROOT)
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,8 @@
 """The notebook for Colab, run from its first cell to its last, with tiny settings."""
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -9,9 +11,12 @@ import nbclient
 import nbformat
 import pytest
 from conftest import ROOT, TINY
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from small_vits import SQUARE, random_params
 
 from vit_jax import weights
+from vit_jax.train.experiment import resolve
+from vit_jax.train.schedules import make_schedule
 
 NOTEBOOK = ROOT / 'notebooks' / 'colab.ipynb'
 PUBLISHED = SQUARE | {'num_classes': 0, 'patches': {'size': (16, 16)}, 'image_size': (32, 32)}
@@ -19,6 +24,30 @@ SMALL = [flag for flag in TINY if flag.startswith('--config.model')]
 DATA = ['--config.data.train_split=train[:64]', '--config.data.test_split=test[:16]']
 SHORT = ['--config.num_steps=2', '--config.batch_size=8', '--config.schedule.warmup_steps=0']
 ARCHITECTURE = [f'--config.model.{n}={SQUARE[n]}' for n in ('hidden_size', 'mlp_dim', 'num_layers')]
+
+
+def settings(notebook):
+  """What the notebook's own cell of settings says."""
+  names = {}
+  exec(next(c.source for c in notebook.cells if 'settings' in c.metadata.get('tags', ())), names)
+  return {name: value for name, value in names.items() if name.isupper()}
+
+
+def test_its_own_settings_are_those_of_runs_that_start():
+  """What the tiny settings below would hide."""
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  commands = [c.source for c in notebook.cells if c.source.startswith('!python train.py')]
+  assert len(commands) == 3
+  for command in commands:
+    words = shlex.split(command.format(**settings(notebook)))
+    config = ConfigFileFlagParser('config').parse(words[2].removeprefix('--config='))
+    for word in words[3:]:
+      if field := re.fullmatch(r'--config\.([\w.]+)=(.+)', word):
+        names, value = field[1].rsplit('.', 1), field[2]
+        parent = config[names[0]] if len(names) > 1 else config
+        parent[names[-1]] = type(parent[names[-1]])(value)
+    config = resolve(config, num_examples=1437)
+    make_schedule(config, config.num_steps)
 
 
 @pytest.fixture
@@ -38,17 +67,17 @@ def test_it_runs_to_its_end(checkout, tfds_dir, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', os.path.abspath(tfds_dir))
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   assert not any(cell.get('outputs') for cell in notebook.cells), 'it is kept without outputs'
-  settings = {
+  tiny = {
     'DIGITS': [*SMALL, *SHORT],
     'CIFAR': [*SMALL, *SHORT, *DATA],
     'FINETUNING': [*ARCHITECTURE, *SHORT, *DATA, '--config.model.num_heads=2'],
-    'PUBLISHED': [str(checkout / 'published')],
   }
   for cell in notebook.cells:
     tags = cell.metadata.get('tags', ())
     if 'settings' in tags:
-      quoted = {name: ' '.join(f"'{flag}'" for flag in flags) for name, flags in settings.items()}
-      cell.source = '\n'.join(f'{name} = {flags!r}' for name, flags in quoted.items())
+      flags = {name: f'{settings(notebook)[name]} {shlex.join(tiny[name])}' for name in tiny}
+      flags |= {'PUBLISHED': str(checkout / 'published')}
+      cell.source = '\n'.join(f'{name} = {value!r}' for name, value in flags.items())
     elif 'once' in tags:  # downloads
       cell.source = ''
     elif cell.cell_type == 'code' and cell.source.startswith('!'):

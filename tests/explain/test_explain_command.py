@@ -163,6 +163,8 @@ def test_a_model_that_localizes_is_explained(explain, tmp_path, model):
   assert 'gradient_rollout: not of this model' in lines
   image = folder / 'test' / 'images' / '0.png'
   assert drawn(explain(f'--workdir={tmp_path}/run', image, '--pictures=boxes')) == ['boxes']
+  result = explain(f'--workdir={tmp_path}/run', '--class=red')
+  assert (result.returncode, result.stderr.split(':')[1]) == (2, ' --class')
 
 
 def test_files_are_explained_with_weights_and_damaged_ones_named(explain, place, tmp_path):

@@ -144,23 +144,28 @@ def test_a_token_learner_goes_on_as_one(token_learner, tmp_path):
 
 
 def test_a_token_learner_without_its_tokenizer_where_the_config_is_of_a_vit(token_learner):
-  config = finetuning(token_learner[0], **{'model.name': 'vit'})
-  assert not any('dynamic_tokenizer' in name for name in initial_params(config))
+  workdir, before = token_learner
+  assert any('TokenLearner' in name for name in before)
+  config = finetuning(workdir, **{'model.name': 'vit'})
+  assert not any('TokenLearner' in name for name in initial_params(config))
 
 
 @pytest.mark.parametrize(
-  ('arg', 'size'),
+  ('arg', 'size', 'padding', 'shift'),
   [
-    ('B/16,cifar10', (224, 224)),
-    ('Ti/4,cifar10', ()),
-    ('cifar10', ()),
-    ('B/32,oxford_iiit_pet', (224, 224)),
+    ('B/16,cifar10', (224, 224), 28, 0),
+    ('B/16,mnist', (224, 224), 0, 16),
+    ('Ti/4,cifar10', (), 4, 0),
+    ('cifar10', (), 4, 0),
+    ('B/32,oxford_iiit_pet', (224, 224), 0, 0),
   ],
 )
-def test_small_images_are_enlarged_for_large_patches(arg, size):
+def test_small_images_are_enlarged_for_large_patches(arg, size, padding, shift):
   from configs import finetune
 
-  assert finetune.get_config(arg).data.image_size == size
+  config = finetune.get_config(arg)
+  assert config.data.image_size == size
+  assert (config.augment.crop_padding, config.augment.shift) == (padding, shift)
 
 
 def test_frozen_blocks_stay_as_the_weights_have_them(source, tmp_path):

@@ -59,7 +59,7 @@ def measurements(workdir):
 def uninterrupted(request, train, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
   args = (*RUN, *EXTRA[request.param], f'--workdir={workdir}')
-  result = train(*args)
+  result = train(*args, quick=False)
   assert result.returncode == 0, result.stderr
   return workdir, (*RUN, *EXTRA[request.param]), 10 if request.param == 'resident' else 2
 
@@ -76,12 +76,12 @@ def test_kill_9_at_random_steps_changes_nothing(uninterrupted, train, tmp_path):
   expected, args, times = uninterrupted
   workdir, rng = tmp_path / 'run', random.Random(0)
   for _ in range(times):
-    process = start_training(*args, f'--workdir={workdir}')
+    process = start_training(*args, f'--workdir={workdir}', quick=False)
     wait_for_training(process, rng.randint(1, 4))
     time.sleep(rng.uniform(0, 0.1))
     process.kill()
     process.communicate()
-  result = train(*args, f'--workdir={workdir}')
+  result = train(*args, f'--workdir={workdir}', quick=False)
   assert result.returncode == 0, result.stderr
   assert_same_end(workdir, expected)
   assert measurements(workdir) == measurements(expected)
@@ -95,7 +95,7 @@ def test_a_truncated_newest_checkpoint_changes_nothing(uninterrupted, train, tmp
   for path in newest.rglob('*'):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  result = train(*args, f'--workdir={workdir}')
+  result = train(*args, f'--workdir={workdir}', quick=False)
   assert result.returncode == 0, result.stderr
   assert f'checkpoints/{newest.name}: damaged checkpoint' in result.stdout
   assert 'going on after step 56' in result.stdout
@@ -107,7 +107,7 @@ def test_a_truncated_newest_checkpoint_changes_nothing(uninterrupted, train, tmp
 def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, signum):
   expected, args, _ = uninterrupted
   workdir = tmp_path / 'run'
-  process = start_training(*args, f'--workdir={workdir}')
+  process = start_training(*args, f'--workdir={workdir}', quick=False)
   wait_for_training(process, 2)
   process.send_signal(signum)
   _, err = process.communicate(timeout=60)
@@ -117,7 +117,7 @@ def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, s
   assert err.count('\n') == 1
   step, _ = final_state(workdir)
   assert f'after step {step};' in err
-  result = train(*args, f'--workdir={workdir}')
+  result = train(*args, f'--workdir={workdir}', quick=False)
   assert f'going on after step {step}' in result.stdout
   assert_same_end(workdir, expected)
   assert measurements(workdir) == measurements(expected)
@@ -126,7 +126,7 @@ def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, s
 def test_a_finished_run_is_not_run_again(uninterrupted, train):
   workdir, args, _ = uninterrupted
   before = [(workdir / name).read_text() for name in ('metrics.jsonl', 'results.json')]
-  result = train(*args, f'--workdir={workdir}')
+  result = train(*args, f'--workdir={workdir}', quick=False)
   assert result.returncode == 0
   assert 'nothing is left to train' in result.stdout
   assert before == [(workdir / name).read_text() for name in ('metrics.jsonl', 'results.json')]

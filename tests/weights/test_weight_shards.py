@@ -175,7 +175,7 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
 
 @pytest.mark.parametrize(
   ('changes', 'crop'),
-  [({'crop_pct': 1.0}, 'resize'), ({'crop_mode': 'squash'}, 'resize'), ({}, 'central')],
+  [({'crop_pct': 1.0}, 'central'), ({'crop_mode': 'squash'}, 'resize'), ({}, 'central')],
 )
 def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop):
   config = SQUARE | {'activation': 'gelu_exact'}
@@ -192,6 +192,7 @@ def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop):
     ({'global_pool': 'attn'}, r"config\.json: global_pool: 'attn' is not one of token, avg"),
     ({'model_args': {'num_heads': 'two'}}, r"config\.json: its model config has num_heads='two'"),
     ({'pretrained_cfg': 3}, r"config\.json: cannot be read as timm's config\.json"),
+    ({'model_args': {'act_layer': 'silu'}}, r"config\.json: act_layer: 'silu' is not one of gelu"),
     ({'label_names': ['ant']}, '1 class names for 3 classes'),
   ],
 )
@@ -199,3 +200,40 @@ def test_timm_configs_that_say_something_else(tmp_path, changes, message):
   save_as_timm_does(tmp_path / 'm', SQUARE, TIMM | {'global_pool': 'token'} | changes)
   with pytest.raises(UsageError, match=message):
     weights.load(tmp_path / 'm')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'activation'),
+  [
+    ({}, 'gelu_exact'),
+    ({'architecture': 'vit_base_patch32_siglip_256'}, 'gelu'),
+    ({'architecture': 'vit_large_patch16_siglip_gap_512'}, 'gelu'),
+    ({'architecture': 'vit_base_patch16_siglip_224'}, 'gelu_exact'),
+    ({'model_args': {'num_heads': 2, 'act_layer': 'relu'}}, 'relu'),
+  ],
+)
+def test_the_activation_of_timm_models(tmp_path, changes, activation):
+  save_as_timm_does(tmp_path / 'm', SQUARE, TIMM | {'global_pool': 'token'} | changes)
+  assert weights.load(tmp_path / 'm')[1]['activation'] == activation
+
+
+def test_what_a_timm_model_was_made_with_counts_before_what_it_came_from(tmp_path):
+  config = SQUARE | {'image_size': (12, 8), 'channels': 1}
+  made_with = {'num_heads': 2, 'img_size': [12, 8], 'in_chans': 1}
+  save_as_timm_does(
+    tmp_path / 'm', config, TIMM | {'global_pool': 'token', 'model_args': made_with}
+  )
+  _, its_config = weights.load(tmp_path / 'm')
+  assert (its_config['image_size'], its_config['preprocess']) == ((12, 8), None)
+
+
+@pytest.mark.parametrize('name', ['checkpoint_x', 'vit.npz', 'vit.bin', 'vit'])
+def test_names_on_the_hub_may_look_like_files(name):
+  assert weights.detect(f'hf:some/{name}') == 'huggingface'
+
+
+@pytest.mark.parametrize('name', ['hf.pt', 'm.npz', 'checkpoint_3', 'with_others'])
+def test_folders_may_be_named_like_files(tmp_path, name):
+  (tmp_path / name / 'checkpoint_5').mkdir(parents=True)
+  (tmp_path / name / 'config.json').write_text('{"model_type": "vit"}')
+  assert weights.detect(tmp_path / name) == 'huggingface'

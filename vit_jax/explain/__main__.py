@@ -92,6 +92,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     raise UsageError(f'--layer: for models with a class token; this one is {kind}')
   if layer is not None and not 0 <= layer < num_layers:
     raise UsageError(f'--layer: {layer} is not a layer; the model has 0 to {num_layers - 1}')
+  if target is not None and ('head' in config or 'classifier' not in config):
+    raise UsageError('--class: for the gradients of transformers that classify alone')
   if target in names:
     target = names.index(target)
   elif target is not None:

@@ -67,7 +67,7 @@ SUFFIXES = ('.npz',)
 
 def looks_like(path: str) -> bool:
   """Whether it is an .npz file."""
-  return path.endswith(SUFFIXES)
+  return files.has_suffix(path, SUFFIXES)
 
 
 def load(

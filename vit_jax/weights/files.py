@@ -170,6 +170,11 @@ def format_torch(content: Mapping[str, Any], path: object, **metadata: str) -> b
 STATE_DICTS = ('.safetensors', '.pth', '.pt', '.bin')  # endings of what `read_state_dict` reads
 
 
+def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
+  """Whether a path, of a file and not of a folder or on the hub, ends in one of these."""
+  return path.endswith(suffixes) and not path.startswith('hf:') and not Path(path).is_dir()
+
+
 def is_safetensors(path: str | os.PathLike) -> bool:
   """Whether a file of tensors is, by its name, .safetensors, and not what torch.save writes."""
   return os.fspath(path).endswith('.safetensors')

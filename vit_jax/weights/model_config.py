@@ -91,9 +91,12 @@ def combine(stated: Mapping[str, Any], known: Mapping[str, Any], path: object) -
   Raises:
     UsageError: the two contradict each other in something else.
   """
+  known = {key: tuple(value) if _is_pair(value) else value for key, value in known.items()}
   for key in (stated.keys() & known.keys()) - {'class_names', 'preprocess'}:
-    if stated[key] not in (None, known[key]):
-      raise UsageError(f'--{key}: {known[key]!r}, but {path} says {stated[key]!r}')
+    theirs, ours = stated[key], known[key]
+    close = _is_number(theirs) and _is_number(ours) and math.isclose(theirs, ours, rel_tol=1e-6)
+    if theirs is not None and theirs != ours and not close:
+      raise UsageError(f'--{key}: {ours!r}, but {path} says {theirs!r}')
   return {**stated, **known}
 
 

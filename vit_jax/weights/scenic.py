@@ -14,16 +14,18 @@ import flax
 import numpy as np
 
 from vit_jax.errors import UsageError
-from vit_jax.weights import files, model_config, table
+from vit_jax.weights import files, hub, model_config, table
 
 SUFFIXES = ('.msgpack',)
 
 
 def looks_like(path: str) -> bool:
   """Whether it is a msgpack file, a checkpoint by its name, or a folder of those."""
-  if Path(path).is_dir():
-    return any(Path(path).glob('checkpoint_*'))
-  return path.endswith(SUFFIXES) or Path(path).name.startswith('checkpoint_')
+  folder = Path(path)
+  if folder.is_dir():
+    return any(folder.glob('checkpoint_*')) and not (folder / hub.CONFIG).exists()
+  named = folder.name.startswith('checkpoint_') and not path.startswith('hf:')
+  return named or files.has_suffix(path, SUFFIXES)
 
 
 def load(

@@ -1,10 +1,10 @@
 """timm's VisionTransformer: state dicts, .safetensors or .pth, and names on the Hugging Face hub.
 
-github.com/huggingface/pytorch-image-models. timm's models use exact GELU and a LayerNorm epsilon
-of 1e-6. Nothing in a state dict tells the number of heads: it is that of the named size
-(`models.sizes`) of the same width, depth and MLP, or has to be given. What is otherwise, class
-names and preprocessing, `save` puts into the file's metadata; on the hub, most of it is in
-config.json.
+github.com/huggingface/pytorch-image-models. timm's models use exact GELU, but for some of SigLIP,
+and a LayerNorm epsilon of 1e-6. Nothing in a state dict tells the number of heads: it is that of
+the named size (`models.sizes`) of the same width, depth and MLP, or has to be given. What is
+otherwise, class names and preprocessing, `save` puts into the file's metadata; on the hub, most of
+it is in config.json.
 """
 
 import os
@@ -53,6 +53,11 @@ _TABLE = (
 SUFFIXES = files.STATE_DICTS
 
 
+_ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_tanh': 'gelu', 'relu': 'relu'}  # timm's act_layer
+# The architectures whose act_layer is gelu_tanh without their config.json saying it.
+_TANH = re.compile(
+  r'vit_((base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip_(gap_)?512)'
+)
 _CLASSIFIERS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}  # of timm's global_pool
 
 
@@ -61,7 +66,7 @@ def looks_like(path: str) -> bool:
   config = Path(path) / hub.CONFIG
   if config.exists():
     return 'architecture' in hub.read_json(config, "a model's config.json")
-  return path.endswith(SUFFIXES) or (
+  return files.has_suffix(path, SUFFIXES) or (
     hub.is_name(path) and path.removeprefix('hf:').startswith('timm/')
   )
 
@@ -75,7 +80,8 @@ def load(
 
   Args:
     path: .safetensors or, PyTorch being installed, .pth; local, gs:// or https://. Or a folder with
-      config.json, or the name of one on the hub, as for `huggingface.load`.
+      config.json, or the name of one on the hub, as for `huggingface.load`. Of what config.json
+      says of cropping, that there is any is taken over, not its margin.
     allow: as for `augreg.load`.
     **known: entries of the model config that the file doesn't say: `num_heads`, `classifier`,
       `activation`, `norm_epsilon`, `image_size`.
@@ -83,10 +89,10 @@ def load(
   Raises:
     UsageError: the file can't be read, isn't a ViT, doesn't say enough, or tensors don't fit.
   """
-  name, stated = os.fspath(path), {}
-  if Path(path).is_dir() or (hub.is_name(name) and not name.endswith(SUFFIXES)):
-    config_file, path = hub.find(path)
-    stated = _read_config(config_file)
+  name, says, stated = os.fspath(path), path, {}
+  if Path(path).is_dir() or (hub.is_name(name) and not files.has_suffix(name, SUFFIXES)):
+    says, path = hub.find(path)
+    stated = _read_config(says)
     tensors, text = hub.read_weights(path), None
   else:
     tensors, text = files.read_state_dict(path)
@@ -103,7 +109,7 @@ def load(
     raise UsageError(f"{path}: not timm's VisionTransformer: its tensors have other ranks")
   with files.reading(path, 'a file with a model config'):
     stated = model_config.from_json(text, path) if text else stated
-    known = model_config.combine(stated, known, path)
+    known = model_config.combine(stated, known, says)
   _settle_fc_norm(tensors, known, path)
   with files.reading(path, 'a ViT'):
     config = _describe(tensors, known, path)
@@ -149,19 +155,25 @@ def _read_config(path: Path) -> dict[str, Any]:
   config = hub.read_json(path, what)
   with files.reading(path, what):
     cfg = config.get('pretrained_cfg', config)  # older ones have it all in one
-    stated = {}
+    made_with = config.get('model_args', {})
+    act_layer = 'gelu_tanh' if _TANH.match(config.get('architecture', '')) else 'gelu'
+    act_layer = made_with.get('act_layer', act_layer)
+    check_choice(f'{path}: act_layer', act_layer, _ACTIVATIONS)
+    stated = {'activation': _ACTIVATIONS[act_layer]}
     if pool := config.get('global_pool'):
       check_choice(f'{path}: global_pool', pool, _CLASSIFIERS)
       stated['classifier'] = _CLASSIFIERS[pool]
-    if heads := config.get('model_args', {}).get('num_heads'):
+    if heads := made_with.get('num_heads'):
       stated['num_heads'] = heads
-    if size := cfg.get('input_size'):
-      stated['image_size'] = size[1:]
+    channels, *size = cfg.get('input_size', (3,))
+    size = made_with.get('img_size', size)
+    if size:
+      stated['image_size'] = [size, size] if isinstance(size, int) else size
     if isinstance(names := config.get('label_names', cfg.get('label_names')), list):
       stated['class_names'] = names
-    if 'mean' in cfg and 'std' in cfg:
-      whole = cfg.get('crop_mode') == 'squash' or cfg.get('crop_pct', 0.875) >= 1
-      crop = 'resize' if whole else 'central'
+    alike = made_with.get('in_chans', channels) == channels
+    if 'mean' in cfg and 'std' in cfg and alike:
+      crop = 'resize' if cfg.get('crop_mode') == 'squash' else 'central'
       stated['preprocess'] = {'mean': cfg['mean'], 'std': cfg['std'], 'crop': crop}
     return model_config.said(stated, path)
 

@@ -54,7 +54,7 @@ SUFFIXES = files.STATE_DICTS
 
 def looks_like(path: str) -> bool:
   """Whether it is a state dict whose beginning names a tensor of ResNets."""
-  return path.endswith(SUFFIXES) and _MARK.encode() in files.read(path, _HEAD)
+  return files.has_suffix(path, SUFFIXES) and _MARK.encode() in files.read(path, _HEAD)
 
 
 def load(
@@ -65,7 +65,7 @@ def load(
   Args:
     path: .safetensors or, PyTorch being installed, .pth; local, gs:// or https://.
     allow: as for `augreg.load`.
-    **known: `image_size`, in place of what the file says, or of 224x224.
+    **known: `image_size`, where the file doesn't say it, in place of 224x224.
 
   Raises:
     UsageError: the file can't be read, isn't such a ResNet, tensors don't fit, or `known` has
@@ -80,7 +80,7 @@ def load(
   with files.reading(path, 'a file with a model config'):
     stated = model_config.from_json(text, path, _DEPTHS.values()) if text else {}
   with files.reading(path, 'a ResNet'):
-    config = _describe(tensors, stated | known, path)
+    config = _describe(tensors, model_config.combine(stated, known, path), path)
   return table.to_ours(tensors, _RULES, config, path, allow), config
 
 
