@@ -67,6 +67,15 @@ def start_training(*args, tiny=True, devices=1, quick=True):
   return TrainingProcess([*(TINY if tiny else ()), *map(str, args)], environment, cwd=ROOT)
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _forget_what_was_compiled():
+  """Keeps memory down; files of tests compile little in common."""
+  yield
+  import jax  # which reads the environment above
+
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def train():
   """Runs train.py to its end; returns its exit code, output and errors."""

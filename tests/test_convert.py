@@ -75,7 +75,10 @@ def without_config(folder):
   [
     (('m.npz', '--to=timm'), 'DST is missing; give SRC DST'),
     (('m.npz', 'b', 'c', '--to=timm'), "'c' is not a flag"),
-    (('m.npz', 'b'), '--to: give the format to write: augreg, huggingface, timm, scenic'),
+    (
+      ('m.npz', 'b'),
+      '--to: give the format to write: augreg, torchvision, timm, scenic, huggingface',
+    ),
     (('m.npz', 'm.npz', '--to=scenic'), 'm.npz: there already; remove it or give another name'),
     (('m.npz', 'b', '--to=scenic', '--image_size=8'), '--image_size: 8 is not HEIGHT,WIDTH'),
     (('text.npz', 'b', '--to=scenic'), 'text.npz: cannot be read as an .npz file of arrays'),

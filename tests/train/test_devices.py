@@ -72,9 +72,8 @@ def run_two_processes(*args):
   return [out for out, _ in outputs]
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_two_processes_of_four_devices_give_the_losses_of_one(one_device, tmp_path, resident):
-  outputs = run_two_processes(*RUN, f'--workdir={tmp_path}', f'--config.data.resident={resident}')
+def test_two_processes_of_four_devices_give_the_losses_of_one(one_device, tmp_path):
+  outputs = run_two_processes(*RUN, f'--workdir={tmp_path}')
   assert_same_losses(tmp_path, one_device)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results['device'] == {'kind': 'cpu', 'platform': 'cpu', 'count': 8, 'processes': 2}
@@ -96,10 +95,11 @@ def test_processes_dispatch_the_same_steps_and_resume_together(one_device, tmp_p
     np.testing.assert_allclose(column(tmp_path, name), column(one_device, name), rtol=1e-4)
 
 
-def test_two_processes_start_from_the_weights_of_a_run(one_device, train, tmp_path):
+def test_two_processes_start_from_the_weights_of_a_run_and_stream(one_device, train, tmp_path):
   finetuning = *RUN, f'--config.init_from={one_device}', '--config.freeze=("embedding",)'
   result = train(*finetuning, f'--workdir={tmp_path}/one')
   assert result.returncode == 0, result.stderr
-  outputs = run_two_processes(*finetuning, f'--workdir={tmp_path}/two')
+  streamed = f'--workdir={tmp_path}/two', '--config.data.resident=no'
+  outputs = run_two_processes(*finetuning, *streamed)
   assert f'starting from {one_device}' in outputs[0]
   assert_same_losses(tmp_path / 'two', tmp_path / 'one')
