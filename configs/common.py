@@ -37,9 +37,7 @@ def get_config() -> ConfigDict:
   c.init_options.activation = placeholder(str)
   c.init_options.norm_epsilon = placeholder(float)
 
-  c.model = (
-    ConfigDict()
-  )  # with init_from, None is what the weights have, but in representation_size
+  c.model = ConfigDict()  # None in the fields that finetune.py leaves open: as the weights have it
   c.model.name = 'vit'
   c.model.hidden_size = 192
   c.model.mlp_dim = 768

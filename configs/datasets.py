@@ -30,8 +30,7 @@ _PHOTOGRAPHS = (
   {'image_size': (224, 224), 'channels': 3, 'crop': 'inception', **IMAGENET},
   {'flip': True},
 )
-
-
+# Pixels a side, of those above that are taken as stored.
 _STORED_SIZES = {'digits': 8, 'mnist': 28, 'fashion_mnist': 28, 'cifar10': 32, 'cifar100': 32}
 
 

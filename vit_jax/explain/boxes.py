@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from vit_jax.explain import panels
+from vit_jax.tasks.localization import iou
 
 _COLUMNS = 4
 # Dashes tell them apart where colours don't.
@@ -38,9 +39,9 @@ def boxes_figure(
   drawn = {'predicted': predicted_boxes}
   if true_boxes is not None:
     drawn = {'true': true_boxes, **drawn}
-    ious = _iou(np.asarray(true_boxes), np.asarray(predicted_boxes))
-    lines = zip(captions, ious, strict=True)
-    captions = [f'{caption}\nIoU {iou:.0%}'.lstrip() for caption, iou in lines]
+    ious = np.asarray(iou(true_boxes, predicted_boxes))
+    pairs = zip(captions, ious, strict=True)
+    captions = [f'{caption}\nIoU {overlap:.0%}'.lstrip() for caption, overlap in pairs]
   height, width = images.shape[1:3]
   figure, axes = panels.panels(
     len(images),
@@ -58,15 +59,6 @@ def boxes_figure(
   handles = [Patch(fill=False, label=kind, **_STYLES[kind]) for kind in drawn]
   figure.legend(handles=handles, loc='lower center', ncols=2, fontsize=panels.SMALL)
   return figure
-
-
-def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """Intersection over union of boxes [N, 4], pair by pair; 0 where both are empty."""
-  low = np.maximum(*(b[:, :2] - b[:, 2:] / 2 for b in (boxes, others)))
-  high = np.minimum(*(b[:, :2] + b[:, 2:] / 2 for b in (boxes, others)))
-  shared = np.prod(np.maximum(high - low, 0), axis=1)
-  union = boxes[:, 2:].prod(axis=1) + others[:, 2:].prod(axis=1) - shared
-  return shared / np.maximum(union, np.finfo(np.float32).tiny)
 
 
 def _rectangle(box: np.ndarray, shape: tuple[int, ...], kind: str) -> Rectangle:

@@ -72,12 +72,7 @@ def read_weights(path: Path) -> files.Tensors:
   """Returns the tensors of a file, or of all the shards that an index names."""
   if path.suffix == '.json':
     return {n: t for shard in _shards(path) for n, t in read_weights(shard).items()}
-  data = files.read(path)
-  if path.suffix == '.safetensors':
-    with files.reading(path, 'a .safetensors file'):
-      return files.parse_safetensors(data)[0]
-  with files.reading(path, 'tensors saved by PyTorch'):
-    return files.arrays_in(files.parse_torch(data, path)[0])
+  return files.read_state_dict(path)[0]
 
 
 def _shards(index: Path) -> list[Path]:

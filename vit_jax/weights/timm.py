@@ -51,8 +51,6 @@ _TABLE = (
 )
 
 SUFFIXES = files.STATE_DICTS
-
-
 _ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_tanh': 'gelu', 'relu': 'relu'}  # timm's act_layer
 # The architectures whose act_layer is gelu_tanh without their config.json saying it.
 _TANH = re.compile(
