@@ -71,6 +71,8 @@ def get_config() -> ConfigDict:
   c.data.image_size = ()  # (height, width) that the model sees; () = as stored
   c.data.channels = 0  # 1 or 3; 0 = as stored
   c.data.crop = 'resize'  # resize, central, or inception (random at training time)
+  # Of the resized image's sides, what central keeps, and inception to evaluate; None: 0.875
+  c.data.crop_fraction = placeholder(float)
   c.data.mean = (0.5,)  # per channel, or one for all; of pixels scaled to [0, 1]
   c.data.std = (0.5,)
   c.data.resident = 'auto'  # keep the decoded set on the device: yes, no, auto = where it fits

@@ -143,13 +143,14 @@ def test_flags_win_over_what_a_file_says(predict, tmp_path, folder):
     '--mean=0.1,0.2,0.3',
     '--std=0.4',
     '--crop=central',
+    '--crop_fraction=0.5',
     '--dtype=float32',
     f'--class_names={tmp_path}/names.txt',
     '--json',
     folder / 'cmyk.jpg',
   )
   assert (result.returncode, result.stderr) == (0, '')
-  preprocess = {'mean': (0.1, 0.2, 0.3), 'std': (0.4,), 'crop': 'central'}
+  preprocess = {'mean': (0.1, 0.2, 0.3), 'std': (0.4,), 'crop': 'central', 'crop_fraction': 0.5}
   predictor = Predictor(random_params(SQUARE), SQUARE | {'preprocess': preprocess})
   (row,) = predictor([decode_image(folder / 'cmyk.jpg')])
   assert_predictions(*from_json(result.stdout), row, 'abc')
@@ -183,6 +184,14 @@ MISTAKES = {
   'top': (['WEIGHTS', 'IMAGE', '--top=0'], 'flag --top=0: 0 is not a positive integer'),
   'batch': (['WEIGHTS', 'IMAGE', '--batch_size=0'], 'flag --batch_size=0: 0 is not a positive'),
   'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central>'),
+  'no margin': (
+    ['WEIGHTS', 'IMAGE', '--crop_fraction=0.9'],
+    '--crop_fraction: only --crop=central leaves a margin out',
+  ),
+  'no fraction': (
+    ['WEIGHTS', 'IMAGE', '--crop=central', '--crop_fraction=1.5'],
+    '--crop_fraction: 1.5 is not over 0 and up to 1',
+  ),
   'no number': (['WEIGHTS', 'IMAGE', '--mean=0.5,x'], "--mean: '0.5,x' is not a number or one per"),
   'not finite': (['WEIGHTS', 'IMAGE', '--std=inf'], "--std: 'inf' is not a number"),
   'channels': (['WEIGHTS', 'IMAGE', '--std=1,2'], '--std: 2 values, but images have 3 channels'),
@@ -293,6 +302,7 @@ MODELS = {
     'data.image_size': (8, 12),
     'data.channels': 3,
     'data.crop': 'central',
+    'data.crop_fraction': 0.7,
     'data.mean': (0.3, 0.4, 0.5),
     'data.std': (0.5, 0.6, 0.7),
     'loss.name': 'sigmoid',

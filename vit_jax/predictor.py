@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.data import augment, make_preprocess
+from vit_jax.data import Preprocess, augment, make_preprocess
 from vit_jax.data.boxes import Window, out_of_window
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import from_description, variables
@@ -60,8 +60,8 @@ class Predictor:
     Args:
       params: parameter tree, float32, as from `weights.load`.
       config: model config, as from `weights.load`. Its `preprocess`, None or a dict of `mean` and
-        `std` (per channel or one for all, of pixels in [0, 1]) and `crop` (of `make_preprocess`),
-        may leave out any of them: 0.5, 0.5 and 'resize'.
+        `std` (per channel or one for all, of pixels in [0, 1]), `crop` and `crop_fraction` (of
+        `make_preprocess`), may leave out any of them: 0.5, 0.5, 'resize', and the usual margin.
       loss: that the model was trained with, 'softmax' or 'sigmoid', which makes the probabilities.
       dtype: of the computation.
 
@@ -70,17 +70,14 @@ class Predictor:
         known or don't fit `mean` and `std`.
     """
     check_choice('loss', loss, _PROBABILITIES)
-    num_classes, preprocess = config['num_classes'], PREPROCESS | (config.get('preprocess') or {})
+    num_classes = config['num_classes']
     self.class_names = config['class_names'] or [f'class {i}' for i in range(num_classes)]
-    check_images(config, preprocess)
+    self._preprocess, mean, std = preparation(config)
     self._image_shape = (*config['image_size'], config['channels'])
-    self._preprocess = make_preprocess(
-      config['image_size'], config['channels'], preprocess['crop'], train=False
-    )
     model = from_description(config, dtype=jnp.dtype(dtype))
 
     def outputs(params, images):
-      images = augment.normalize(images, preprocess['mean'], preprocess['std'])
+      images = augment.normalize(images, mean, std)
       return model.apply(variables(params), images, train=False)
 
     def predict(params, images):
@@ -190,8 +187,21 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ah
     yield result
 
 
-def check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
-  """Raises UsageError unless it is clear which pixels the model takes."""
+def preparation(
+  config: Mapping[str, Any],
+) -> tuple[Preprocess, Sequence[float], Sequence[float]]:
+  """Returns what is done to images for a model: on the host, then `(pixels / 255 - mean) / std`.
+
+  Args:
+    config: model config, as for `Predictor`.
+
+  Returns:
+    (the function of a record, mean, std), the last two per channel or of one number for all.
+
+  Raises:
+    UsageError: it isn't clear which pixels the model takes, or they don't fit `mean` and `std`.
+  """
+  preprocess = PREPROCESS | (config.get('preprocess') or {})
   if config['image_size'] is None:
     raise UsageError(
       '--image_size: the weights do not say how large their images are; give HEIGHT,WIDTH'
@@ -207,6 +217,10 @@ def check_images(config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> No
       )
   if min(preprocess['std']) <= 0:
     raise UsageError(f'--std: {tuple(preprocess["std"])} has a value that is not positive')
+  function = make_preprocess(
+    config['image_size'], channels, preprocess['crop'], False, preprocess.get('crop_fraction')
+  )
+  return function, preprocess['mean'], preprocess['std']
 
 
 def _check_outputs(outputs: Any, num_classes: int) -> None:

@@ -10,7 +10,7 @@ from vit_jax import weights
 from vit_jax.errors import UsageError
 from vit_jax.models.layers import ACTIVATIONS
 from vit_jax.models.vit import CLASSIFIERS
-from vit_jax.predictor import check_images
+from vit_jax.predictor import preparation
 from vit_jax.train import run_directory
 from vit_jax.weights import files
 from vit_jax.weights.model_config import PREPROCESS
@@ -29,6 +29,9 @@ _MEAN = flags.DEFINE_list('mean', None, 'Of pixels in [0, 1], per channel or one
 _STD = flags.DEFINE_list('std', None, 'Likewise.')
 _CROP = flags.DEFINE_enum(
   'crop', None, ['resize', 'central'], 'How images are brought to size. Default: resize.'
+)
+_CROP_FRACTION = flags.DEFINE_float(
+  'crop_fraction', None, 'Of the resized sides, what --crop=central keeps. Default: 0.875.'
 )
 
 
@@ -53,15 +56,29 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
   if 'image_size' in known:
     known['image_size'] = _pair(known['image_size'])
   preprocess = {flag.name: _numbers(flag) for flag in (_MEAN, _STD) if flag.value is not None}
-  preprocess |= {} if _CROP.value is None else {'crop': _CROP.value}
+  preprocess |= {
+    flag.name: flag.value for flag in (_CROP, _CROP_FRACTION) if flag.value is not None
+  }
   params, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
   if preprocess:
-    config = config | {'preprocess': PREPROCESS | (config.get('preprocess') or {}) | preprocess}
-    check_images(config, config['preprocess'])
+    config = config | {'preprocess': _combine(config.get('preprocess') or {}, preprocess)}
+    preparation(config)  # whether they fit
   if _CLASS_NAMES.value is not None and config['num_classes']:
     names = _read_class_names(_CLASS_NAMES.value, config['num_classes'])
     config = config | {'class_names': names}
   return params, config
+
+
+def _combine(said: dict[str, Any], flagged: dict[str, Any]) -> dict[str, Any]:
+  """Returns the model config's `preprocess` as the flags change it."""
+  combined = PREPROCESS | said | flagged
+  if not 0 < flagged.get('crop_fraction', 1) <= 1:
+    raise UsageError(f'--crop_fraction: {flagged["crop_fraction"]} is not over 0 and up to 1')
+  if combined['crop'] == 'resize':
+    if 'crop_fraction' in flagged:
+      raise UsageError('--crop_fraction: only --crop=central leaves a margin out')
+    combined.pop('crop_fraction', None)
+  return combined
 
 
 def loss(workdir: str | None, weights_path: str | None) -> str:

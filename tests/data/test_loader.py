@@ -16,7 +16,8 @@ import pytest
 
 from vit_jax.data.loader import epoch_order, eval_loader, resolve_resident, train_loader
 from vit_jax.data.preprocess import make_preprocess
-from vit_jax.data.sources import ArraySource, load_source
+from vit_jax.data.records import ArraySource
+from vit_jax.data.sources import load_source
 from vit_jax.errors import UsageError
 
 AS_STORED = make_preprocess((), 0, 'resize', train=True)

@@ -59,12 +59,20 @@ def test_resize_is_antialiased_bicubic(shape, channels):
 
 @pytest.mark.parametrize('train', [True, False])
 @pytest.mark.parametrize('size', [(30, 20), (20, 50), (16, 16)])
-def test_central_is_the_middle_of_256_by_224(size, train):
+@pytest.mark.parametrize('fraction', [None, 0.7, 1.0])
+def test_central_is_the_middle_of_256_by_224_or_of_a_fraction(size, train, fraction):
   height, width = 14, 21
   given = record(*size)
-  made = make_preprocess((height, width), 0, 'central', train)(given, None)['image']
-  scale = 256 / 224 * max(height / size[0], width / size[1])
-  covered = resize(given['image'], round(size[0] * scale), round(size[1] * scale))
+  made = make_preprocess((height, width), 0, 'central', train, fraction)(given, None)['image']
+  # In whole numbers: the side that fits, then the other.
+  numerator, denominator = (256, 224) if fraction is None else (10, round(10 * fraction))
+  if height * size[1] >= width * size[0]:
+    rows = height * numerator // denominator
+    columns = rows * size[1] // size[0]
+  else:
+    columns = width * numerator // denominator
+    rows = columns * size[0] // size[1]
+  covered = resize(given['image'], rows, columns)
   top, left = (covered.shape[0] - height) // 2, (covered.shape[1] - width) // 2
   expected = covered[top : top + height, left : left + width]
   np.testing.assert_allclose(made, expected, atol=1.1)
@@ -154,11 +162,14 @@ def test_channels():
     (((8, 8), 2, 'resize'), 'config.data.channels: 2 is not 1, 3 or 0'),
     (((8, 8), 0, 'centre'), "config.data.crop: 'centre' .* did you mean 'central'"),
     (((), 0, 'inception'), r"config.data.image_size: crop 'inception' needs"),
+    (((8, 8), 0, 'central', 0.0), 'config.data.crop_fraction: 0.0 is not over 0 and up to 1'),
+    (((8, 8), 0, 'inception', 1.1), 'config.data.crop_fraction: 1.1 is not over 0 and up to 1'),
+    (((8, 8), 0, 'resize', 0.9), "config.data.crop_fraction: crop 'resize' takes the whole image"),
   ],
 )
 def test_mistakes(args, message):
   with pytest.raises(UsageError, match=message) as error:
-    make_preprocess(*args, train=True)
+    make_preprocess(*args[:3], True, *args[3:])
   assert '\n' not in str(error.value)
 
 

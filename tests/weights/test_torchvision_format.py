@@ -17,7 +17,12 @@ CONFIG = {
   'channels': 3,
   'image_size': (224, 224),
   'class_names': None,
-  'preprocess': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'crop': 'central'},
+  'preprocess': {
+    'mean': (0.485, 0.456, 0.406),
+    'std': (0.229, 0.224, 0.225),
+    'crop': 'central',
+    'crop_fraction': 0.875,
+  },
 }
 GREY = CONFIG | {
   'name': 'resnet34',

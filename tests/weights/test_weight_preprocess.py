@@ -11,7 +11,12 @@ from vit_jax.data.preprocess import make_preprocess
 from vit_jax.errors import UsageError
 
 FILES = {'augreg': 'm.npz', 'huggingface': 'folder', 'timm': 'm.safetensors', 'scenic': 'm.msgpack'}
-IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'crop': 'central'}
+IMAGENET = {
+  'mean': (0.485, 0.456, 0.406),
+  'std': (0.229, 0.224, 0.225),
+  'crop': 'central',
+  'crop_fraction': 0.8,
+}
 PROCESSOR = 'preprocessor_config.json'
 
 
@@ -34,6 +39,10 @@ def test_formats_keep_what_is_done_to_images(tmp_path, format):
     ({'mean': 0.5}, 'preprocess='),
     ({'mean': ('0.5',)}, 'preprocess='),
     ({'crop': 'inception'}, 'preprocess='),
+    ({'crop_fraction': 0}, 'preprocess='),
+    ({'crop_fraction': 1.01}, 'preprocess='),
+    ({'crop_fraction': '0.8'}, 'preprocess='),
+    ({'crop': 'resize'}, 'preprocess='),
     ({'size': 3}, 'preprocess='),
     ({'mean': (0.5, 0.5)}, r'preprocess\.mean has 2 values for 3 channels'),
     ({'std': (0.5,) * 4}, r'preprocess\.std has 4 values for 3 channels'),
@@ -57,7 +66,21 @@ def read(folder, config=SQUARE, **processor):
 def test_hugging_face_defaults_may_be_left_out(tmp_path):
   assert read(tmp_path) == {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
   assert read(tmp_path, image_mean=None, do_rescale=None)['mean'] == (0.5,)
-  assert read(tmp_path, do_center_crop=True)['crop'] == 'central'
+  central = read(tmp_path, do_center_crop=True)
+  assert (central['crop'], central['crop_fraction']) == ('central', 0.875)
+
+
+@pytest.mark.parametrize(
+  ('size', 'crop_size', 'fraction'),
+  [
+    ({'shortest_edge': 248}, {'height': 224, 'width': 224}, 224 / 248),
+    (256, 224, 0.875),
+    ({'height': 8, 'width': 8}, {'height': 8, 'width': 8}, 1.0),
+  ],
+)
+def test_hugging_face_s_margin_around_the_crop(tmp_path, size, crop_size, fraction):
+  its_preprocess = read(tmp_path, do_center_crop=True, size=size, crop_size=crop_size)
+  assert its_preprocess['crop_fraction'] == fraction
 
 
 @pytest.mark.parametrize(
@@ -107,7 +130,7 @@ def test_nothing_is_written_where_nothing_is_known(tmp_path):
 
 
 def test_what_hugging_face_has_no_words_for_is_found_again_here(tmp_path):
-  preprocess = {'mean': (0.1307,), 'std': (0.3081,), 'crop': 'central'}
+  preprocess = {'mean': (0.1307,), 'std': (0.3081,), 'crop': 'central', 'crop_fraction': 0.9}
   weights.save(
     random_params(WIDE), WIDE | {'preprocess': preprocess}, tmp_path, format='huggingface'
   )
@@ -127,7 +150,10 @@ def load_processor(folder, config, preprocess):
   return transformers.AutoImageProcessor.from_pretrained(folder)
 
 
-@pytest.mark.parametrize('crop', ['resize', 'central'])
+@pytest.mark.parametrize(
+  'crop',
+  [{'crop': 'resize'}, *({'crop': 'central', 'crop_fraction': f} for f in (0.875, 0.9, 1.0))],
+)
 @pytest.mark.parametrize(
   ('channels', 'mean', 'std'),
   [(3, IMAGENET['mean'], IMAGENET['std']), (3, (0.5,), (0.25,)), (1, (0.1307,), (0.3081,))],
@@ -135,9 +161,9 @@ def load_processor(folder, config, preprocess):
 def test_hugging_face_s_processor_gives_the_same_pixels(tmp_path, channels, mean, std, crop):
   """Of an image of another size: the same bicubic resize and crop, and (x / 255 - mean) / std."""
   config = SQUARE | {'image_size': (28, 28), 'channels': channels}
-  processor = load_processor(tmp_path, config, {'mean': mean, 'std': std, 'crop': crop})
+  processor = load_processor(tmp_path, config, {'mean': mean, 'std': std} | crop)
   image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), np.uint8)
-  record = make_preprocess((28, 28), channels, crop, train=False)({'image': image})
+  record = make_preprocess((28, 28), channels, train=False, **crop)({'image': image})
   expected = (record['image'] / 255 - np.array(mean)) / np.array(std)
   options = {'input_data_format': 'channels_last', 'return_tensors': 'np'}
   (theirs,) = processor(image, **options)['pixel_values']
@@ -146,7 +172,9 @@ def test_hugging_face_s_processor_gives_the_same_pixels(tmp_path, channels, mean
 
 def test_hugging_face_s_vit_processor_reads_it_too(tmp_path):
   transformers = pytest.importorskip('transformers')
-  load_processor(tmp_path, SQUARE, IMAGENET | {'crop': 'resize'})
+  load_processor(
+    tmp_path, SQUARE, {'mean': IMAGENET['mean'], 'std': IMAGENET['std'], 'crop': 'resize'}
+  )
   processor = transformers.ViTImageProcessor.from_pretrained(tmp_path)
   image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)  # of the right size
   (theirs,) = processor(image, return_tensors='np')['pixel_values']

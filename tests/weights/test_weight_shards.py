@@ -163,10 +163,10 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
   path = hub[0] if path == 'folder' else path
   assert weights.detect(path) == 'timm'
   params, its_config = weights.load(path)
-  preprocess = {'mean': (0.4, 0.5, 0.6), 'std': (0.1, 0.2, 0.3), 'crop': 'central'}
+  preprocess = {'mean': (0.4, 0.5, 0.6), 'std': (0.1, 0.2, 0.3)}
   assert its_config == config | {
     'class_names': ['ant', 'bee', 'fly'],
-    'preprocess': preprocess,
+    'preprocess': preprocess | {'crop': 'central', 'crop_fraction': 0.9},
   }
   assert_same(params, random_params(config))
   with pytest.raises(UsageError, match=r"^--classifier: 'token', but .* says 'gap'$"):
@@ -174,15 +174,20 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'crop'),
-  [({'crop_pct': 1.0}, 'central'), ({'crop_mode': 'squash'}, 'resize'), ({}, 'central')],
+  ('changes', 'crop', 'fraction'),
+  [
+    ({'crop_pct': 1.0}, 'central', 1.0),
+    ({'crop_mode': 'squash'}, 'resize', None),
+    ({}, 'central', 0.9),
+  ],
 )
-def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop):
+def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop, fraction):
   config = SQUARE | {'activation': 'gelu_exact'}
   theirs = {'architecture': 'vit', 'labels': None} | TIMM['pretrained_cfg'] | changes
   save_as_timm_does(tmp_path / 'm', config, theirs)
   _, its_config = weights.load(tmp_path / 'm', num_heads=2)
   assert its_config['preprocess']['crop'] == crop
+  assert its_config['preprocess'].get('crop_fraction') == fraction
   assert its_config['classifier'] == 'token'
 
 

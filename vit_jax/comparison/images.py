@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import data
 from vit_jax.errors import UsageError
-from vit_jax.weights.model_config import PREPROCESS
+from vit_jax.predictor import preparation
 
 _NUM_RANDOM = 64
 
@@ -44,8 +44,7 @@ class RandomImages:
 class DatasetImages:
   """The first images of a data set's split, as the model takes them.
 
-  They are preprocessed as the model config says under `preprocess`, a dict of `mean` and `std`, per
-  channel or one for all, and `crop`; what isn't said there is 0.5, 0.5 and 'resize'.
+  They are preprocessed as the model config says under `preprocess`; see `Predictor`.
 
   Attributes:
     name: what they are, in words.
@@ -63,17 +62,15 @@ class DatasetImages:
       count: how many images, 0 standing for all.
 
     Raises:
-      UsageError: what `data.load_source` raises, told by the names of the command's flags.
+      UsageError: what `preparation` raises, and `data.load_source`, told by the names of the
+        command's flags.
     """
     self.name = f'{dataset}, {split}'
     self.shape = (*config['image_size'], config['channels'])
-    how = PREPROCESS | (config.get('preprocess') or {})
-    self._mean, self._std = np.float32(how['mean']), np.float32(how['std'])
+    self._preprocess, mean, std = preparation(config)
+    self._mean, self._std = np.float32(mean), np.float32(std)
     is_folder = os.sep in dataset
     try:
-      self._preprocess = data.make_preprocess(
-        config['image_size'], config['channels'], how['crop'], train=False
-      )
       self._source = data.load_source(
         'folder' if is_folder else dataset, split, dataset if is_folder else dir, field='--split'
       )

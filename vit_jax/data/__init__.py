@@ -9,9 +9,11 @@ from vit_jax.data.loader import (
   train_loader,
 )
 from vit_jax.data.preprocess import Preprocess, make_preprocess
-from vit_jax.data.sources import Record, Source, load_source
+from vit_jax.data.records import Record, Source
+from vit_jax.data.sources import FOLDERS, load_source
 
 __all__ = [
+  'FOLDERS',
   'Preprocess',
   'Record',
   'ResidentLoader',

@@ -22,7 +22,7 @@ from absl import flags
 from tqdm import tqdm
 
 from vit_jax.data.preprocess import Preprocess
-from vit_jax.data.sources import Record, Source
+from vit_jax.data.records import Record, Source
 from vit_jax.errors import UsageError, check_choice
 
 Arrays = dict[str, np.ndarray]

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.boxes import Window, into_window, visible_share
-from vit_jax.data.sources import Record
+from vit_jax.data.records import Record
 from vit_jax.errors import UsageError, check_choice
 
 CROPS = ('resize', 'central', 'inception')
+CROP_FRACTION = 224 / 256  # as big_vision and torchvision evaluate on ImageNet
 
-_RESIZE_OVER_CROP = 256 / 224  # of evaluation on ImageNet, here for every size
 _AREA = (0.08, 1.0)  # fraction of the image
 _ASPECT = (3 / 4, 4 / 3)  # width / height
 _ATTEMPTS = 10
@@ -34,6 +34,7 @@ class Preprocess:
   image_size: tuple[int, int] | tuple[()]
   channels: int
   crop: str
+  crop_fraction: float
   random: bool
 
   def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
@@ -56,9 +57,23 @@ class Preprocess:
     """Returns the part of an image of this size that evaluation sees."""
     if self.crop == 'resize':
       return _WHOLE
-    size, (left, top) = _covering(height, width, *self.image_size)
+    size, (left, top) = self._covering(height, width)
     right, bottom = left + self.image_size[1], top + self.image_size[0]
     return left / size[0], top / size[1], right / size[0], bottom / size[1]
+
+  def _covering(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns (width, height) to resize an image to, and (left, top) of the part that is kept.
+
+    Both sides are rounded down, the one that fits first, as in timm and torchvision.
+    """
+    new_height, new_width = self.image_size
+    if new_height * width >= new_width * height:
+      fitting = _floor(new_height / self.crop_fraction)
+      size = _floor(fitting * width / height), fitting
+    else:
+      fitting = _floor(new_width / self.crop_fraction)
+      size = fitting, _floor(fitting * height / width)
+    return size, ((size[0] - new_width) // 2, (size[1] - new_height) // 2)
 
   def _resize(
     self, image: Image.Image, rng: np.random.Generator | None, box: np.ndarray | None
@@ -73,14 +88,26 @@ class Preprocess:
       image = image.crop(window)
       window = tuple(edge / side for edge, side in zip(window, sides, strict=True))
     elif self.crop != 'resize':
+      size, (left, top) = self._covering(image.height, image.width)
       window = self.window(image.height, image.width)
-      return _resize_and_crop(image, height, width), window
+      image = image.resize(size, Image.Resampling.BICUBIC)
+      return image.crop((left, top, left + width, top + height)), window
     else:
       window = _WHOLE
     return image.resize((width, height), Image.Resampling.BICUBIC), window
 
 
-def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: bool) -> Preprocess:
+def _floor(pixels: float) -> int:
+  return math.floor(pixels + 1e-6)  # 224 / 0.875 is 256
+
+
+def make_preprocess(
+  image_size: Sequence[int],
+  channels: int,
+  crop: str,
+  train: bool,
+  crop_fraction: float | None = None,
+) -> Preprocess:
   """Returns `preprocess(record, rng) -> record`, which changes `image`, and `box` with it.
 
   Resizing is Pillow's bicubic with antialiasing, as timm does for vision transformers.
@@ -89,11 +116,13 @@ def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: 
     image_size: (height, width), (side,) of a square, or () to leave images as they are stored.
     channels: 1 (ITU-R BT.601 luma), 3, or 0 to leave them as they are stored.
     crop: 'resize' takes the whole image, whatever its shape. 'central' takes the middle of the
-      image resized to cover 256/224 of `image_size`, as big_vision. 'inception' takes, to train,
+      image resized to cover `image_size` / `crop_fraction`. 'inception' takes, to train,
       a random part (arXiv:1409.4842; 8 to 100 % of the area, aspect 3/4 to 4/3, as torchvision's
       RandomResizedCrop) and, to evaluate, the same as 'central'. Where there is a box, the random
       part has at least half of it.
     train: whether it is for training.
+    crop_fraction: of a side of the resized image, what 'central' keeps, over 0 and up to 1, timm's
+      crop_pct; None is CROP_FRACTION.
 
   Raises:
     UsageError: a wrong value, or a crop without an image size.
@@ -109,7 +138,12 @@ def make_preprocess(image_size: Sequence[int], channels: int, crop: str, train: 
   check_choice('config.data.crop', crop, CROPS)
   if crop != 'resize' and not image_size:
     raise UsageError(f'config.data.image_size: crop {crop!r} needs a (height, width)')
-  return Preprocess(image_size, channels, crop, random=train and crop == 'inception')
+  if crop == 'resize' and crop_fraction is not None:
+    raise UsageError("config.data.crop_fraction: crop 'resize' takes the whole image")
+  crop_fraction = CROP_FRACTION if crop_fraction is None else crop_fraction
+  if not 0 < crop_fraction <= 1:
+    raise UsageError(f'config.data.crop_fraction: {crop_fraction} is not over 0 and up to 1')
+  return Preprocess(image_size, channels, crop, crop_fraction, train and crop == 'inception')
 
 
 def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -140,18 +174,3 @@ def _inception_window(
     if box is None or visible_share(box, window) >= _LEAST_VISIBLE:
       return part
   return 0, 0, width, height
-
-
-def _covering(
-  height: int, width: int, new_height: int, new_width: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-  """Returns (width, height) that covers more than the new size, and (left, top) of its middle."""
-  scale = _RESIZE_OVER_CROP * max(new_height / height, new_width / width)
-  size = round(width * scale), round(height * scale)
-  return size, ((size[0] - new_width) // 2, (size[1] - new_height) // 2)
-
-
-def _resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-  size, (left, top) = _covering(image.height, image.width, height, width)
-  image = image.resize(size, Image.Resampling.BICUBIC)
-  return image.crop((left, top, left + width, top + height))

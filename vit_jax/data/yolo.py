@@ -14,7 +14,8 @@ import numpy as np
 import yaml
 
 from vit_jax.data import images
-from vit_jax.data.sources import FolderSource, Record
+from vit_jax.data.folders import FolderSource
+from vit_jax.data.records import Record
 from vit_jax.data.splits import resolve_aliases, split_names, split_ranges
 from vit_jax.errors import UsageError
 

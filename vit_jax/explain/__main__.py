@@ -19,16 +19,15 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from vit_jax import cli, weight_flags
-from vit_jax.data import augment, decode_image, load_source, make_preprocess
+from vit_jax.data import augment, decode_image, load_source
 from vit_jax.data.images import find_images
 from vit_jax.errors import UsageError, check_choice, nearest
 from vit_jax.explain import pictures
 from vit_jax.explain.attention import HEAD_FUSIONS
 from vit_jax.explain.evaluation import Evaluation, evaluate
 from vit_jax.models import from_description
-from vit_jax.predictor import Predictor, check_images
+from vit_jax.predictor import Predictor, preparation
 from vit_jax.train import plots, run_directory, writers
-from vit_jax.weights.model_config import PREPROCESS
 
 
 def _curves(context: pictures.Context) -> Figure | str:
@@ -160,10 +159,8 @@ def _context(
   name: str,
   settings: Mapping[str, Any],
 ) -> pictures.Context:
-  preprocess = PREPROCESS | (config.get('preprocess') or {})
-  check_images(config, preprocess)
+  fit, mean, std = preparation(config)
   shape = *config['image_size'], config['channels']
-  fit = make_preprocess(config['image_size'], config['channels'], preprocess['crop'], train=False)
   records = [examples[i] for i in range(min(_NUM_IMAGES.value, len(examples)))]
   fitted = [fit(record) for record in records]
   images = np.array([record['image'] for record in fitted], np.uint8).reshape(-1, *shape)
@@ -173,7 +170,7 @@ def _context(
     model=from_description(config),
     params=params,
     images=images,
-    inputs=np.asarray(augment.normalize(images, preprocess['mean'], preprocess['std'])),
+    inputs=np.asarray(augment.normalize(images, mean, std)),
     labels=_one_hot([r['label'] for r in records], config['num_classes']) if known else None,
     boxes=np.stack(boxes) if boxes else None,
     file_names=[record.get('file', '') for record in records],

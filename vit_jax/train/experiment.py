@@ -137,7 +137,9 @@ class Experiment:
     data, targets = config.data, task_module(config).TARGETS
     augment.validate(config.augment, boxes='box' in targets)
     preprocess = {
-      split: make_preprocess(data.image_size, data.channels, data.crop, train=split == 'train')
+      split: make_preprocess(
+        data.image_size, data.channels, data.crop, split == 'train', data.crop_fraction
+      )
       for split in ('train', 'test')
     }
     sources = {
@@ -227,10 +229,13 @@ class Experiment:
       'channels': self._image_shape[-1],
       'image_size': self._image_shape[:2],
       'class_names': list(self.sets['train'][0].class_names),
-      'preprocess': {
+      'preprocess': {'mean': data.mean, 'std': data.std, 'crop': 'resize'}
+      if data.crop == 'resize'
+      else {
         'mean': data.mean,
         'std': data.std,
-        'crop': 'resize' if data.crop == 'resize' else 'central',  # as in evaluation
+        'crop': 'central',  # as in evaluation
+        'crop_fraction': self.sets['test'][1].crop_fraction,
       },
     }
 

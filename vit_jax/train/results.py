@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory
+from vit_jax.data import FOLDERS
 from vit_jax.train.writers import format_value, format_values
 
 
@@ -32,9 +33,7 @@ def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
   steps_per_second = run.timed_steps / run.seconds if run.timed_steps else None
   return {
     'model': config.model.name,
-    'dataset': Path(config.data.dir).name
-    if config.data.name in ('folder', 'yolo')
-    else config.data.name,
+    'dataset': Path(config.data.dir).name if config.data.name in FOLDERS else config.data.name,
     'step': run.step,
     'epochs': run.step * config.batch_size / len(run.experiment.sets['train'][0]),
     'stopped_early': run.meta['stopped'],

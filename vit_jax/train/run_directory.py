@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.data import FOLDERS
 from vit_jax.errors import UsageError
 
 # Fields that change how fast or from where a run reads, not what it computes; beside `reference`.
@@ -74,7 +75,7 @@ def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None
   """
   old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
   # A TFDS data set is the same wherever it is; a folder of images is known by its place.
-  is_folder = config.data.name in ('folder', 'yolo')
+  is_folder = config.data.name in FOLDERS
   free = _FREE_FIELDS if is_folder else _FREE_FIELDS | {'data.dir'}
   differing = [
     f'{name} {old[name]!r} there, {new[name]!r} now'

@@ -5,6 +5,7 @@ class token, and ViTModel, whose pooler, if it has one, is `pre_logits` here.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -63,7 +64,6 @@ _PROCESSOR_DEFAULTS = {
   'image_std': 0.5,
   'do_center_crop': False,
 }
-_RESIZE_OVER_CROP = 256 / 224  # of the central crop here
 
 SUFFIXES = ()  # it is a folder
 
@@ -82,8 +82,8 @@ def load(
     path: a folder with config.json and model.safetensors or, PyTorch being installed,
       pytorch_model.bin, whole or in shards; or the name of one on the hub,
       `google/vit-base-patch16-224`, with or without `hf:` in front, which is downloaded once into
-      Hugging Face's cache. preprocessor_config.json is read where there is one; what it says of
-      interpolation, and of the margin around a central crop, is not.
+      Hugging Face's cache. preprocessor_config.json is read where there is one, but for the
+      interpolation, which is bicubic here.
     allow: as for `augreg.load`.
     **known: `classifier` of a model without a head; what config.json says can't be otherwise.
 
@@ -171,9 +171,17 @@ def _read_preprocess(path: Path) -> dict[str, Any] | None:
     preprocess = {
       'mean': [value / scale for value in (mean if isinstance(mean, list) else [mean])],
       'std': [value / scale for value in (std if isinstance(std, list) else [std])],
-      'crop': 'central' if theirs['do_center_crop'] else 'resize',
+      'crop': 'resize',
     }
+    if theirs['do_center_crop']:
+      preprocess['crop'] = 'central'
+      if {'size', 'crop_size'} <= theirs.keys():
+        preprocess['crop_fraction'] = _side(theirs['crop_size']) / _side(theirs['size'])
     return model_config.said({'preprocess': preprocess}, path)['preprocess']
+
+
+def _side(size: int | Mapping[str, int]) -> int:
+  return size if isinstance(size, int) else size.get('shortest_edge') or size['height']
 
 
 def _their_preprocess(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -184,10 +192,11 @@ def _their_preprocess(config: Mapping[str, Any]) -> dict[str, Any] | None:
   if preprocess['crop'] == 'central':
     if height != width:
       return None
+    fraction = preprocess['crop_fraction']
     # ViT's own processor, in older versions, doesn't crop.
     crop = {
       'image_processor_type': 'BitImageProcessor',
-      'size': {'shortest_edge': round(_RESIZE_OVER_CROP * height)},
+      'size': {'shortest_edge': math.floor(height / fraction + 1e-6)},
       'do_center_crop': True,
       'crop_size': size,
     }

@@ -3,9 +3,10 @@
 It is a dict that the model's `from_config` takes: the entries of an experiment's `config.model`
 that parameters depend on, and `num_classes`, `channels`, `image_size` (height, width) or None where
 nothing depends on it, `class_names`, a list or None, and `preprocess`, None or a dict of what is
-done to images: `mean` and `std`, of pixels scaled to [0, 1], and `crop`, 'resize' or 'central', all
-three as in an experiment's `config.data`. Where a task has put a head of its own on the model's
-features, which are then in `backbone`, `head` describes it; see `models.describe`.
+done to images: `mean` and `std`, of pixels scaled to [0, 1], and `crop`, 'resize' or 'central', the
+latter with `crop_fraction`, all as in an experiment's `config.data`. Where a task has put a head of
+its own on the model's features, which are then in `backbone`, `head` describes it; see
+`models.describe`.
 """
 
 import functools
@@ -19,6 +20,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from vit_jax.data.preprocess import CROP_FRACTION
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import MODELS, from_description, tree
 
@@ -40,14 +42,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_preprocess(value: Any) -> bool:
-  if not isinstance(value, dict) or value.keys() != {'mean', 'std', 'crop'}:
+  if not isinstance(value, dict):
     return False
-  mean, std = value['mean'], value['std']
+  keys = {'crop_fraction'} if value.get('crop') == 'central' else set()
+  if value.keys() - keys != PREPROCESS.keys():
+    return False
+  mean, std, fraction = value['mean'], value['std'], value.get('crop_fraction', 1)
   return (
     all(isinstance(numbers, list | tuple) and numbers for numbers in (mean, std))
-    and all(map(_is_number, (*mean, *std)))
+    and all(map(_is_number, (*mean, *std, fraction)))
     and min(std) > 0
     and value['crop'] in ('resize', 'central')
+    and 0 < fraction <= 1
   )
 
 
@@ -79,6 +85,8 @@ def said(config: Mapping[str, Any], path: object) -> dict[str, Any]:
       raise UsageError(f'{path}: its model config has {key}={value!r}')
     if key == 'preprocess' and value is not None:
       value = value | {name: tuple(map(float, value[name])) for name in ('mean', 'std')}
+      if value['crop'] == 'central':
+        value = {'crop_fraction': CROP_FRACTION} | value
     entries[key] = value
   return entries
 

@@ -78,8 +78,8 @@ def load(
 
   Args:
     path: .safetensors or, PyTorch being installed, .pth; local, gs:// or https://. Or a folder with
-      config.json, or the name of one on the hub, as for `huggingface.load`. Of what config.json
-      says of cropping, that there is any is taken over, not its margin.
+      config.json, or the name of one on the hub, as for `huggingface.load`. Its
+      interpolation isn't taken over, which is bicubic here.
     allow: as for `augreg.load`.
     **known: entries of the model config that the file doesn't say: `num_heads`, `classifier`,
       `activation`, `norm_epsilon`, `image_size`.
@@ -171,8 +171,12 @@ def _read_config(path: Path) -> dict[str, Any]:
       stated['class_names'] = names
     alike = made_with.get('in_chans', channels) == channels
     if 'mean' in cfg and 'std' in cfg and alike:
-      crop = 'resize' if cfg.get('crop_mode') == 'squash' else 'central'
-      stated['preprocess'] = {'mean': cfg['mean'], 'std': cfg['std'], 'crop': crop}
+      preprocess = {'mean': cfg['mean'], 'std': cfg['std'], 'crop': 'resize'}
+      if cfg.get('crop_mode') != 'squash':
+        preprocess['crop'] = 'central'
+        if 'crop_pct' in cfg:
+          preprocess['crop_fraction'] = cfg['crop_pct']
+      stated['preprocess'] = preprocess
     return model_config.said(stated, path)
 
 

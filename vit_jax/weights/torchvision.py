@@ -21,7 +21,12 @@ _MARK = 'layer1.0.bn1.running_mean'  # the name of a tensor that these files hav
 _HEAD = 2**16  # bytes, of all three kinds of state dicts, that hold the names of their tensors
 
 _DEPTHS = {kind.stage_sizes: name for name, kind in MODELS.items() if issubclass(kind, ResNet)}
-_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'crop': 'central'}
+_IMAGENET = {
+  'mean': (0.485, 0.456, 0.406),
+  'std': (0.229, 0.224, 0.225),
+  'crop': 'central',
+  'crop_fraction': 0.875,
+}
 _COUNTER = 'num_batches_tracked'  # of steps; PyTorch reads it where momentum is None alone
 
 

@@ -1,0 +1,124 @@
+"""Folders with a folder of image files for each class."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vit_jax.data import images
+from vit_jax.data.records import Record, Source
+from vit_jax.data.splits import EVALUATION_SPLITS, resolve_aliases, split_names, split_ranges
+from vit_jax.errors import UsageError
+
+
+class FolderSource(Source):
+  """Records from image files that are known to decode.
+
+  Attributes:
+    files: paths below `root`, in the order of the records.
+    skipped: those of the used splits that can't be decoded.
+  """
+
+  def __init__(
+    self,
+    root: Path,
+    files: Sequence[str],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    image_shape: tuple[int | None, int | None, int],
+    skipped: Sequence[str],
+  ):
+    self.class_names, self.image_shape = tuple(class_names), image_shape
+    self.files, self.skipped = tuple(files), tuple(skipped)
+    self._root, self._labels = root, np.asarray(labels, np.int32)
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def read(self, indices: Sequence[int]) -> Iterator[Record]:
+    for i in indices:
+      image = images.decode_image(self._root / self.files[i], self.image_shape[2])
+      yield {'image': image, 'label': int(self._labels[i])}
+
+
+def load(split: str, directory: str, field: str) -> FolderSource:
+  """Opens splits of a folder of images: colour where any image of 'train' is, grey otherwise.
+
+  Args:
+    split: in TFDS syntax; 'val', 'valid', 'validation' and 'test' stand for each other where there
+      is but one.
+    directory: the folder, with CLASS/*, or train/CLASS/* and test/CLASS/* (or 'val' and so on).
+    field: the configuration field to name when `split` is wrong.
+
+  Raises:
+    UsageError: no such folder or split, fewer than two classes, splits whose classes differ, or a
+      class without images.
+  """
+  root = Path(directory).expanduser().absolute()
+  if not directory or not root.is_dir():
+    raise UsageError(f'config.data.dir: {directory!r} is not a folder; give the folder of images')
+  prefixes = _split_prefixes(root)
+  split = resolve_aliases(str(split), prefixes)
+  if not prefixes['train'] and split in EVALUATION_SPLITS:
+    raise UsageError(
+      f'{field}: {split!r} is not a folder of {root}; without folders for the splits, give slices '
+      "such as 'train[:80%]' to train and 'train[80%:]' to test"
+    )
+  names = split_names(split, prefixes, field)
+  class_names = _class_names(root / prefixes['train'])
+  checked = {}
+  for name in dict.fromkeys(('train', *names)):
+    _compare_classes(root / prefixes[name], class_names)
+    folders = [prefixes[name] + class_name for class_name in class_names]
+    checked[name] = images.check_images(root, *images.list_images(root, folders))
+  labels = {name: _labels(checked[name].files, prefixes[name], class_names) for name in checked}
+  if empty := set(range(len(class_names))) - set(labels['train']):
+    folder = root / prefixes['train'] / class_names[min(empty)]
+    raise UsageError(f'config.data.dir: {folder} holds no images')
+
+  ranges = split_ranges(split, {name: len(checked[name].files) for name in names}, field)
+  return FolderSource(
+    root,
+    [checked[name].files[i] for name, r in ranges for i in r],
+    [labels[name][i] for name, r in ranges for i in r],
+    class_names,
+    images.common_shape({shape for c in checked.values() for shape in c.shapes}, checked['train']),
+    [file for name in dict.fromkeys(names) for file in checked[name].skipped],
+  )
+
+
+def _visible_folders(folder: Path) -> list[str]:
+  return sorted(f.name for f in folder.iterdir() if f.is_dir() and f.name[0] != '.')
+
+
+def _split_prefixes(root: Path) -> dict[str, str]:
+  """Returns the path below `root` of each split: all is 'train' where there is no such folder."""
+  names = ('train', *EVALUATION_SPLITS)
+  found = [n for n in names if (root / n).is_dir() and _visible_folders(root / n)]
+  return {n: f'{n}/' for n in found} if 'train' in found else {'train': ''}
+
+
+def _class_names(folder: Path) -> list[str]:
+  names = _visible_folders(folder)
+  if len(names) < 2:
+    raise UsageError(
+      f'config.data.dir: {folder} has {len(names)} folders of images and needs two or more, one '
+      'per class: CLASS/* or train/CLASS/* and test/CLASS/*'
+    )
+  return names
+
+
+def _compare_classes(folder: Path, class_names: Sequence[str]) -> None:
+  """Raises UsageError where the class folders of a split aren't those of 'train'."""
+  found = _visible_folders(folder)
+  wrong = [f'{name!r} is missing' for name in class_names if name not in found]
+  wrong += [f'{name!r} is not in train' for name in found if name not in class_names]
+  if wrong:
+    raise UsageError(
+      f'config.data.dir: the classes of {folder} differ from those of train: {", ".join(wrong[:5])}'
+    )
+
+
+def _labels(files: Sequence[str], prefix: str, class_names: Sequence[str]) -> list[int]:
+  index = {name: i for i, name in enumerate(class_names)}
+  return [index[file[len(prefix) :].split('/', 1)[0]] for file in files]
