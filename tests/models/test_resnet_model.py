@@ -1,5 +1,7 @@
 """ResNets: sizes, dtypes, initialisation, running statistics, and what their configs may say."""
 
+import functools
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UsageError
-from vit_jax.models import MODELS, build_model, tree, variables
+from vit_jax.models import MODELS, build_model, resnet, tree, variables
 from vit_jax.models.resnet import BatchNorm, ResNet
 
 
@@ -49,6 +51,27 @@ def test_bfloat16_reaches_every_convolution_and_norm():
   )
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(shapes['intermediates'])}
   assert dtypes == {jnp.dtype('bfloat16')}
+
+
+@pytest.mark.parametrize('size', [1, 2, 3])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2), (5, 8), (8, 3), (9, 2)])
+def test_convolutions_of_small_maps_are_convolutions(shape, stride, size):
+  rng = np.random.default_rng(0)
+  x, kernel = rng.normal(size=(2, *shape, 3)), rng.normal(size=(size, size, 3, 4))
+  args = jnp.float32(x), jnp.float32(kernel), (stride, stride), [(size // 2, size // 2)] * 2
+  axes = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+
+  def value_and_gradients(convolve):
+    y, back = jax.vjp(lambda x, kernel: convolve(x, kernel, *args[2:], **axes), *args[:2])
+    return y, *back(jnp.cos(y))
+
+  expected = value_and_gradients(jax.lax.conv_general_dilated)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    value_and_gradients(resnet._convolve),
+    expected,
+  )
 
 
 def test_initial_values_are_torchvision_s():
