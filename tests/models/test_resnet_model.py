@@ -1,7 +1,5 @@
 """ResNets: sizes, dtypes, initialisation, running statistics, and what their configs may say."""
 
-import functools
-
 import flax
 import jax
 import jax.numpy as jnp
@@ -53,25 +51,26 @@ def test_bfloat16_reaches_every_convolution_and_norm():
   assert dtypes == {jnp.dtype('bfloat16')}
 
 
-@pytest.mark.parametrize('size', [1, 2, 3])
+@pytest.mark.parametrize('size', [1, 3])
 @pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('shape', [(1, 1), (2, 2), (5, 8), (8, 3), (9, 2)])
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2), (8, 5), (9, 2)])
 def test_convolutions_of_small_maps_are_convolutions(shape, stride, size):
   rng = np.random.default_rng(0)
   x, kernel = rng.normal(size=(2, *shape, 3)), rng.normal(size=(size, size, 3, 4))
-  args = jnp.float32(x), jnp.float32(kernel), (stride, stride), [(size // 2, size // 2)] * 2
+  how = (stride, stride), [(size // 2, size // 2)] * 2
   axes = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
 
-  def value_and_gradients(convolve):
-    y, back = jax.vjp(lambda x, kernel: convolve(x, kernel, *args[2:], **axes), *args[:2])
-    return y, *back(jnp.cos(y))
+  @jax.jit
+  def values_and_gradients(x, kernel):
+    results = []
+    for convolve in (resnet._convolve, jax.lax.conv_general_dilated):
+      y, back = jax.vjp(lambda x, k, f=convolve: f(x, k, *how, **axes), x, kernel)
+      results.append((y, *back(jnp.cos(y))))
+    return results
 
-  expected = value_and_gradients(jax.lax.conv_general_dilated)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    value_and_gradients(resnet._convolve),
-    expected,
-  )
+  ours, expected = values_and_gradients(jnp.float32(x), jnp.float32(kernel))
+  for array, its_expected in zip(ours, expected, strict=True):
+    np.testing.assert_allclose(array, its_expected, rtol=1e-4, atol=1e-5)
 
 
 def test_initial_values_are_torchvision_s():
