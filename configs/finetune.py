@@ -30,6 +30,7 @@ def get_config(arg: str = 'B/16,oxford_iiit_pet') -> ConfigDict:
     if not c.data.image_size and max(c.model.patches.size) > _LARGE_PATCH:
       datasets.enlarge(c, 224)
   c.batch_size = 512
+  c.num_epochs = 0.0  # in place of which stands
   c.num_steps, c.schedule.warmup_steps = _STEPS.get(dataset, _STEPS_OF_SMALL_SETS)
   c.optimizer.name = 'sgd'
   c.optimizer.momentum = 0.9

@@ -34,7 +34,7 @@ def get_config(arg: str = 'fixed') -> ConfigDict:
   c.batch_size = 64
   # 20 epochs of 937 whole batches, each with one line of metrics: train/accuracy is, as in the
   # write-up, the mean over an epoch while it is trained on.
-  c.num_steps = 20 * 937
+  c.num_epochs, c.num_steps = 0.0, 20 * 937
   c.log_every = c.eval_every = 937
   c.reference.update(
     {'train/accuracy': 0.946, 'source': 'PyTorch write-up, softmax applied twice, 20 epochs'}

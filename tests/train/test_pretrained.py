@@ -57,6 +57,12 @@ def test_open_fields_are_those_of_the_weights(source):
   assert f'starting from {source}' in experiment.describe()
 
 
+def test_steps_that_stand_instead_of_epochs_are_told(source):
+  texts = [Experiment(finetuning(source, num_epochs=n)).describe() for n in (0.0, 3.0)]
+  assert [' epochs\n' in text for text in texts] == [True, False]
+  assert 'epochs (config.num_steps stands instead of config.num_epochs, 3)' in texts[1]
+
+
 def test_a_run_starts_with_the_weights_and_a_new_head(source):
   params, before = initial_params(finetuning(source)), flat(random_params(SOURCE))
   resized = 'Transformer/posembed_input/pos_embedding'
@@ -82,6 +88,24 @@ def test_the_mean_of_pixels_is_that_of_the_weights_for_like_images(tmp_path, cha
   weights.save(random_params(said), said, tmp_path / 'm.npz', format='augreg')
   config = finetuning(tmp_path / 'm.npz', **{'data.image_size': (8, 8), 'data.channels': channels})
   assert Experiment(config).config.data.mean == mean
+
+
+@pytest.mark.parametrize(
+  ('changes', 'fraction'),
+  [
+    ({'data.crop': 'inception'}, 0.9),
+    ({'data.crop': 'central', 'data.crop_fraction': 0.7}, 0.7),
+    ({}, None),
+  ],
+)
+def test_the_margin_of_a_crop_is_that_of_the_weights_unless_it_is_set(tmp_path, changes, fraction):
+  said = {'mean': (0.2,), 'std': (0.3,), 'crop': 'central', 'crop_fraction': 0.9}
+  config = SOURCE | {'preprocess': said}
+  weights.save(random_params(config), config, tmp_path / 'm.npz', format='augreg')
+  changes |= {'data.image_size': (8, 8), 'data.channels': 1}
+  experiment = Experiment(finetuning(tmp_path / 'm.npz', **changes))
+  assert experiment.config.data.crop_fraction == fraction
+  assert experiment.model_config['preprocess'].get('crop_fraction') == fraction
 
 
 def test_the_moving_average_starts_there_too(source):

@@ -66,8 +66,7 @@ def read(folder, config=SQUARE, **processor):
 def test_hugging_face_defaults_may_be_left_out(tmp_path):
   assert read(tmp_path) == {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
   assert read(tmp_path, image_mean=None, do_rescale=None)['mean'] == (0.5,)
-  central = read(tmp_path, do_center_crop=True)
-  assert (central['crop'], central['crop_fraction']) == ('central', 0.875)
+  assert read(tmp_path, do_center_crop=True)['crop'] == 'central'
 
 
 @pytest.mark.parametrize(
@@ -75,12 +74,15 @@ def test_hugging_face_defaults_may_be_left_out(tmp_path):
   [
     ({'shortest_edge': 248}, {'height': 224, 'width': 224}, 224 / 248),
     (256, 224, 0.875),
-    ({'height': 8, 'width': 8}, {'height': 8, 'width': 8}, 1.0),
+    ({'height': 10, 'width': 10}, {'height': 8, 'width': 8}, 0.8),
+    ({'shortest_edge': 8}, {'height': 8, 'width': 8}, 1.0),
+    ({'height': 8, 'width': 8}, {'height': 8, 'width': 8}, None),
   ],
 )
 def test_hugging_face_s_margin_around_the_crop(tmp_path, size, crop_size, fraction):
   its_preprocess = read(tmp_path, do_center_crop=True, size=size, crop_size=crop_size)
-  assert its_preprocess['crop_fraction'] == fraction
+  assert its_preprocess.get('crop_fraction') == fraction
+  assert its_preprocess['crop'] == ('resize' if fraction is None else 'central')
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ class Preprocess:
   def _covering(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns (width, height) to resize an image to, and (left, top) of the part that is kept.
 
-    Both sides are rounded down, the one that fits first, as in timm and torchvision.
+    Sides are rounded down, the one that fits first, as in timm and torchvision; so is the offset,
+    as in Hugging Face's processors.
     """
     new_height, new_width = self.image_size
     if new_height * width >= new_width * height:

@@ -1,4 +1,4 @@
-"""The data sets by name: digits, folders, TFDS."""
+"""The data sets by name: digits, folders of images and in YOLO format, TFDS."""
 
 from vit_jax.data import digits, folders, tfds, yolo
 from vit_jax.data.records import Source
@@ -28,4 +28,4 @@ def load_source(
     return digits.load(split, field)
   if name in FOLDERS:
     return FOLDERS[name].load(split, dir, field)
-  return tfds.load(name, split, dir, field)
+  return tfds.load(name, split, dir, field, other_names=('digits', *FOLDERS))

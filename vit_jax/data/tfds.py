@@ -47,12 +47,14 @@ class TfdsSource(Source):
       yield {'image': images.decode_image(file, self.image_shape[2], exif=False), 'label': label}
 
 
-def load(name: str, split: str, directory: str, field: str) -> TfdsSource:
-  """Opens splits of a data set on disk: see `sources.load_source`."""
+def load(
+  name: str, split: str, directory: str, field: str, other_names: Sequence[str]
+) -> TfdsSource:
+  """Opens splits of a data set on disk: see `sources.load_source`, which knows `other_names`."""
   import tensorflow_datasets as tfds
 
   root = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  folder = _prepared_folder(name, epath.Path(root).expanduser())
+  folder = _prepared_folder(name, epath.Path(root).expanduser(), other_names)
   try:
     builder = tfds.builder_from_directory(folder)
   except ValueError:
@@ -68,11 +70,11 @@ def load(name: str, split: str, directory: str, field: str) -> TfdsSource:
   return TfdsSource(records, info.features, image_key, label_key)
 
 
-def _prepared_folder(name: str, root: epath.Path) -> epath.Path:
+def _prepared_folder(name: str, root: epath.Path, other_names: Sequence[str]) -> epath.Path:
   """Returns the folder of the newest version of a data set that is on disk."""
   match = _NAME.fullmatch(name)
   if not match or not root.joinpath(match['name']).is_dir():
-    raise _unknown(name, root)
+    raise _unknown(name, root, other_names)
   base = root / match['name']
   version = match['version'] or '*.*.*'
   config = match['config'] or ''
@@ -84,7 +86,7 @@ def _prepared_folder(name: str, root: epath.Path) -> epath.Path:
       names = ', '.join(f'{match["name"]}/{c}' for c in configs)
       raise UsageError(f'config.data.name: {name!r} is prepared in several variants: {names}')
   if not found:
-    raise _unknown(name, root)
+    raise _unknown(name, root, other_names)
   return max(found, key=lambda folder: [int(n) for n in folder.name.split('.')])
 
 
@@ -93,7 +95,7 @@ def _versions(base: epath.Path, pattern: str) -> list[epath.Path]:
   return [folder for folder in found if _VERSION.fullmatch(folder.name)]
 
 
-def _unknown(name: str, root: epath.Path) -> UsageError:
+def _unknown(name: str, root: epath.Path, other_names: Sequence[str]) -> UsageError:
   """The error for a name that isn't on disk, whether or not TFDS knows how to prepare it."""
   import tensorflow_datasets as tfds
 
@@ -102,10 +104,10 @@ def _unknown(name: str, root: epath.Path) -> UsageError:
   if base in builders:
     return _not_prepared(name, root, f'there is no {root / name}')
   on_disk = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
-  hint = nearest(base, ['digits', 'folder', 'yolo', *on_disk, *builders])
+  hint = nearest(base, [*other_names, *on_disk, *builders])
   return UsageError(
-    f"config.data.name: {name!r} is not 'digits', 'folder', 'yolo' or a data set that TFDS knows"
-    f'{hint} (prepared in {root}: {", ".join(on_disk) or "none"})'
+    f'config.data.name: {name!r} is not {", ".join(map(repr, other_names))} or a data set that '
+    f'TFDS knows{hint} (prepared in {root}: {", ".join(on_disk) or "none"})'
   )
 
 

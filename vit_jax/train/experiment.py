@@ -136,22 +136,21 @@ class Experiment:
     """
     data, targets = config.data, task_module(config).TARGETS
     augment.validate(config.augment, boxes='box' in targets)
-    preprocess = {
-      split: make_preprocess(
-        data.image_size, data.channels, data.crop, split == 'train', data.crop_fraction
-      )
-      for split in ('train', 'test')
-    }
     sources = {
       split: load_source(
         data.name, data[f'{split}_split'], data.dir, field=f'config.data.{split}_split'
       )
-      for split in preprocess
+      for split in ('train', 'test')
     }
-    self.sets = {split: (sources[split], preprocess[split]) for split in sources}
     channels = data.channels or sources['train'].image_shape[2]
     config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve(config, len(sources['train']))
+    data = config.data
+    how = data.image_size, data.channels, data.crop
+    self.sets = {
+      split: (source, make_preprocess(*how, split == 'train', data.crop_fraction))
+      for split, source in sources.items()
+    }
     self.num_classes = sources['train'].num_classes
     if missing := [name for name in targets if name not in sources['train'][0]]:
       raise UsageError(
@@ -310,6 +309,13 @@ class Experiment:
       'training': flops.count(self._train_step(), state, batch, axis='batch') / rows,
     }
 
+  def _epochs(self) -> str:
+    wanted, num_examples = self.config.num_epochs, len(self.sets['train'][0])
+    text = f'{self.config.num_steps * self.config.batch_size / num_examples:.4g} epochs'
+    if wanted and round(wanted * num_examples / self.config.batch_size) != self.config.num_steps:
+      text += f' (config.num_steps stands instead of config.num_epochs, {wanted:g})'
+    return text
+
   def describe(self) -> str:
     """Returns some lines on what is about to be run."""
     (train, _), (test, _) = self.sets['train'], self.sets['test']
@@ -322,6 +328,7 @@ class Experiment:
       f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})',
       f'{self.config.model.name}: {parameters}, {self.config.dtype}, '
       f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      f'{self.config.num_steps:,} steps of {self.config.batch_size} examples, {self._epochs()}',
     ]
     if self._pretrained:
       lines += [f'starting from {self.config.init_from}', *(f'  {note}' for note in self._notes)]

@@ -53,6 +53,8 @@ def _fill(config: ConfigDict, model: Mapping[str, Any], pixels: Mapping[str, Any
   for name in ('mean', 'std'):
     if config.data[name] is None:
       config.data[name] = tuple(pixels[name])
+  if config.data.crop != 'resize' and config.data.crop_fraction is None:
+    config.data.crop_fraction = pixels.get('crop_fraction')
 
 
 def _check_architecture(ours: str | None, theirs: str, path: str) -> None:

@@ -65,6 +65,8 @@ _PROCESSOR_DEFAULTS = {
   'do_center_crop': False,
 }
 
+_CROP_FRACTION = 224 / 256  # of a central crop that isn't said to have another
+
 SUFFIXES = ()  # it is a folder
 
 
@@ -83,7 +85,8 @@ def load(
       pytorch_model.bin, whole or in shards; or the name of one on the hub,
       `google/vit-base-patch16-224`, with or without `hf:` in front, which is downloaded once into
       Hugging Face's cache. preprocessor_config.json is read where there is one, but for the
-      interpolation, which is bicubic here.
+      interpolation, which is bicubic here, and for stretching before a crop: here that keeps the
+      aspect.
     allow: as for `augreg.load`.
     **known: `classifier` of a model without a head; what config.json says can't be otherwise.
 
@@ -173,10 +176,12 @@ def _read_preprocess(path: Path) -> dict[str, Any] | None:
       'std': [value / scale for value in (std if isinstance(std, list) else [std])],
       'crop': 'resize',
     }
-    if theirs['do_center_crop']:
+    size, crop_size = theirs.get('size'), theirs.get('crop_size')
+    # An image that is stretched to the size of the crop is whole.
+    if theirs['do_center_crop'] and (size is None or size != crop_size):
       preprocess['crop'] = 'central'
-      if {'size', 'crop_size'} <= theirs.keys():
-        preprocess['crop_fraction'] = _side(theirs['crop_size']) / _side(theirs['size'])
+      if size and crop_size:
+        preprocess['crop_fraction'] = _side(crop_size) / _side(size)
     return model_config.said({'preprocess': preprocess}, path)['preprocess']
 
 
@@ -192,7 +197,7 @@ def _their_preprocess(config: Mapping[str, Any]) -> dict[str, Any] | None:
   if preprocess['crop'] == 'central':
     if height != width:
       return None
-    fraction = preprocess['crop_fraction']
+    fraction = preprocess.get('crop_fraction', _CROP_FRACTION)
     # ViT's own processor, in older versions, doesn't crop.
     crop = {
       'image_processor_type': 'BitImageProcessor',

@@ -4,9 +4,9 @@ It is a dict that the model's `from_config` takes: the entries of an experiment'
 that parameters depend on, and `num_classes`, `channels`, `image_size` (height, width) or None where
 nothing depends on it, `class_names`, a list or None, and `preprocess`, None or a dict of what is
 done to images: `mean` and `std`, of pixels scaled to [0, 1], and `crop`, 'resize' or 'central', the
-latter with `crop_fraction`, all as in an experiment's `config.data`. Where a task has put a head of
-its own on the model's features, which are then in `backbone`, `head` describes it; see
-`models.describe`.
+latter with `crop_fraction` if it is known, all as in an experiment's `config.data`. Where a task
+has put a head of its own on the model's features, which are then in `backbone`, `head` describes
+it; see `models.describe`.
 """
 
 import functools
@@ -20,7 +20,6 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from vit_jax.data.preprocess import CROP_FRACTION
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import MODELS, from_description, tree
 
@@ -85,8 +84,6 @@ def said(config: Mapping[str, Any], path: object) -> dict[str, Any]:
       raise UsageError(f'{path}: its model config has {key}={value!r}')
     if key == 'preprocess' and value is not None:
       value = value | {name: tuple(map(float, value[name])) for name in ('mean', 'std')}
-      if value['crop'] == 'central':
-        value = {'crop_fraction': CROP_FRACTION} | value
     entries[key] = value
   return entries
 
