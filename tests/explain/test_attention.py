@@ -91,6 +91,13 @@ def test_attention_to_one_token_rolls_out_to_it():
   np.testing.assert_allclose(patches, [[0, 0, 0.75, 0]])
 
 
+def test_what_speaks_for_a_class_by_itself_is_seen_where_tokens_are_pooled():
+  weights = attention.Attention(as_heads(np.diag([0.5, 0.0, 0.0])), None)
+  np.testing.assert_allclose(
+    attention.rollout_map(weights, 'gap', scale_rows=False), [[0.5, 1 / 3, 1 / 3]], rtol=1e-6
+  )
+
+
 def test_later_layers_stand_to_the_left():
   first, second = (np.eye(4)[[1, 1, 2, 3]], np.eye(4)[[3, 1, 2, 3]])  # 0 looks at 1, then at 3
   rolled = attention.rollout(as_heads(first, second))[0]
@@ -169,7 +176,7 @@ def numpy_gradient_rollout(weights, gradients):
     for i, j in np.ndindex(size, size):
       products = [weights[layer, h, i, j] * gradients[layer, h, i, j] for h in range(num_heads)]
       matrix[i, j] += sum(p for p in products if p > 0) / num_heads
-    result = np.diag(1 / matrix.sum(axis=1)) @ matrix @ result
+    result = matrix @ result
   return result
 
 
@@ -209,7 +216,7 @@ def test_gradient_rollout_against_finite_differences(classifier, remat):
   assert (expected > 0).mean() > 0.2
   scale = expected.max()
   np.testing.assert_allclose(weighed.layers / scale, expected / scale, atol=5e-3)
-  rolled = attention.rollout(np.asarray(weighed.layers))
+  rolled = attention.rollout(np.asarray(weighed.layers), scale_rows=False)
   for image in range(2):
     reference = numpy_gradient_rollout(weights.layers[:, image], gradients[:, image])
     np.testing.assert_allclose(rolled[image], reference, atol=5e-3)

@@ -106,11 +106,12 @@ def rollout(
   head_fusion: str = 'mean',
   discard_ratio: float = 0.0,
   has_class_token: bool = True,
+  scale_rows: bool = True,
 ) -> np.ndarray:
   """Follows attention through the layers (arXiv 2005.00928): what each token draws from each input.
 
-  A layer's heads are fused to A; 0.5 A + 0.5 I, rows scaled to a sum of 1, stands for the layer
-  with its residual connection; the result is the product over layers, the last one leftmost.
+  A layer's heads are fused to A; A + I, rows scaled to a sum of 1, stands for the layer with its
+  residual connection; the result is the product over layers, the last one leftmost.
 
   Args:
     layers: [layers, B, heads, N, N].
@@ -119,9 +120,11 @@ def rollout(
       the class token pays to itself, as in jacobgil/vit-explain. Values equal to the lowest that
       stays do so too.
     has_class_token: whether token 0 is a class token.
+    scale_rows: without it, A + I stays as it is (arXiv 2103.15679, equation 6): how much speaks for
+      a class, by `weigh_by_gradient`, differs between tokens.
 
   Returns:
-    [B, N, N], rows adding up to 1.
+    [B, N, N], rows adding up to 1 where they are scaled.
 
   Raises:
     UsageError: an unknown head fusion, or a ratio out of range.
@@ -129,8 +132,8 @@ def rollout(
   result = np.eye(layers.shape[-1], dtype=np.float32)
   for weights in layers:
     fused = _discard(_fuse(weights, head_fusion), discard_ratio, has_class_token)
-    mixed = (fused + np.eye(fused.shape[-1], dtype=np.float32)) / 2
-    result = mixed / mixed.sum(axis=-1, keepdims=True) @ result
+    mixed = fused + np.eye(fused.shape[-1], dtype=np.float32)
+    result = (mixed / mixed.sum(axis=-1, keepdims=True) if scale_rows else mixed) @ result
   return result
 
 
@@ -158,6 +161,7 @@ def rollout_map(
   head_fusion: str = 'mean',
   discard_ratio: float = 0.0,
   has_class_token: bool | None = None,
+  scale_rows: bool = True,
 ) -> np.ndarray:
   """Returns what the classifier draws from each patch, by `rollout`: [B, patches].
 
@@ -171,13 +175,15 @@ def rollout_map(
     discard_ratio: as for `rollout`.
     has_class_token: whether token 0 is a class token, which only the classifier 'token' reads;
       None means where that is the classifier.
+    scale_rows: as for `rollout`; not for weights by gradient.
 
   Raises:
     UsageError: as `rollout`.
   """
   is_token = classifier == 'token'
   first = int(is_token if has_class_token is None else has_class_token)
-  rolled = rollout(np.asarray(attention.layers), head_fusion, discard_ratio, bool(first))
+  layers = np.asarray(attention.layers)
+  rolled = rollout(layers, head_fusion, discard_ratio, bool(first), scale_rows)
   if is_token:
     return rolled[:, 0, 1:]
   patches = rolled[:, first:, first:]

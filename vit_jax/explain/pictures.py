@@ -157,10 +157,10 @@ class Context:
       yield jax.device_get(self._capture(self.backbone_params, image[None])[1])
 
   def over_pixels(self, maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Joins maps [B, ..., patches], scaled and brought to the image: [N, ..., H, W] in [0, 1]."""
+    """Joins maps [B, ..., patches], brought to the image and scaled: [N, ..., H, W] in [0, 1]."""
     joined = np.concatenate(maps)
     joined = joined.reshape(*joined.shape[:-1], *self.grid)
-    return self.upsample(attention.min_max_normalize(joined))
+    return attention.min_max_normalize(self.upsample(joined))
 
   def upsample(self, maps: np.ndarray) -> np.ndarray:
     """Brings maps [..., rows, columns] to the image: [..., H, W]."""
@@ -198,7 +198,7 @@ def _rollout(context: Context) -> Figure | str:
   """Attention rollout."""
   if not context.keeps_tokens:
     return NOT_OF_MODEL
-  return _draw_rollout(context, context.attentions(), 'Attention rollout')
+  return _draw_rollout(context, context.attentions(), 'Attention rollout', scale_rows=True)
 
 
 def _gradient_rollout(context: Context) -> Figure | str:
@@ -218,12 +218,15 @@ def _gradient_rollout(context: Context) -> Figure | str:
   what = 'the predicted class'
   if context.target is not None:
     what = f"class '{_shorten(context.class_names[context.target])}'"
-  return _draw_rollout(context, weighed, f'Gradient attention rollout for {what}')
+  title = f'Gradient attention rollout for {what}'
+  return _draw_rollout(context, weighed, title, scale_rows=False)
 
 
-def _draw_rollout(context: Context, weights: Iterable[attention.Attention], title: str) -> Figure:
+def _draw_rollout(
+  context: Context, weights: Iterable[attention.Attention], title: str, scale_rows: bool
+) -> Figure:
   how = context.head_fusion, context.discard_ratio
-  of = context.backbone.classifier, *how, context.backbone.has_class_token
+  of = context.backbone.classifier, *how, context.backbone.has_class_token, scale_rows
   maps = [attention.rollout_map(w, *of) for w in weights]
   title += f' ({how[0]} of heads, {how[1]:.0%} discarded)'
   label = 'lowest to highest attention, laid over the image'
