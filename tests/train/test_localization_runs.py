@@ -354,6 +354,16 @@ def test_the_config_of_the_letters_puts_the_heads_on_a_resnet(folder):
     assert shapes[name]['Dense_0']['kernel'].shape == (512, 512)
 
 
+def test_the_config_of_the_letters_with_and_without_a_divisor():
+  from configs import asl_letters
+
+  for arg, divisor, accuracy in (('vit', 100, 0.8819), ('vit-pretrained-undivided', 1, 0.9097)):
+    for size in ('', '-small'):
+      config = asl_letters.get_config(arg + size)
+      assert config.loss.class_divisor == divisor
+      assert config.reference['test/accuracy'] == accuracy
+
+
 def test_the_config_of_the_letters_asks_for_their_folder():
   from configs import asl_letters
 
