@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +58,11 @@ def main(*workdirs: str) -> None:
   elif not workdirs:
     raise UsageError('--runs: give the folders of runs after it')
   else:
-    report = [runs.read(workdir) for workdir in workdirs]
+    finished = [workdir for workdir in workdirs if runs.is_finished(workdir)]
+    for workdir in workdirs if finished else ():
+      if workdir not in finished:
+        print(f'{workdir}: left out, no finished run', file=sys.stderr)
+    report = [runs.read(workdir) for workdir in finished or workdirs]
     print(json.dumps(report, indent=2) if _JSON.value else runs.format_runs(report))
 
 

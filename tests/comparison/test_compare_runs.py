@@ -126,6 +126,16 @@ def test_the_command_prints_json_of_all_runs(tmp_path):
     assert first[name] == RESULTS[name]
 
 
+def test_unfinished_runs_are_left_out(tmp_path):
+  (tmp_path / 'unfinished').mkdir()
+  result = compare('--runs', tmp_path / 'unfinished', write(tmp_path, 'a'), tmp_path / 'a.txt')
+  assert result.returncode == 0
+  assert [row['run'] for row in cells(result.stdout)] == ['a']
+  assert result.stderr.splitlines() == [
+    f'{tmp_path}/{name}: left out, no finished run' for name in ('unfinished', 'a.txt')
+  ]
+
+
 @pytest.mark.parametrize(
   ('args', 'message'),
   [

@@ -22,6 +22,11 @@ _LEFT = ('run', 'model', 'data set', 'metric', 'device')  # these columns are te
 _DASH = '—'
 
 
+def is_finished(workdir: str) -> bool:
+  """Whether a run in `workdir` came to its end."""
+  return (Path(workdir) / 'results.json').exists()
+
+
 def read(workdir: str) -> dict[str, Any]:
   """Returns what there is to compare of a finished run.
 
