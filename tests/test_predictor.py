@@ -12,6 +12,7 @@ from vit_jax.data.images import find_images
 from vit_jax.errors import UsageError
 from vit_jax.models import MODELS
 from vit_jax.predictor import Predictor
+from vit_jax.tasks import classification
 
 TOKEN_LEARNER = SQUARE | {
   'name': 'token_learner',
@@ -44,7 +45,7 @@ def expected(params, config, images, loss='softmax', mean=0.5, std=0.5):
 
 
 @pytest.mark.parametrize('config', [SQUARE, WIDE], ids=['square', 'wide'])
-@pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
+@pytest.mark.parametrize('loss', classification._LOSSES)
 def test_probabilities_are_those_of_an_independent_statement(config, loss):
   params, images = random_params(config), photographs(5)
   probabilities = Predictor(params, config, loss=loss)(images)
@@ -167,7 +168,9 @@ def test_numbers_that_are_not_finite_are_refused():
 
 
 def test_an_unknown_loss_is_refused():
-  with pytest.raises(UsageError, match="loss: 'hinge' is not one of softmax, sigmoid"):
+  with pytest.raises(
+    UsageError, match="loss: 'hinge' is not one of softmax, softmax_twice, sigmoid"
+  ):
     Predictor(random_params(SQUARE), SQUARE, loss='hinge')
 
 

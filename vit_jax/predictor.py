@@ -20,7 +20,11 @@ from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import from_description, variables
 from vit_jax.weights.model_config import PREPROCESS
 
-_PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
+_PROBABILITIES = {
+  'softmax': jax.nn.softmax,
+  'softmax_twice': jax.nn.softmax,  # the second is part of the loss
+  'sigmoid': jax.nn.sigmoid,
+}
 _BATCHES_AHEAD = 2  # decoded while the devices work
 
 # Float32 [num_classes], or [N, num_classes] of N images; of a model that localizes objects, a dict
@@ -62,7 +66,7 @@ class Predictor:
       config: model config, as from `weights.load`. Its `preprocess`, None or a dict of `mean` and
         `std` (per channel or one for all, of pixels in [0, 1]), `crop` and `crop_fraction` (of
         `make_preprocess`), may leave out any of them: 0.5, 0.5, 'resize', and the usual margin.
-      loss: that the model was trained with, 'softmax' or 'sigmoid', which makes the probabilities.
+      loss: that the model was trained with, `config.loss.name`, which makes the probabilities.
       dtype: of the computation.
 
     Raises:
