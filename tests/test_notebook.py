@@ -87,5 +87,5 @@ def test_it_runs_to_its_end(checkout, tfds_dir, monkeypatch):
     notebook, timeout=300, kernel_name='python3', resources=resources
   ).execute()
   shown = [out for cell in notebook.cells for out in cell.get('outputs', ()) if 'data' in out]
-  assert sum('image/png' in out.data for out in shown) == 6
+  assert sum('image/png' in out.data for out in shown) == 7
   assert (checkout / 'vit_jax' / 'finetuned-vit' / 'model.safetensors').exists()
