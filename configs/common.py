@@ -1,4 +1,7 @@
-"""Every field that an experiment can set, with its default. The other configs start from here."""
+"""The fields of experiments, with their defaults. The other configs start from here.
+
+TokenLearner and ResNets have some of their own under `model`, in their configs.
+"""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -7,7 +10,7 @@ from vit_jax.errors import UsageError
 
 
 def get_config() -> ConfigDict:
-  """Returns the defaults; `arg` of the other configs changes values, and adds only references."""
+  """Returns the defaults; `arg` of the other configs changes values, and adds a model's own."""
   c = ConfigDict()
   c.seed = 0  # decides initial parameters, batches, augmentation and dropout
   c.task = 'classification'  # or localization, of one object an image: its class and box
@@ -95,7 +98,7 @@ def get_config() -> ConfigDict:
   c.loss = ConfigDict()
   # softmax, sigmoid (binary cross-entropy summed over classes), or softmax_twice (a common mistake)
   c.loss.name = 'softmax'
-  c.loss.label_smoothing = 0.0  # share of each label spread over all classes, for both losses
+  c.loss.label_smoothing = 0.0  # share of each label spread over all classes, whatever the loss
   c.loss.box = 'mse'  # localization: mse or l1 of a box's four numbers, or giou (arXiv 1902.09630)
   c.loss.class_divisor = 1.0  # localization: loss = class loss / this + box loss
 

@@ -252,7 +252,7 @@ class AddFixedSinCosPositionEmbedding(nn.Module):
   """Adds `sinusoidal_2d` to a grid of tokens [B, h, w, channels]; has no parameters.
 
   Attributes:
-    temperature: the longest wavelength over 2 pi, in tokens.
+    temperature: what wavelengths over 2 pi, in tokens, rise towards.
   """
 
   temperature: float = 10_000.0

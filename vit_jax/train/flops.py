@@ -14,9 +14,9 @@ def count(fn: Callable, *args: Any, axis: str | None = None) -> int:
   count one. Padding counts as if it were there. All else (norms, softmax, activations, the
   optimiser) isn't counted: few per cent of a ViT, and nothing that two compilers would agree on.
 
-  The count is of the jaxpr, so that it is the same on every backend: a scan's body counts as often
-  as it runs, recomputation under `jax.checkpoint` counts, of a `cond` the dearest branch does. A
-  `while` body, whose runs aren't known, counts once.
+  The count is of the jaxpr, the same on every backend where the model is: a scan's body counts as
+  often as it runs, recomputation under `jax.checkpoint` counts, of a `cond` the dearest branch
+  does. A `while` body, whose runs aren't known, counts once.
 
   Args:
     fn: a function that can be traced.

@@ -5,9 +5,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+_LABELS = {'accuracy': 'accuracy (%)', 'iou': 'mean IoU of boxes'}
+
 
 def curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
-  """Draws each metric that was measured on train and test, over steps, in a panel of its own.
+  """Draws loss, accuracy and, of boxes, IoU over steps, each that there is in a panel of its own.
 
   Args:
     history: lines of metrics.jsonl, with 'step' and keys like 'train/loss', 'test/accuracy'.
@@ -18,7 +20,7 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     for key, value in line.items():
       if key.startswith(('train/', 'test/')):
         series.setdefault(key, []).append((line['step'], value))
-  names = [n for n in ('loss', 'accuracy') if any(key.endswith(f'/{n}') for key in series)]
+  names = [n for n in ('loss', 'accuracy', 'iou') if any(key.endswith(f'/{n}') for key in series)]
   figure = Figure(figsize=(5 * max(len(names), 1), 3.6), layout='constrained')
   figure.suptitle(title)
   axes = figure.subplots(1, max(len(names), 1), squeeze=False)[0]
@@ -29,7 +31,7 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
         scale = 100 if name == 'accuracy' else 1
         values = [value * scale for value in values]
         axis.plot(steps, values, style, label=split, markersize=3, linewidth=1.3)
-    axis.set(xlabel='step', ylabel='accuracy (%)' if name == 'accuracy' else name)
+    axis.set(xlabel='step', ylabel=_LABELS.get(name, name))
     axis.grid(alpha=0.3)
     axis.legend()
   return figure
