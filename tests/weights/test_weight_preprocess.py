@@ -164,12 +164,13 @@ def test_hugging_face_s_processor_gives_the_same_pixels(tmp_path, channels, mean
   """Of an image of another size: the same bicubic resize and crop, and (x / 255 - mean) / std."""
   config = SQUARE | {'image_size': (28, 28), 'channels': channels}
   processor = load_processor(tmp_path, config, {'mean': mean, 'std': std} | crop)
-  image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), np.uint8)
-  record = make_preprocess((28, 28), channels, train=False, **crop)({'image': image})
-  expected = (record['image'] / 255 - np.array(mean)) / np.array(std)
-  options = {'input_data_format': 'channels_last', 'return_tensors': 'np'}
-  (theirs,) = processor(image, **options)['pixel_values']
-  np.testing.assert_allclose(theirs.transpose(1, 2, 0), expected, rtol=0, atol=1e-5)
+  for height, width in ((64, 64), (50, 71), (67, 40)):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    record = make_preprocess((28, 28), channels, train=False, **crop)({'image': image})
+    expected = (record['image'] / 255 - np.array(mean)) / np.array(std)
+    options = {'input_data_format': 'channels_last', 'return_tensors': 'np'}
+    (theirs,) = processor(image, **options)['pixel_values']
+    np.testing.assert_allclose(theirs.transpose(1, 2, 0), expected, rtol=0, atol=1e-5)
 
 
 def test_hugging_face_s_vit_processor_reads_it_too(tmp_path):
