@@ -1,0 +1,168 @@
+"""Folders with a folder of images for each class."""
+
+import logging
+import pickle
+
+import numpy as np
+import pytest
+from image_files import make_folder, one_line, pixels, save, smooth
+from PIL import Image
+
+from vit_jax.data import decode_image, load_source
+from vit_jax.errors import UsageError
+
+
+def test_folder_with_splits(tmp_path):
+  root = make_folder(tmp_path)
+  train, test = load_source('folder', 'train', root), load_source('folder', 'test', root)
+  assert train.class_names == test.class_names == ('cat', 'dog')
+  assert train.image_shape == (4, 4, 3)
+  found = {(r['image'].tobytes(), r['label']) for r in test}
+  assert found == {
+    (pixels(4, 4, seed=100 + 10 * c + i).tobytes(), c) for c in (0, 1) for i in range(4)
+  }
+  assert [r['label'] for r in train] == [['cat', 'dog'].index(f.split('/')[1]) for f in train.files]
+  assert len(load_source('folder', 'all', root)) == 16
+
+
+@pytest.mark.parametrize('name', ['val', 'valid', 'validation'])
+def test_validation_folders_are_found_as_test(tmp_path, name):
+  root = make_folder(tmp_path, splits=('train', name))
+  expected = load_source('folder', name, root).files
+  assert load_source('folder', 'test', root).files == expected
+  assert load_source('folder', 'test[:50%]', root).files == expected[:4]
+  with pytest.raises(UsageError, match='not one of train'):
+    load_source('folder', 'dev', root)
+
+
+def test_folder_without_splits_is_sliced_over_classes(tmp_path):
+  root = make_folder(tmp_path, splits=('.',), classes=('a', 'b', 'c', 'd'), count=10)
+  whole = load_source('folder', 'train', root).files
+  parts = [load_source('folder', s, root) for s in ('train[:50%]', 'train[50%:]')]
+  assert parts[0].files + parts[1].files == whole
+  assert len(set(whole)) == 40
+  for part in parts:
+    assert set(np.bincount([r['label'] for r in part]) > 0) == {True}
+  assert load_source('folder', 'all', root).files == whole
+  # The order of what is there stays when another file comes.
+  save(tmp_path / 'a' / 'new.png', pixels(4, 4))
+  longer = load_source('folder', 'train', root).files
+  assert [f for f in longer if f != 'a/new.png'] == list(whole)
+  assert len(longer) == 41
+
+
+def test_folder_without_splits_has_no_test(tmp_path):
+  root = make_folder(tmp_path, splits=('.',))
+  with pytest.raises(UsageError) as error:
+    load_source('folder', 'test', root, field='config.data.test_split')
+  assert one_line(error).startswith("config.data.test_split: 'test' is not a folder of")
+  assert 'train[80%:]' in one_line(error)
+
+
+def test_nested_hidden_and_other_files(tmp_path):
+  root = make_folder(tmp_path, splits=('.',), count=1)
+  save(tmp_path / 'cat/deep/er/x.PNG', pixels(4, 4))
+  for hidden in ('cat/.x.png', 'cat/.cache/x.png', '.trash/x.png'):
+    save(tmp_path / hidden, pixels(4, 4))
+  (tmp_path / 'cat/notes.txt').write_text('no image')
+  (tmp_path / 'labels.csv').write_text('no image')
+  source = load_source('folder', 'train', root)
+  assert sorted(source.files) == ['cat/0.png', 'cat/deep/er/x.PNG', 'dog/0.png']
+  assert source.skipped == ()
+
+
+def test_colour_and_size_as_stored(tmp_path):
+  for name in ('a', 'b'):
+    save(tmp_path / 'train' / name / 'x.png', pixels(4, 6, 1))
+    save(tmp_path / 'test' / name / 'x.png', pixels(4, 6, 3))
+  source = load_source('folder', 'test', str(tmp_path))
+  assert source.image_shape == source[0]['image'].shape == (4, 6, 1)  # as train
+  save(tmp_path / 'train/a/y.png', pixels(6, 4, 3))
+  source = load_source('folder', 'train', str(tmp_path))
+  assert source.image_shape == (None, None, 3)
+  assert {r['image'].shape for r in source} == {(4, 6, 3), (6, 4, 3)}
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'gif', 'bmp'])
+def test_truncated_files_are_named_counted_and_skipped(tmp_path, caplog, suffix):
+  root = make_folder(tmp_path, count=3, suffix=suffix)
+  damaged = ['train/cat/1', 'train/dog/0', 'test/dog/2']
+  for name, kept in zip(damaged, (0.0, 0.6, 0.75), strict=True):
+    path = tmp_path / f'{name}.{suffix}'
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+  with caplog.at_level(logging.WARNING):
+    train, test = load_source('folder', 'train', root), load_source('folder', 'test', root)
+  assert (len(train), len(test)) == (4, 5)
+  assert set(train.skipped + test.skipped) == {f'{name}.{suffix}' for name in damaged}
+  for name in damaged:
+    assert sum(f'{name}.{suffix} cannot be decoded' in m for m in caplog.messages) == 1
+  assert any(m.startswith('2 of 6 images') for m in caplog.messages)
+  assert len([*train, *test]) == 9  # what is left decodes
+
+
+def test_mended_files_are_found(tmp_path):
+  root = make_folder(tmp_path, splits=('.',), count=2)
+  (tmp_path / 'cat/0.png').write_bytes(b'')
+  assert load_source('folder', 'train', root).skipped == ('cat/0.png',)
+  save(tmp_path / 'cat/0.png', pixels(4, 4))
+  assert load_source('folder', 'train', root).skipped == ()
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_every_truncation_that_stops_decoding_is_found(tmp_path, progressive):
+  root = make_folder(tmp_path, splits=('.',), count=1)
+  whole = save(tmp_path / 'whole.jpg', smooth(40, 56), progressive=progressive).read_bytes()
+  for size in range(0, len(whole), 25):
+    path = tmp_path / 'cat' / f'{size}.jpg'
+    path.write_bytes(whole[:size])
+  source = load_source('folder', 'train', root)
+  assert len(source.skipped) > 20
+  for file in source.skipped:
+    with pytest.raises((OSError, SyntaxError)):
+      decode_image(tmp_path / file)
+  assert len(list(source)) == len(source)
+
+
+def test_decompression_bomb_is_skipped(tmp_path, monkeypatch):
+  root = make_folder(tmp_path, splits=('.',))
+  save(tmp_path / 'cat/bomb.png', np.zeros((100, 100), np.uint8))
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+  assert load_source('folder', 'train', root).skipped == ('cat/bomb.png',)
+
+
+def test_folder_mistakes(tmp_path):
+  def message(split='train', root=tmp_path):
+    with pytest.raises(UsageError) as error:
+      load_source('folder', split, str(root))
+    assert one_line(error).startswith('config.data.dir: ')
+    return one_line(error)
+
+  assert 'is not a folder' in message(root='')
+  assert 'is not a folder' in message(root=tmp_path / 'missing')
+  assert 'has 0 folders' in message()
+  (tmp_path / 'cat').mkdir()
+  assert 'has 1 folders' in message()
+  (tmp_path / 'dog').mkdir()
+  assert 'cat holds no images' in message()
+  save(tmp_path / 'cat/x.png', pixels(4, 4))
+  (tmp_path / 'dog/x.png').write_text('not an image')
+  assert 'dog holds no images' in message()
+
+
+def test_classes_of_test_that_differ(tmp_path):
+  root = make_folder(tmp_path)
+  (tmp_path / 'test/dog').rename(tmp_path / 'test/dgo')
+  with pytest.raises(UsageError) as error:
+    load_source('folder', 'test', root)
+  assert "'dog' is missing" in one_line(error)
+  assert "'dgo' is not in train" in one_line(error)
+  assert len(load_source('folder', 'train', root)) == 8
+
+
+def test_folder_source_pickles_to_paths(tmp_path):
+  source = load_source('folder', 'train', make_folder(tmp_path, count=20))
+  data = pickle.dumps(source)
+  assert len(data) < 4000
+  copy = pickle.loads(data)
+  assert len(copy) == len(source)
+  np.testing.assert_array_equal(copy[7]['image'], source[7]['image'])

@@ -1,0 +1,243 @@
+"""Data sets as TFDS prepares them, without TensorFlow."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from image_files import one_line, pixels
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from vit_jax.data import load_source
+from vit_jax.errors import UsageError
+
+TFDS_DATA_DIR = os.environ.get('TFDS_DATA_DIR', '')
+
+
+def needs_tfds(name):
+  return pytest.mark.skipif(
+    not TFDS_DATA_DIR or not Path(TFDS_DATA_DIR, name).is_dir(),
+    reason=f'{name} is not in TFDS_DATA_DIR',
+  )
+
+
+def write_tfds(
+  root, examples, features, *, name='tiny', version='1.0.0', keys=None, form='array_record'
+):
+  """Writes a prepared data set as TFDS does, split 'train', of {key: bytes or [int]} examples."""
+  folder = Path(root, name, version)
+  folder.mkdir(parents=True)
+  base = name.split('/')[0]
+  writer = ArrayRecordWriter(
+    str(folder / f'{base}-train.array_record-00000-of-00001'), 'group_size:1'
+  )
+  for example in examples:
+    proto = tf_example_pb2.Example()
+    for key, value in example.items():
+      feature = proto.features.feature[key]
+      if isinstance(value, bytes):
+        feature.bytes_list.value.append(value)
+      else:
+        feature.int64_list.value.extend(value)
+    writer.write(proto.SerializeToString())
+  writer.close()
+  info = {
+    'name': base,
+    'version': version,
+    'fileFormat': form,
+    'moduleName': 'a.module.that.is.not.here',
+    'splits': [
+      {
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+        'name': 'train',
+        'numBytes': '1',
+        'shardLengths': [str(len(examples))],
+      }
+    ],
+  }
+  if keys:
+    info['supervisedKeys'] = {'tuple': {'items': [{'featureKey': k} for k in keys]}}
+  (folder / 'dataset_info.json').write_text(json.dumps(info))
+  if features is not None:
+    prefix = 'tensorflow_datasets.core.features.'
+    (folder / 'features.json').write_text(
+      json.dumps(
+        {
+          'pythonClassName': f'{prefix}features_dict.FeaturesDict',
+          'featuresDict': {'features': {k: make(prefix) for k, make in features.items()}},
+        }
+      )
+    )
+  return str(root)
+
+
+def image_feature(*shape):
+  return lambda prefix: {
+    'pythonClassName': f'{prefix}image_feature.Image',
+    'image': {'dtype': 'uint8', 'shape': {'dimensions': [str(n) for n in shape]}},
+  }
+
+
+def label_feature(num_classes):
+  return lambda prefix: {
+    'pythonClassName': f'{prefix}class_label_feature.ClassLabel',
+    'classLabel': {'numClasses': str(num_classes)},
+  }
+
+
+def labels_feature(num_classes):
+  return lambda prefix: {
+    'pythonClassName': f'{prefix}sequence_feature.Sequence',
+    'sequence': {'feature': label_feature(num_classes)(prefix), 'length': '-1'},
+  }
+
+
+def png(array, **kwargs):
+  file = io.BytesIO()
+  Image.fromarray(array).save(file, 'PNG', **kwargs)
+  return file.getvalue()
+
+
+FEATURES = {'image': image_feature(-1, -1, 3), 'label': label_feature(3)}
+EXAMPLES = [{'image': png(pixels(4, 5 + i, seed=i)), 'label': [i % 3]} for i in range(7)]
+
+
+def test_tfds_without_code(tmp_path):
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES, keys=('image', 'label'))
+  source = load_source('tiny', 'train', root)
+  assert source.image_shape == (None, None, 3)
+  assert (len(source), source.num_classes) == (7, 3)
+  for i, record in enumerate(pickle.loads(pickle.dumps(source))):
+    np.testing.assert_array_equal(record['image'], pixels(4, 5 + i, seed=i))
+    assert record['label'] == i % 3
+  assert [r['label'] for r in load_source('tiny:1.0.0', 'train[5:]+train[:1]', root)] == [2, 0, 0]
+
+
+def test_tfds_images_stay_as_stored(tmp_path):
+  """As everybody else reads them: grey made colour where the features say so, EXIF ignored."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  images = [png(pixels(4, 4), exif=exif), png(pixels(4, 4, 1))]
+  examples = [{'image': image, 'label': [0]} for image in images]
+  first, second = load_source('tiny', 'train', write_tfds(tmp_path, examples, FEATURES))
+  np.testing.assert_array_equal(first['image'], pixels(4, 4))
+  np.testing.assert_array_equal(second['image'], np.repeat(pixels(4, 4, 1)[..., None], 3, -1))
+
+
+def test_tfds_multi_label_without_supervised_keys(tmp_path):
+  examples = [{'image': png(pixels(4, 4)), 'labels': x} for x in ([], [2], [0, 3], [3])]
+  features = {'image': image_feature(4, 4, 3), 'labels': labels_feature(4)}
+  source = load_source('tiny', 'train', write_tfds(tmp_path, examples, features))
+  labels = [r['label'] for r in source]
+  assert {x.dtype for x in labels} == {np.dtype(np.float32)}
+  np.testing.assert_array_equal(labels, [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
+
+
+def test_tfds_newest_version_and_variants(tmp_path):
+  write_tfds(tmp_path, EXAMPLES[:1], FEATURES, version='1.9.0')
+  root = write_tfds(tmp_path, EXAMPLES[:2], FEATURES, version='1.10.0')
+  assert len(load_source('tiny', 'train', root)) == 2
+  assert len(load_source('tiny:1.9.0', 'train', root)) == 1
+  write_tfds(tmp_path, EXAMPLES[:3], FEATURES, name='two/one')
+  assert len(load_source('two', 'train', root)) == 3
+  write_tfds(tmp_path, EXAMPLES[:4], FEATURES, name='two/another')
+  assert len(load_source('two/another', 'train', root)) == 4
+  with pytest.raises(UsageError, match='several variants: two/another, two/one'):
+    load_source('two', 'train', root)
+
+
+def test_tfds_mistakes(tmp_path, monkeypatch):
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  write_tfds(tmp_path, EXAMPLES, FEATURES, name='records', form='tfrecord')
+  write_tfds(tmp_path, EXAMPLES, None, name='ancient')
+  write_tfds(tmp_path, EXAMPLES, {'label': label_feature(3)}, name='tabular')
+  two = {'left': image_feature(4, 4, 3), 'right': image_feature(4, 4, 3), 'label': label_feature(3)}
+  write_tfds(tmp_path, EXAMPLES, two, name='pairs')
+
+  def message(name, split='train'):
+    with pytest.raises(UsageError) as error:
+      load_source(name, split, root)
+    return one_line(error)
+
+  def command(name, place):
+    return (
+      'Run once: pip install tensorflow importlib_resources && python -c "import '
+      f"tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{place}', "
+      "file_format='array_record').download_and_prepare()\""
+    )
+
+  assert "did you mean 'tiny'?" in message('tiiny')
+  assert "did you mean 'mnist'?" in message('MNIST')
+  assert "did you mean 'digits'?" in message('digts')
+  assert 'prepared in' in message('zzzzzzzz')
+  assert message('no/such/thing:x').startswith('config.data.name: ')
+  assert "'trian' is not one of train, all; did you mean 'train'?" in message('tiny', 'trian')
+  assert 'incompatible with 7 examples' in message('tiny', 'train[:8]')
+  assert command('imagenet2012', root) in message('imagenet2012')
+  assert f'there is no {root}/imagenet2012' in message('imagenet2012')
+  assert 'records/1.0.0 it is tfrecord' in message('records')
+  assert command('records', f'{root}/array_record') in message('records')
+  assert 'ancient/1.0.0 it is of a TFDS older' in message('ancient')
+  assert 'not a data set for image classification' in message('tabular')
+  assert 'not a data set for image classification' in message('pairs')
+  monkeypatch.setenv('TFDS_DATA_DIR', root)
+  assert len(load_source('tiny', 'train')) == 7
+
+
+@needs_tfds('mnist')
+def test_real_mnist():
+  train = load_source('mnist', 'train[:90%]')
+  rest = load_source('mnist', 'train[90%:]')
+  assert (len(train), len(rest), len(load_source('mnist', 'test'))) == (54_000, 6_000, 10_000)
+  assert train.image_shape == (28, 28, 1)
+  records = list(train.read(range(1000)))
+  assert {r['image'].shape for r in records} == {(28, 28, 1)}
+  counts = np.bincount([r['label'] for r in records], minlength=10)
+  assert counts.min() > 70
+  whole = load_source('mnist', 'train')
+  np.testing.assert_array_equal(rest[5]['image'], whole[54_005]['image'])
+
+
+@needs_tfds('cifar10')
+def test_real_cifar10():
+  source = load_source('cifar10', 'test')
+  assert source.class_names[:3] == ('airplane', 'automobile', 'bird')
+  assert source.image_shape == source[9_999]['image'].shape == (32, 32, 3)
+  assert len(pickle.dumps(source)) < 8000
+
+
+def test_no_tensorflow_even_where_installed(tmp_path):
+  """A TensorFlow that can be imported isn't."""
+  (tmp_path / 'tensorflow').mkdir()
+  (tmp_path / 'tensorflow/__init__.py').write_text('raise RuntimeError("TensorFlow was imported")')
+  root = write_tfds(tmp_path / 'tfds', EXAMPLES, FEATURES)
+  script = f"""
+    import sys
+    import vit_jax.data
+    from vit_jax.errors import UsageError
+    source = vit_jax.data.load_source('tiny', 'train[:50%]', {root!r})
+    assert len(list(source)) == 4 and len(vit_jax.data.load_source('digits', 'test')) == 360
+    for name in ('tinny', 'imagenet2012'):
+      try:
+        vit_jax.data.load_source(name, 'train', {root!r})
+      except UsageError:
+        continue
+      assert False, name
+    assert not [m for m in sys.modules if m.split('.')[0] == 'tensorflow']
+  """
+  path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(script)],
+    env=os.environ | {'PYTHONPATH': path},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
