@@ -76,7 +76,9 @@ def test_hugging_face_defaults_may_be_left_out(tmp_path):
     (256, 224, 0.875),
     ({'height': 10, 'width': 10}, {'height': 8, 'width': 8}, 0.8),
     ({'shortest_edge': 8}, {'height': 8, 'width': 8}, 1.0),
+    (8, 8, 1.0),
     ({'height': 8, 'width': 8}, {'height': 8, 'width': 8}, None),
+    ({'height': 8, 'width': 8}, 8, None),
   ],
 )
 def test_hugging_face_s_margin_around_the_crop(tmp_path, size, crop_size, fraction):

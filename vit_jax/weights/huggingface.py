@@ -177,11 +177,13 @@ def _read_preprocess(path: Path) -> dict[str, Any] | None:
       'crop': 'resize',
     }
     size, crop_size = theirs.get('size'), theirs.get('crop_size')
+    fraction = _side(crop_size) / _side(size) if size and crop_size else None
+    is_stretched = isinstance(size, Mapping) and 'height' in size
     # An image that is stretched to the size of the crop is whole.
-    if theirs['do_center_crop'] and (size is None or size != crop_size):
+    if theirs['do_center_crop'] and not (is_stretched and fraction == 1):
       preprocess['crop'] = 'central'
-      if size and crop_size:
-        preprocess['crop_fraction'] = _side(crop_size) / _side(size)
+      if fraction:
+        preprocess['crop_fraction'] = fraction
     return model_config.said({'preprocess': preprocess}, path)['preprocess']
 
 
