@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 SMALL = 9  # points, of captions
 PLAIN = {'parse_math': False}  # names of files and classes may have dollars
@@ -85,7 +86,9 @@ def add_color_bar(figure: Figure, norm: Normalize, label: str) -> None:
   """Explains the colours of `show_heat` in `COLOR_BAR_LINES` lines at the foot of the figure."""
   line = _LINE / figure.get_figheight()
   bar = figure.add_axes((0.2, 3 * line, 0.6, 0.9 * line))
-  figure.colorbar(ScalarMappable(norm, 'inferno'), cax=bar, orientation='horizontal')
+  ticks = MaxNLocator(4)  # on a square-root scale more would meet at its right end
+  mappable = ScalarMappable(norm, 'inferno')
+  figure.colorbar(mappable, cax=bar, orientation='horizontal', ticks=ticks)
   bar.set_xlabel(label, fontsize=SMALL)
 
 
