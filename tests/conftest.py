@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,20 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
   ROOT / '.pytest_cache' / 'jax' / os.environ.get('PYTEST_XDIST_WORKER', '')
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-# Quicker to compile, for most tests.
-_QUICK = '--xla_backend_optimization_level=0'
-os.environ.setdefault('XLA_FLAGS', _QUICK)
+
+
+def _quick_flags():
+  """Those with which XLA compiles fast, and to slower code: the second where it knows it."""
+  level = '--xla_backend_optimization_level=0'
+  both = f'{level} --xla_cpu_use_fusion_emitters=false'
+  start = [sys.executable, '-c', 'import jax; jax.devices()']
+  started = subprocess.run(start, env={**os.environ, 'XLA_FLAGS': both}, capture_output=True)
+  return level if started.returncode else both
+
+
+if 'QUICK_XLA_FLAGS' not in os.environ:  # nor in a parent process
+  os.environ['QUICK_XLA_FLAGS'] = _quick_flags()
+os.environ.setdefault('XLA_FLAGS', os.environ['QUICK_XLA_FLAGS'])
 
 # A model and a run that take no time, on real digits.
 TINY = (
@@ -63,7 +75,7 @@ def start_training(*args, tiny=True, devices=1, quick=True):
   """
   environment = virtual_devices(devices)
   if not quick:
-    environment['XLA_FLAGS'] = environment['XLA_FLAGS'].replace(_QUICK, '')
+    environment['XLA_FLAGS'] = environment['XLA_FLAGS'].replace(os.environ['QUICK_XLA_FLAGS'], '')
   return TrainingProcess([*(TINY if tiny else ()), *map(str, args)], environment, cwd=ROOT)
 
 
