@@ -12,8 +12,8 @@ from vit_jax.data.records import Record
 from vit_jax.errors import UsageError, check_choice
 
 CROPS = ('resize', 'central', 'inception')
-CROP_FRACTION = 224 / 256  # as big_vision and torchvision evaluate on ImageNet
 
+_CROP_FRACTION = 224 / 256  # as big_vision and torchvision evaluate on ImageNet
 _AREA = (0.08, 1.0)  # fraction of the image
 _ASPECT = (3 / 4, 4 / 3)  # width / height
 _ATTEMPTS = 10
@@ -57,12 +57,11 @@ class Preprocess:
     """Returns the part of an image of this size that evaluation sees."""
     if self.crop == 'resize':
       return _WHOLE
-    size, (left, top) = self._covering(height, width)
-    right, bottom = left + self.image_size[1], top + self.image_size[0]
-    return left / size[0], top / size[1], right / size[0], bottom / size[1]
+    size, part = self._covering(height, width)
+    return _fractions(part, *size)
 
-  def _covering(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns (width, height) to resize an image to, and (left, top) of the part that is kept.
+  def _covering(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Returns (width, height) to resize an image to, and which part of it is kept, in pixels.
 
     Sides are rounded down, the one that fits first, as in timm and torchvision; so is the offset,
     as in Hugging Face's processors.
@@ -74,7 +73,8 @@ class Preprocess:
     else:
       fitting = _floor(new_width / self.crop_fraction)
       size = fitting, _floor(fitting * height / width)
-    return size, ((size[0] - new_width) // 2, (size[1] - new_height) // 2)
+    left, top = (size[0] - new_width) // 2, (size[1] - new_height) // 2
+    return size, (left, top, left + new_width, top + new_height)
 
   def _resize(
     self, image: Image.Image, rng: np.random.Generator | None, box: np.ndarray | None
@@ -84,18 +84,21 @@ class Preprocess:
       return image, _WHOLE
     height, width = self.image_size
     if self.random:
-      window = _inception_window(image.height, image.width, rng, box)
-      sides = (image.width, image.height) * 2
-      image = image.crop(window)
-      window = tuple(edge / side for edge, side in zip(window, sides, strict=True))
+      part = _inception_part(image.height, image.width, rng, box)
+      window = _fractions(part, image.width, image.height)
+      image = image.crop(part)
     elif self.crop != 'resize':
-      size, (left, top) = self._covering(image.height, image.width)
-      window = self.window(image.height, image.width)
+      size, part = self._covering(image.height, image.width)
       image = image.resize(size, Image.Resampling.BICUBIC)
-      return image.crop((left, top, left + width, top + height)), window
+      return image.crop(part), _fractions(part, *size)
     else:
       window = _WHOLE
     return image.resize((width, height), Image.Resampling.BICUBIC), window
+
+
+def _fractions(part: tuple[int, int, int, int], width: int, height: int) -> Window:
+  left, top, right, bottom = part
+  return left / width, top / height, right / width, bottom / height
 
 
 def _floor(pixels: float) -> int:
@@ -123,7 +126,7 @@ def make_preprocess(
       part has at least half of it.
     train: whether it is for training.
     crop_fraction: of a side of the resized image, what 'central' keeps, over 0 and up to 1, timm's
-      crop_pct; None is CROP_FRACTION.
+      crop_pct; None is 224 of 256 pixels.
 
   Raises:
     UsageError: a wrong value, or a crop without an image size.
@@ -141,7 +144,7 @@ def make_preprocess(
     raise UsageError(f'config.data.image_size: crop {crop!r} needs a (height, width)')
   if crop == 'resize' and crop_fraction is not None:
     raise UsageError("config.data.crop_fraction: crop 'resize' takes the whole image")
-  crop_fraction = CROP_FRACTION if crop_fraction is None else crop_fraction
+  crop_fraction = _CROP_FRACTION if crop_fraction is None else crop_fraction
   if not 0 < crop_fraction <= 1:
     raise UsageError(f'config.data.crop_fraction: {crop_fraction} is not over 0 and up to 1')
   return Preprocess(image_size, channels, crop, crop_fraction, train and crop == 'inception')
@@ -165,13 +168,12 @@ def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[in
   return left, top, left + w, top + h
 
 
-def _inception_window(
+def _inception_part(
   height: int, width: int, rng: np.random.Generator, box: np.ndarray | None
 ) -> tuple[int, int, int, int]:
   """Draws a part of an image that shows enough of an object, the whole after ten that don't."""
   for _ in range(_ATTEMPTS):
-    left, top, right, bottom = part = inception_box(height, width, rng)
-    window = left / width, top / height, right / width, bottom / height
-    if box is None or visible_share(box, window) >= _LEAST_VISIBLE:
+    part = inception_box(height, width, rng)
+    if box is None or visible_share(box, _fractions(part, width, height)) >= _LEAST_VISIBLE:
       return part
   return 0, 0, width, height

@@ -203,7 +203,7 @@ def _their_preprocess(config: Mapping[str, Any]) -> dict[str, Any] | None:
     # ViT's own processor, in older versions, doesn't crop.
     crop = {
       'image_processor_type': 'BitImageProcessor',
-      'size': {'shortest_edge': math.floor(height / fraction + 1e-6)},
+      'size': {'shortest_edge': math.floor(height / fraction + 1e-6)},  # as data.preprocess
       'do_center_crop': True,
       'crop_size': size,
     }
