@@ -352,8 +352,9 @@ def test_augment_is_the_same_however_the_batch_is_split():
     jax.jit, compiler_options={'xla_cpu_use_fusion_emitters': True} if is_quick else None
   )
   whole = compiled(step)(batch_keys, batch)
-  in_a_loop = compiled(lambda k, b: jax.lax.map(lambda args: step(*args), (k, b)))
-  parts = in_a_loop(batch_keys.reshape(2, -1), split)
+  # In a device loop under pmap, as in training.
+  in_a_loop = compiled(jax.pmap(lambda k, b: jax.lax.map(lambda args: step(*args), (k, b))))
+  parts = in_a_loop(batch_keys.reshape(1, 2, -1), jax.tree.map(lambda x: x[None], split))
   for name, value in whole.items():
     part = parts[name].reshape(value.shape)
     np.testing.assert_allclose(part, value, atol=1e-5, err_msg=name)
