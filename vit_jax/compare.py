@@ -58,11 +58,12 @@ def main(*workdirs: str) -> None:
   elif not workdirs:
     raise UsageError('--runs: give the folders of runs after it')
   else:
-    finished = [workdir for workdir in workdirs if runs.is_finished(workdir)]
-    for workdir in workdirs if finished else ():
+    # Where none is finished, reading the first says so.
+    finished = [workdir for workdir in workdirs if runs.is_finished(workdir)] or workdirs
+    for workdir in workdirs:
       if workdir not in finished:
         print(f'{workdir}: left out, no finished run', file=sys.stderr)
-    report = [runs.read(workdir) for workdir in finished or workdirs]
+    report = [runs.read(workdir) for workdir in finished]
     print(json.dumps(report, indent=2) if _JSON.value else runs.format_runs(report))
 
 

@@ -75,7 +75,7 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   epoch = max(num_examples // c.batch_size, 1)
   if c.num_steps < 0:
     raise UsageError(f'config.num_steps: {c.num_steps} is negative')
-  c.num_steps = c.num_steps or round(c.num_epochs * num_examples / c.batch_size)
+  c.num_steps = c.num_steps or _steps_of_epochs(c, num_examples)
   if c.num_steps <= 0:
     raise UsageError(f'config.num_epochs: {c.num_epochs} gives no step, and config.num_steps is 0')
   c.eval_every = c.eval_every or epoch
@@ -98,6 +98,10 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   if c.plateau.min_delta <= 0:
     raise UsageError(f'config.plateau.min_delta: {c.plateau.min_delta} is not positive')
   return c
+
+
+def _steps_of_epochs(config: ConfigDict, num_examples: int) -> int:
+  return round(config.num_epochs * num_examples / config.batch_size)
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> None:
@@ -223,19 +227,15 @@ class Experiment:
     """What the parameters are of, as `vit_jax.weights` describes it, with all of its attributes."""
     fields = models.describe(self.config.model, task_module(self.config).HEAD)
     model, data = getattr(self.model, 'backbone', self.model), self.config.data
+    crop = {'crop': 'resize'}
+    if data.crop != 'resize':  # as in evaluation
+      crop = {'crop': 'central', 'crop_fraction': self.sets['test'][1].crop_fraction}
     return {name: getattr(model, name) if v is None else v for name, v in fields.items()} | {
       'num_classes': self.num_classes,
       'channels': self._image_shape[-1],
       'image_size': self._image_shape[:2],
       'class_names': list(self.sets['train'][0].class_names),
-      'preprocess': {'mean': data.mean, 'std': data.std, 'crop': 'resize'}
-      if data.crop == 'resize'
-      else {
-        'mean': data.mean,
-        'std': data.std,
-        'crop': 'central',  # as in evaluation
-        'crop_fraction': self.sets['test'][1].crop_fraction,
-      },
+      'preprocess': {'mean': data.mean, 'std': data.std, **crop},
     }
 
   def _apply(self, weights, image):
@@ -310,10 +310,10 @@ class Experiment:
     }
 
   def _epochs(self) -> str:
-    wanted, num_examples = self.config.num_epochs, len(self.sets['train'][0])
-    text = f'{self.config.num_steps * self.config.batch_size / num_examples:.4g} epochs'
-    if wanted and round(wanted * num_examples / self.config.batch_size) != self.config.num_steps:
-      text += f' (config.num_steps stands instead of config.num_epochs, {wanted:g})'
+    c, num_examples = self.config, len(self.sets['train'][0])
+    text = f'{c.num_steps * c.batch_size / num_examples:.4g} epochs'
+    if c.num_epochs and _steps_of_epochs(c, num_examples) != c.num_steps:
+      text += f' (config.num_steps stands instead of config.num_epochs, {c.num_epochs:g})'
     return text
 
   def describe(self) -> str:
