@@ -41,6 +41,18 @@ def test_signs_do_not_depend_on_those_of_the_filters():
   assert (flat.max(axis=1) == np.abs(flat).max(axis=1)).all()
 
 
+@pytest.mark.parametrize('seed', range(8))
+def test_of_entries_that_rounding_alone_tells_apart_the_first_is_positive(seed):
+  """Two directions of entries of one magnitude each, disturbed as another BLAS would."""
+  signs = np.array([[-1, 1, -1, -1, 1, 1], [1, 1, 1, -1, -1, 1]])
+  amounts = np.array([[3, -3, 0, 0], [0, 0, 1, -1]])
+  noise = np.random.default_rng(seed).normal(scale=1e-12, size=(6, 4))
+  kernel = (signs.T @ amounts + noise).reshape(2, 3, 1, 4)
+  components, _ = principal_components(kernel, num_components=2)
+  expected = signs * signs[:, :1] / 6**0.5
+  np.testing.assert_allclose(components.reshape(2, 6), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(('num_filters', 'expected'), [(3, 2), (5, 4), (50, 4)])
 def test_there_are_no_more_components_than_pixels_nor_than_centred_filters(num_filters, expected):
   kernel = np.random.default_rng(2).normal(size=(2, 2, 1, num_filters))

@@ -6,6 +6,8 @@ from matplotlib.figure import Figure
 from vit_jax.errors import UsageError
 from vit_jax.explain import panels
 
+_TIE = 1e-5  # relative; well over the rounding of float32 kernels
+
 
 def principal_components(
   kernel: np.ndarray, num_components: int = 28
@@ -13,8 +15,8 @@ def principal_components(
   """Returns the directions in which the filters of a patch embedding vary most.
 
   The filters are centred: their mean is subtracted before the singular value decomposition. Signs,
-  which that leaves open, are such that the entry of largest magnitude, the first of several, is
-  positive.
+  which that leaves open, are such that the entry of largest magnitude is positive: the first, in
+  row-major order, of those within 1e-5 of the largest (relative), which rounding can't order.
 
   Args:
     kernel: [h, w, C, D], a filter of h x w pixels for each of D features.
@@ -36,8 +38,10 @@ def principal_components(
     raise UsageError('embedding/kernel: its filters are all alike and have no components')
   k = min(num_components, num_filters - 1, len(directions))
   directions = directions[:k]
-  largest = np.abs(directions).argmax(axis=1, keepdims=True)
-  directions = directions * np.sign(np.take_along_axis(directions, largest, axis=1))
+  magnitudes = np.abs(directions)
+  largest = magnitudes >= (1 - _TIE) * magnitudes.max(axis=1, keepdims=True)
+  first = largest.argmax(axis=1, keepdims=True)
+  directions = directions * np.sign(np.take_along_axis(directions, first, axis=1))
   shares = variances[:k] / variances.sum()
   return directions.reshape(k, *shape).astype(np.float32), shares.astype(np.float32)
 
