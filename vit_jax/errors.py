@@ -1,7 +1,8 @@
-"""The error that stands for a user's mistake, raised anywhere, printed as one line by commands."""
+"""The errors that stand for a user's mistake, raised anywhere, printed as one line by commands."""
 
+import contextlib
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 
@@ -10,6 +11,39 @@ class UsageError(ValueError):
 
   The message names the field or file, what was given and what is allowed.
   """
+
+
+class FieldError(UsageError):
+  """A field has a value that it can't have.
+
+  Whoever checks a field names it as its owner does ('patches.size'); whoever knows where the value
+  comes from puts the rest in front, by `field_prefix` ('config.model.', '--').
+
+  Attributes:
+    field: dotted name of the field.
+    problem: what was given and what is allowed.
+  """
+
+  def __init__(self, field: str, problem: str):
+    super().__init__(field, problem)
+    self.field, self.problem = field, problem
+
+  def __str__(self) -> str:
+    return f'{self.field}: {self.problem}'
+
+
+@contextlib.contextmanager
+def field_prefix(prefix: str, renamed: Mapping[str, str] | None = None) -> Iterator[None]:
+  """Puts `prefix` in front of the field that a FieldError from inside the context names.
+
+  Args:
+    prefix: as 'config.model.' or '--'.
+    renamed: field -> the name that it has out here, where that is another one.
+  """
+  try:
+    yield
+  except FieldError as e:
+    raise FieldError(prefix + (renamed or {}).get(e.field, e.field), e.problem) from e
 
 
 def nearest(given: str, allowed: Collection[str]) -> str:
@@ -23,7 +57,7 @@ def nearest(given: str, allowed: Collection[str]) -> str:
 
 
 def check_choice(field: str, given: Any, allowed: Collection[str]) -> None:
-  """Raises UsageError, with the nearest allowed name, unless `given` is one of `allowed`."""
-  if given not in allowed:
+  """Raises FieldError, with the nearest allowed name, unless `given` is one of `allowed`."""
+  if given not in tuple(allowed):  # which, other than a dict, may be asked for a list
     names = ', '.join(map(str, allowed))
-    raise UsageError(f'{field}: {given!r} is not one of {names}{nearest(given, allowed)}')
+    raise FieldError(field, f'{given!r} is not one of {names}{nearest(given, allowed)}')
