@@ -8,21 +8,18 @@ Running statistics are the collection 'batch_stats'. With train=True they are up
 must be mutable: `model.apply(variables, images, train=True, mutable=['batch_stats'])`.
 """
 
-import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import UsageError
-from vit_jax.models.token_learner import TokenLearnerViT
-from vit_jax.models.vit import ViT
-
-_FLAX = {'name', 'parent'}  # fields that every module has
-_OF_VITS = {f.name for kind in (ViT, TokenLearnerViT) for f in dataclasses.fields(kind)} - _FLAX
+from vit_jax.errors import FieldError, UsageError
+from vit_jax.models.backbone import Backbone, Features
+from vit_jax.models.layers import cpu
 
 
 class BatchNorm(nn.BatchNorm):
@@ -46,8 +43,8 @@ class BatchNorm(nn.BatchNorm):
     count = devices * x.size // x.shape[-1]
     if count < 2:
       raise UsageError(
-        'config.batch_size: batch normalisation has a single value in each channel, 1 example of '
-        '1x1; give more examples (to a micro-batch), or larger images'
+        'batch normalisation has a single value in each channel, 1 example of 1x1; give a larger '
+        'batch (or micro-batch), or larger images'
       )
     before = self.get_variable('batch_stats', 'var')
     y = super().__call__(x, use_running_average=False)
@@ -55,40 +52,6 @@ class BatchNorm(nn.BatchNorm):
     share = after - self.momentum * before  # of this batch
     self.put_variable('batch_stats', 'var', after + share / (count - 1))
     return y
-
-
-# XLA's own convolutions of maps up to this many pixels a side, and their gradients above all, take
-# a CPU longer than a matrix product does: a hundred times, where the kernel is larger than the map.
-_SMALL = 8
-
-
-def _convolve(
-  x: jax.Array,
-  kernel: jax.Array,
-  strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
-  **options: Any,
-) -> jax.Array:
-  """Does what `jax.lax.conv_general_dilated` does, as one matrix product if that is faster.
-
-  Args:
-    x: [B, H, W, C].
-    kernel: [h, w, C, filters].
-    strides: of the two axes.
-    padding: before and after each of them.
-    **options: of `jax.lax.conv_general_dilated`, none of them another than Flax's default.
-  """
-  if jax.default_backend() != 'cpu' or max(x.shape[1:3]) > _SMALL:
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-  rows, columns = kernel.shape[:2]
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-  parts = [
-    x[:, i : i + height : strides[0], j : j + width : strides[1]]
-    for i in range(rows)
-    for j in range(columns)
-  ]
-  return jnp.concatenate(parts, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 _kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -102,7 +65,7 @@ def _conv(filters: int, size: int, stride: int, **options: Any) -> nn.Conv:
     padding=size // 2,
     use_bias=False,
     kernel_init=_kaiming_normal,
-    conv_general_dilated=_convolve,
+    conv_general_dilated=cpu.convolve,
     **options,
   )
 
@@ -142,7 +105,7 @@ def _uniform_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any, *, fan_in:
   return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
 
-class ResNet(nn.Module, kw_only=True):
+class ResNet(Backbone, kw_only=True):
   """ResNet of basic blocks: float images [B, H, W, C] to float32 logits [B, num_classes].
 
   Attributes:
@@ -167,35 +130,24 @@ class ResNet(nn.Module, kw_only=True):
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
-  @classmethod
-  def from_config(cls, config: Mapping[str, Any], **attributes: Any) -> Self:
-    """Builds the model from those entries of `config` that it has attributes for.
-
-    None stands for the default.
-
-    Raises:
-      UsageError: an entry that ViTs have an attribute for, and ResNets have not, isn't None.
-    """
-    given = {name: value for name, value in config.items() if value is not None} | attributes
-    own = {field.name for field in dataclasses.fields(cls)} - _FLAX
-    for name in sorted(given.keys() & _OF_VITS - own):
-      raise UsageError(
-        f'config.model.{name}: {given[name]!r}, but a ResNet has no such field; '
-        'start from configs/resnet.py'
-      )
-    return cls(**{name: given[name] for name in own & given.keys()})
+  NOT_CONFIG: ClassVar[tuple[str, ...]] = (*Backbone.NOT_CONFIG, 'stage_sizes')
+  WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = ('num_filters',)
 
   def __post_init__(self) -> None:
     if self.num_filters < 1:
-      raise UsageError(f'config.model.num_filters: {self.num_filters} is less than 1')
+      raise FieldError('num_filters', f'{self.num_filters} is less than 1')
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, features: bool = False
+  ) -> jax.Array | Features:
+    """Classifies images, or returns their `Features`: a map of each stage, and their mean."""
     common = {'dtype': self.dtype, 'axis_name': self.axis_name}
     x = _conv(self.num_filters, 7, 2, dtype=self.dtype, name='conv1')(x)
-    x = nn.relu(BatchNorm(**common, name='bn1')(x, train))
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    x = nn.relu(BatchNorm(**common, name='bn1')(x, train))  # [B, H / 2, W / 2, C]
+    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # [B, H / 4, W / 4, C]
+    maps = []
     for stage, num_blocks in enumerate(self.stage_sizes):
       for i in range(num_blocks):
         stride = 2 if stage > 0 and i == 0 else 1
@@ -203,16 +155,32 @@ class ResNet(nn.Module, kw_only=True):
           self.num_filters * 2**stage, stride, **common, name=f'layer{stage + 1}_{i}'
         )
         x = block(x, train)
-    x = x.mean(axis=(1, 2))
-    if self.num_classes > 0:
-      x = nn.Dense(
-        self.num_classes,
-        dtype=jnp.float32,
-        kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
-        bias_init=functools.partial(_uniform_bias, fan_in=x.shape[-1]),
-        name='output_projection',
-      )(x)
-    return x
+      maps.append(x)  # [B, H / (4 * 2**stage), W / (4 * 2**stage), C * 2**stage]
+    x = x.mean(axis=(1, 2))  # [B, 8 * C]
+    if features:
+      strides = tuple((4 * 2**stage,) * 2 for stage in range(len(maps)))
+      return Features(pooled=x, maps=tuple(maps), strides=strides)
+    if self.num_classes <= 0:
+      return x
+    return nn.Dense(
+      self.num_classes,
+      dtype=jnp.float32,
+      kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
+      bias_init=functools.partial(_uniform_bias, fan_in=x.shape[-1]),
+      name='output_projection',
+    )(x)  # [B, num_classes]
+
+  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
+    if layers:
+      raise UsageError(f'{type(self).__name__}: has maps of its stages, and no layers of tokens')
+    return self(x, train=train, features=True)
+
+  def layer_of(self, path: str) -> int:
+    """The first convolution is layer 0, each block the next, as timm counts."""
+    block = re.match(r'layer(\d+)_(\d+)/', path)
+    if block:
+      return sum(self.stage_sizes[: int(block[1]) - 1]) + int(block[2]) + 1
+    return 0 if path.startswith(('conv1/', 'bn1/')) else sum(self.stage_sizes) + 1
 
 
 class ResNet18(ResNet, kw_only=True):

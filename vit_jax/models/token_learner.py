@@ -7,17 +7,30 @@ those by which the fuser returns them, at `Transformer/TokenFuser_{i}/token_maps
 tokenized layers from 0.
 """
 
-from collections.abc import Mapping
-from typing import Any, Self
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ml_collections.config_dict import placeholder
 
-from vit_jax.errors import UsageError, check_choice
+from vit_jax.errors import FieldError, check_choice
 from vit_jax.models import layers, vit
+from vit_jax.models.backbone import (
+  Attention,
+  AttentionMaps,
+  Features,
+  Shape,
+  TokenMaps,
+  trace_shapes,
+)
 
 TOKENIZERS = ('patch', 'dynamic')
+
+_LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
 
 
 class TokenLearnerModule(nn.Module):
@@ -161,13 +174,29 @@ class EncoderMod(vit.Encoder):
   tokenlearner_loc: int = 12
   use_v11: bool = True
 
-  @nn.nowrap
-  def apply_layer(self, x: jax.Array, layer: int, deterministic: bool) -> jax.Array:
-    if self.tokenizer_type != 'patch' and layer == self.tokenlearner_loc:
-      cls, x = self.split_cls(x)
-      x = self.merge_frames(self.learn_tokens(self.split_frames(x), deterministic))
-      x = jnp.concatenate([cls, x], axis=1)
-    return super().apply_layer(x, layer, deterministic)
+  @nn.compact
+  def __call__(
+    self,
+    inputs: jax.Array,
+    *,
+    train: bool = False,
+    select_tokens: Callable[[jax.Array], jax.Array] | None = None,
+    outputs: list[jax.Array] | None = None,
+  ) -> jax.Array:
+    """Encodes tokens; arguments are those of `vit.Encoder`."""
+    x = self.add_positions(inputs, frames=self.temporal_dimensions)
+    if select_tokens is not None:
+      x = select_tokens(x)
+    x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+    for layer in range(self.num_layers):
+      if self.tokenizer_type != 'patch' and layer == self.tokenlearner_loc:
+        cls, x = self.split_cls(x)
+        x = self.merge_frames(self.learn_tokens(self.split_frames(x), not train))
+        x = jnp.concatenate([cls, x], axis=1)  # [B, (1 +) t * num_tokens, D]
+      x = self.block(layer)(x, not train)
+      if outputs is not None:
+        outputs.append(x)
+    return self.norm(x)
 
   @nn.nowrap
   def learn_tokens(self, frames: jax.Array, deterministic: bool) -> jax.Array:
@@ -200,15 +229,37 @@ class EncoderModFuser(EncoderMod):
   the number of tokens stays as it was: [B, N, D] to [B, N, D].
   """
 
+  @nn.compact
+  def __call__(
+    self,
+    inputs: jax.Array,
+    *,
+    train: bool = False,
+    select_tokens: Callable[[jax.Array], jax.Array] | None = None,
+    outputs: list[jax.Array] | None = None,
+  ) -> jax.Array:
+    """Encodes tokens; arguments are those of `vit.Encoder`."""
+    x = self.add_positions(inputs, frames=self.temporal_dimensions)
+    if select_tokens is not None:
+      x = select_tokens(x)
+    x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+    for layer in range(self.num_layers):
+      if self.tokenizer_type == 'patch' or layer < self.tokenlearner_loc:
+        x = self.block(layer)(x, not train)
+      else:
+        x = self.fused_layer(x, layer, not train)
+      if outputs is not None:
+        outputs.append(x)
+    return self.norm(x)
+
   @nn.nowrap
-  def apply_layer(self, x: jax.Array, layer: int, deterministic: bool) -> jax.Array:
-    if self.tokenizer_type == 'patch' or layer < self.tokenlearner_loc:
-      return vit.Encoder.apply_layer(self, x, layer, deterministic)
+  def fused_layer(self, x: jax.Array, layer: int, deterministic: bool) -> jax.Array:
+    """Applies block `layer` to learned tokens, and adds what comes out to all: [B, N, D]."""
     cls, x = self.split_cls(x)
-    residual = self.split_frames(x)
+    residual = self.split_frames(x)  # [B * t, n, D]
     tokens = self.merge_frames(self.learn_tokens(residual, deterministic))
-    tokens = jnp.concatenate([cls, tokens], axis=1)
-    cls, tokens = self.split_cls(vit.Encoder.apply_layer(self, tokens, layer, deterministic))
+    tokens = jnp.concatenate([cls, tokens], axis=1)  # [B, (1 +) t * num_tokens, D]
+    cls, tokens = self.split_cls(self.block(layer)(tokens, deterministic))
     fuser = TokenFuser(
       dropout_rate=self.dropout_rate, dtype=self.dtype, norm_epsilon=self.norm_epsilon
     )
@@ -216,58 +267,159 @@ class EncoderModFuser(EncoderMod):
     return jnp.concatenate([cls, self.merge_frames(x)], axis=1)
 
 
-class TokenLearnerViT(vit.VisionTransformer, kw_only=True):
+class TokenLearnerViT(vit.ViT, kw_only=True):
   """ViT with TokenLearner: float images [B, H, W, C] to logits [B, num_classes].
 
-  Attributes, beside those of `vit.VisionTransformer`:
+  Attributes, beside those of `vit.ViT`:
     tokenizer: a dict of
       type: 'dynamic' learns tokens, 'patch' keeps those of the patches;
-      patches: {'size': (height, width)} in pixels;
-      num_tokens, tokenlearner_loc, use_v11 (True if absent): as for `EncoderMod`;
-      use_tokenfuse: `EncoderModFuser` instead of `EncoderMod` (False if absent).
+      num_tokens, tokenlearner_loc (None: the middle), use_v11 (True if absent): as for
+        `EncoderMod`;
+      use_tokenfuse: `EncoderModFuser` instead of `EncoderMod` (False if absent);
+      patches: {'size': (height, width)} in pixels, where `patches` doesn't give it, as in scenic.
   """
 
   tokenizer: Mapping[str, Any]
+  patches: Mapping[str, Any] | None = None
 
-  @classmethod
-  def from_config(cls, config: Mapping[str, Any], **attributes: Any) -> Self:
-    if 'tokenizer' not in config:
-      raise UsageError('config.model.tokenizer: missing, but config.model.name is token_learner')
-    tokenizer = dict(config['tokenizer'], patches=config['patches'])
-    if tokenizer['tokenlearner_loc'] is None:
-      tokenizer['tokenlearner_loc'] = config['num_layers'] // 2
-    return super().from_config(config, tokenizer=tokenizer, **attributes)
+  CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
+    **vit.ViT.CONFIG_DEFAULTS,
+    'tokenizer': {
+      'type': 'dynamic',
+      'num_tokens': 8,
+      'tokenlearner_loc': placeholder(int),
+      'use_tokenfuse': False,
+      'use_v11': True,
+    },
+  }
+  WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (*vit.ViT.WEIGHT_FIELDS, 'tokenizer')
 
   def __post_init__(self) -> None:
     _check_tokenizer(self.tokenizer, self.num_layers)
     super().__post_init__()
 
   @property
-  def patch_size(self) -> tuple[int, int]:
-    return layers.as_pair(self.tokenizer['patches']['size'])
+  def given_patch_size(self) -> Any:
+    return (self.patches or self.tokenizer.get('patches') or {}).get('size')
 
-  @nn.nowrap
-  def encoder(self, grid: tuple[int, int]) -> EncoderMod:
-    kind = EncoderModFuser if self.tokenizer.get('use_tokenfuse') else EncoderMod
-    return kind(
-      **self.encoder_attributes(grid),
+  @property
+  def tokenizer_layer(self) -> int | None:
+    location = self.tokenizer['tokenlearner_loc']
+    return self.num_layers // 2 if location is None else location
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    train: bool = False,
+    features: bool = False,
+    select_tokens: Callable[[jax.Array], jax.Array] | None = None,
+    outputs: list[jax.Array] | None = None,
+  ) -> jax.Array | Features:
+    """Classifies images; arguments are those of `vit.ViT`."""
+    x = layers.PatchEmbedding(
+      features=self.hidden_size,
+      patch_size=self.patch_size,
+      stride=self.patch_stride,
+      method=self.patch_embedding,
+      dtype=self.dtype,
+      name='embedding',
+    )(x)  # [B, h, w, D]
+    batch, *grid, width = x.shape
+    x = x.reshape(batch, -1, width)  # [B, N, D]
+    if self.has_class_token:
+      cls = self.param('cls', nn.initializers.zeros, (1, 1, width))
+      cls = jnp.tile(cls.astype(x.dtype), [batch, 1, 1])
+      x = jnp.concatenate([cls, x], axis=1)  # [B, 1 + N, D]
+    encoder = EncoderModFuser if self.tokenizer.get('use_tokenfuse') else EncoderMod
+    tokens = encoder(
+      num_layers=self.num_layers,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      positional_embedding=self.positional_embedding,
+      dropout_rate=self.dropout_rate,
+      attention_dropout_rate=self.attention_dropout_rate,
+      stochastic_depth=self.stochastic_depth,
+      dtype=self.dtype,
+      has_cls_token=self.has_class_token,
+      grid=tuple(grid),
+      posemb_init_stddev=self.posemb_init_stddev,
+      norm_epsilon=self.norm_epsilon,
+      activation=self.activation,
+      remat=self.remat,
+      final_norm=not self.fc_norm,
       tokenizer_type=self.tokenizer['type'],
       num_tokens=self.tokenizer['num_tokens'],
-      tokenlearner_loc=self.tokenizer['tokenlearner_loc'],
+      tokenlearner_loc=self.tokenizer_layer,
       use_v11=self.tokenizer.get('use_v11', True),
-    )
+      name='Transformer',
+    )(x, train=train, select_tokens=select_tokens, outputs=outputs)  # [B, (1 +) num_tokens, D]
+    x = vit.pool(self, tokens)  # [B, D]
+    if features:
+      keeps_grid = select_tokens is None and (self._keeps_tokens or encoder is EncoderModFuser)
+      return Features(
+        pooled=None if self.classifier == 'none' else x,
+        tokens=tokens,
+        grid=tuple(grid) if keeps_grid else None,
+        num_prefix=int(self.has_class_token),
+      )
+    return vit.classify(self, x)  # [B, num_classes]
+
+  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
+    return trace_shapes(self, image_size or self.patch_size, channels)
+
+  @property
+  def _keeps_tokens(self) -> bool:
+    """Whether tokens are those of patches from the first layer to the last."""
+    return self.tokenizer['type'] == 'patch'
+
+  @property
+  def num_attention_layers(self) -> int:
+    return super().num_attention_layers if self._keeps_tokens else 0
+
+  def attention(self, intermediates: Mapping[str, Any]) -> Attention | None:
+    return super().attention(intermediates) if self._keeps_tokens else None
+
+  def attention_maps(
+    self, intermediates: Mapping[str, Any], image_size: tuple[int, int], layer: int | None = None
+  ) -> AttentionMaps | None:
+    if not self._keeps_tokens:
+      return None
+    return super().attention_maps(intermediates, image_size, layer)
+
+  def token_maps(
+    self, intermediates: Mapping[str, Any], image_size: tuple[int, int]
+  ) -> list[TokenMaps]:
+    """Which pixels each learned token is made of, layer by layer.
+
+    Weights of version 1.1 are a softmax, and add up to 1 over the grid; those of version 1 are
+    sigmoids, each in [0, 1].
+    """
+    if self._keeps_tokens:
+      return []
+    encoder = intermediates['Transformer']
+    found = {int(match[1]): name for name in encoder if (match := _LEARNER.fullmatch(name))}
+    maps = [np.asarray(encoder[found[i]]['token_maps']) for i in sorted(found)]
+    grid, first = self.grid(image_size), self.tokenizer_layer
+    return [
+      TokenMaps(m.reshape(*m.shape[:2], *grid), f'TokenLearner before layer {first + i}')
+      for i, m in enumerate(maps)
+    ]
 
 
 def _check_tokenizer(tokenizer: Mapping[str, Any], num_layers: int) -> None:
-  field = 'config.model.tokenizer'
+  for entry in ('type', 'num_tokens', 'tokenlearner_loc'):
+    if entry not in tokenizer:
+      raise FieldError(f'tokenizer.{entry}', 'not set, and nothing else gives it')
   if tokenizer['type'] == 'video':
-    raise UsageError(f"{field}.type: 'video' needs clips; for images choose {TOKENIZERS}")
-  check_choice(f'{field}.type', tokenizer['type'], TOKENIZERS)
+    raise FieldError('tokenizer.type', f"'video' needs clips; for images choose {TOKENIZERS}")
+  check_choice('tokenizer.type', tokenizer['type'], TOKENIZERS)
   if tokenizer['num_tokens'] < 1:
-    raise UsageError(f'{field}.num_tokens: {tokenizer["num_tokens"]} is less than 1')
+    raise FieldError('tokenizer.num_tokens', f'{tokenizer["num_tokens"]} is less than 1')
   location = tokenizer['tokenlearner_loc']
-  if tokenizer['type'] == 'dynamic' and not 0 <= location < num_layers:
-    raise UsageError(
-      f'{field}.tokenlearner_loc: {location} is not a layer; '
-      f'config.model.num_layers={num_layers} allows 0 to {num_layers - 1}'
+  if tokenizer['type'] == 'dynamic' and location is not None and not 0 <= location < num_layers:
+    raise FieldError(
+      'tokenizer.tokenlearner_loc',
+      f'{location} is not a layer; num_layers={num_layers} allows 0 to {num_layers - 1}',
     )

@@ -6,36 +6,38 @@ of layer i, a tuple of one float32 [batch, heads, queries, keys], at
 MAP head, [batch, heads, 1, keys], at `MAPHead_0/MultiHeadDotProductAttention_0/attention_weights`.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vit_jax.errors import UsageError, check_choice
+from vit_jax.errors import FieldError, UsageError, check_choice
 from vit_jax.models import layers
+from vit_jax.models.backbone import (
+  Attention,
+  AttentionMaps,
+  Backbone,
+  Features,
+  Fitted,
+  Layout,
+  Positions,
+  Shape,
+)
 
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'map', 'none')
 POSITIONAL_EMBEDDINGS = ('learned_1d', 'sinusoidal_1d', 'sinusoidal_2d', 'none')
 PATCH_EMBEDDINGS = ('conv', 'linear')
+
 _POOLING = {'gap': jnp.mean, 'gmp': jnp.max, 'gsp': jnp.sum}
-
-
-class AddPositionEmbs(nn.Module):
-  """Adds a learned embedding to each position of [B, N, D].
-
-  Attributes:
-    posemb_init: initialiser of `pos_embedding`, float32 [1, N, D].
-  """
-
-  posemb_init: Callable[..., jax.Array] = nn.initializers.normal(stddev=0.02)
-
-  @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
-    embedding = self.param('pos_embedding', self.posemb_init, (1, *inputs.shape[1:]))
-    return inputs + embedding.astype(inputs.dtype)
+_KERNEL = 'embedding/kernel'
+_POSITIONS = 'Transformer/posembed_input/pos_embedding'
+_BEFORE_BLOCKS = re.compile(r'(embedding|cls|Transformer/posembed_input)(/.*)?')
+_BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
 
 
 class MAPHead(nn.Module):
@@ -61,10 +63,8 @@ class MAPHead(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, _, width = x.shape
     probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, width))
-    probe = jnp.tile(probe.astype(self.dtype), [batch, 1, 1])
-    attention = layers.MultiHeadAttention(num_heads=self.num_heads, dtype=self.dtype)
-    x = attention(probe, x, sow_weights=True)
-
+    probe = jnp.tile(probe.astype(self.dtype), [batch, 1, 1])  # [B, 1, D]
+    x = layers.MultiHeadDotProductAttention(num_heads=self.num_heads, dtype=self.dtype)(probe, x)
     y = nn.LayerNorm(self.norm_epsilon, self.dtype)(x)
     y = layers.MlpBlock(
       mlp_dim=self.mlp_dim,
@@ -72,7 +72,7 @@ class MAPHead(nn.Module):
       activation_fn=layers.ACTIVATIONS[self.activation],
       dtype=self.dtype,
     )(y, deterministic=True)
-    return (x + y)[:, 0]
+    return (x + y)[:, 0]  # [B, D]
 
 
 class Encoder1DBlock(nn.Module):
@@ -99,11 +99,18 @@ class Encoder1DBlock(nn.Module):
   activation: str = 'gelu'
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
+  def __call__(
+    self,
+    inputs: jax.Array,
+    deterministic: bool,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+  ) -> jax.Array:
+    """`bias` and `mask` of attention are those of `layers.dot_product_attention`."""
     x = nn.LayerNorm(self.norm_epsilon, self.dtype)(inputs)
-    x = layers.MultiHeadAttention(
+    x = layers.MultiHeadDotProductAttention(
       num_heads=self.num_heads, dtype=self.dtype, dropout_rate=self.attention_dropout_rate
-    )(x, deterministic=deterministic, sow_weights=True)
+    )(x, bias=bias, mask=mask, deterministic=deterministic)
     x = nn.Dropout(self.dropout_rate)(x, deterministic)
     x = layers.StochasticDepth(self.stochastic_depth)(x, deterministic) + inputs
 
@@ -154,21 +161,44 @@ class Encoder(nn.Module):
   remat: bool = False
   final_norm: bool = True
 
-  temporal_dimensions = 1  # frames per example; no attribute here, but one of EncoderMod
-
   @nn.compact
-  def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(
+    self,
+    inputs: jax.Array,
+    *,
+    train: bool = False,
+    select_tokens: Callable[[jax.Array], jax.Array] | None = None,
+    outputs: list[jax.Array] | None = None,
+  ) -> jax.Array:
+    """Encodes tokens.
+
+    Args:
+      inputs: [B, N, D].
+      train: turns on dropout and stochastic depth.
+      select_tokens: applied to the tokens once they have their positions, [B, N, D] to [B, M, D]:
+        for models that drop or replace some (arXiv 2111.06377).
+      outputs: a list that takes the tokens after each block.
+    """
     x = self.add_positions(inputs)
+    if select_tokens is not None:
+      x = select_tokens(x)  # [B, M, D]
     x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
     for layer in range(self.num_layers):
-      x = self.apply_layer(x, layer, deterministic=not train)
+      x = self.block(layer)(x, not train)
+      if outputs is not None:
+        outputs.append(x)
+    return self.norm(x)
+
+  @nn.nowrap
+  def norm(self, x: jax.Array) -> jax.Array:
+    """Norms the tokens after the last block, where that is asked for."""
     if not self.final_norm:
       return x
     return nn.LayerNorm(self.norm_epsilon, self.dtype, name='encoder_norm')(x)
 
   @nn.nowrap
-  def apply_layer(self, x: jax.Array, layer: int, deterministic: bool) -> jax.Array:
-    """Applies block `layer`; subclasses do more around it."""
+  def block(self, layer: int) -> Encoder1DBlock:
+    """Returns block `layer`; its call takes (tokens, deterministic)."""
     block = nn.remat(Encoder1DBlock, static_argnums=(2,)) if self.remat else Encoder1DBlock
     return block(
       mlp_dim=self.mlp_dim,
@@ -180,24 +210,24 @@ class Encoder(nn.Module):
       norm_epsilon=self.norm_epsilon,
       activation=self.activation,
       name=f'encoderblock_{layer}',
-    )(x, deterministic)
+    )
 
   @nn.nowrap
-  def add_positions(self, x: jax.Array) -> jax.Array:
-    """Adds the chosen position embedding to tokens [B, N, D]."""
+  def add_positions(self, x: jax.Array, frames: int = 1) -> jax.Array:
+    """Adds the chosen position embedding to tokens [B, N, D] of `frames` images each."""
     kind = self.positional_embedding
-    check_choice('config.model.positional_embedding', kind, POSITIONAL_EMBEDDINGS)
+    check_choice('positional_embedding', kind, POSITIONAL_EMBEDDINGS)
     if kind == 'learned_1d':
       init = nn.initializers.normal(self.posemb_init_stddev)
-      x = AddPositionEmbs(init, name='posembed_input')(x)
-    elif kind == 'sinusoidal_1d':
-      x = x + layers.sinusoidal_1d(*x.shape[1:]).astype(x.dtype)
-    elif kind == 'sinusoidal_2d':
+      return layers.AddPositionEmbs(init, name='posembed_input')(x)
+    if kind == 'sinusoidal_1d':
+      return x + layers.sinusoidal_1d(*x.shape[1:]).astype(x.dtype)
+    if kind == 'sinusoidal_2d':
       cls, x = self.split_cls(x)
-      grid = layers.resolve_grid(x.shape[1] // self.temporal_dimensions, self.grid)
-      frames = x.reshape(-1, *grid, x.shape[-1])
-      x = layers.AddFixedSinCosPositionEmbedding()(frames).reshape(x.shape)
-      x = jnp.concatenate([cls, x], axis=1)
+      grid = layers.resolve_grid(x.shape[1] // frames, self.grid)
+      images = x.reshape(-1, *grid, x.shape[-1])  # [B * frames, h, w, D]
+      x = layers.AddFixedSinCosPositionEmbedding()(images).reshape(x.shape)
+      return jnp.concatenate([cls, x], axis=1)
     return x
 
   @nn.nowrap
@@ -207,10 +237,8 @@ class Encoder(nn.Module):
     return x[:, :count], x[:, count:]
 
 
-class VisionTransformer(nn.Module, kw_only=True):
-  """What `ViT` and `TokenLearnerViT` share: patches, Transformer, pooling, head.
-
-  Maps images [B, H, W, C], float, to float32 logits [B, num_classes].
+class ViT(Backbone, kw_only=True):
+  """Vision Transformer (arXiv 2010.11929): float images [B, H, W, C] to logits [B, num_classes].
 
   Attributes:
     num_classes: number of logits; 0 or less leaves the head out and returns features in `dtype`.
@@ -218,6 +246,7 @@ class VisionTransformer(nn.Module, kw_only=True):
     num_layers: number of Transformer layers.
     num_heads: number of attention heads; divides `hidden_size`.
     hidden_size: width of a token, D.
+    patches: {'size': (height, width)} in pixels.
     positional_embedding: one of `POSITIONAL_EMBEDDINGS`.
     representation_size: width of a dense layer with tanh before the head; None leaves it out.
     dropout_rate: dropout of position embeddings and of both branches of each layer.
@@ -242,7 +271,7 @@ class VisionTransformer(nn.Module, kw_only=True):
       (`Transformer/encoder_norm`), as timm's ViTs with an average do.
 
   Raises:
-    UsageError: on construction, for options that don't fit each other; when called, for images
+    FieldError: on construction, for options that don't fit each other; when called, for images
       that the patches don't tile.
   """
 
@@ -251,6 +280,7 @@ class VisionTransformer(nn.Module, kw_only=True):
   num_layers: int
   num_heads: int
   hidden_size: int
+  patches: Mapping[str, Any]
   positional_embedding: str = 'learned_1d'
   representation_size: int | None = None
   dropout_rate: float = 0.1
@@ -258,7 +288,7 @@ class VisionTransformer(nn.Module, kw_only=True):
   stochastic_depth: float = 0.0
   classifier: str = 'gap'
   dtype: Any = jnp.float32
-  stride: int | tuple[int, int] | None = None
+  stride: int | tuple[int, ...] | None = None
   patch_embedding: str = 'conv'
   posemb_init_stddev: float = 0.02
   norm_epsilon: float = 1e-6
@@ -267,21 +297,39 @@ class VisionTransformer(nn.Module, kw_only=True):
   class_token: bool | None = None
   fc_norm: bool = False
 
-  @classmethod
-  def from_config(cls, config: Mapping[str, Any], **attributes: Any) -> Self:
-    """Builds the model from those entries of `config` that it has attributes for.
-
-    None stands for the default.
-
-    Raises:
-      UsageError: an entry that has no default is missing or None.
-    """
-    given = {name: value for name, value in config.items() if value is not None} | attributes
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ('name', 'parent')}
-    for name, field in fields.items():
-      if name not in given and field.default is dataclasses.MISSING:
-        raise UsageError(f'config.model.{name}: not set, and nothing else says it')
-    return cls(**{name: given[name] for name in fields.keys() & given.keys()})
+  # ViT-Ti/16 without dropout; scenic's attributes have its defaults.
+  CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
+    'hidden_size': 192,
+    'mlp_dim': 768,
+    'num_layers': 12,
+    'num_heads': 3,
+    'patches': {'size': (16, 16)},
+    'classifier': 'token',
+    'dropout_rate': 0.0,
+    'attention_dropout_rate': 0.0,
+  }
+  NO_DECAY: ClassVar[str] = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'
+  WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
+    'hidden_size',
+    'mlp_dim',
+    'num_layers',
+    'num_heads',
+    'patches',
+    'stride',
+    'classifier',
+    'class_token',
+    'fc_norm',
+    'positional_embedding',
+    'norm_epsilon',
+    'activation',
+  )
+  FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (
+    'activation',
+    'norm_epsilon',
+    'num_heads',
+    'positional_embedding',
+  )
+  HEAD_READS: ClassVar[tuple[str, ...]] = ('pre_logits', 'MAPHead_0', 'fc_norm')
 
   def __post_init__(self) -> None:
     _check_options(self)
@@ -290,14 +338,17 @@ class VisionTransformer(nn.Module, kw_only=True):
   @property
   def patch_size(self) -> tuple[int, int]:
     """(height, width) of a patch in pixels."""
-    raise NotImplementedError
+    return layers.as_pair(self.given_patch_size)
+
+  @property
+  def given_patch_size(self) -> Any:
+    """What the fields have for the size of a patch; None where they have nothing."""
+    return self.patches.get('size')
 
   @property
   def patch_stride(self) -> tuple[int, int]:
     """(vertical, horizontal) step between patches in pixels."""
-    if self.stride is None:
-      return self.patch_size
-    return layers.as_pair(self.stride)
+    return self.patch_size if self.stride is None else layers.as_pair(self.stride)
 
   @property
   def has_class_token(self) -> bool:
@@ -305,7 +356,24 @@ class VisionTransformer(nn.Module, kw_only=True):
     return self.classifier == 'token' if self.class_token is None else self.class_token
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    train: bool = False,
+    features: bool = False,
+    select_tokens: Callable[[jax.Array], jax.Array] | None = None,
+    outputs: list[jax.Array] | None = None,
+  ) -> jax.Array | Features:
+    """Classifies images.
+
+    Args:
+      x: float [B, H, W, C].
+      train: turns on dropout and stochastic depth.
+      features: return `Features` in place of logits.
+      select_tokens: as for `Encoder`; with another number of tokens they have no grid.
+      outputs: as for `Encoder`.
+    """
     x = layers.PatchEmbedding(
       features=self.hidden_size,
       patch_size=self.patch_size,
@@ -313,117 +381,333 @@ class VisionTransformer(nn.Module, kw_only=True):
       method=self.patch_embedding,
       dtype=self.dtype,
       name='embedding',
-    )(x)
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height * width, channels)
+    )(x)  # [B, h, w, D]
+    batch, *grid, width = x.shape
+    x = x.reshape(batch, -1, width)  # [B, N, D]
     if self.has_class_token:
-      cls = self.param('cls', nn.initializers.zeros, (1, 1, channels))
-      x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), [batch, 1, 1]), x], axis=1)
-
-    x = self.encoder((height, width))(x, train=train)
-
-    x = self.pool(x)
-    if self.fc_norm:
-      x = nn.LayerNorm(self.norm_epsilon, self.dtype, name='fc_norm')(x)
-    if self.representation_size is not None:
-      x = nn.tanh(nn.Dense(self.representation_size, dtype=self.dtype, name='pre_logits')(x))
-    if self.num_classes > 0:
-      zeros = nn.initializers.zeros
-      head = nn.Dense(
-        self.num_classes, dtype=jnp.float32, kernel_init=zeros, name='output_projection'
+      cls = self.param('cls', nn.initializers.zeros, (1, 1, width))
+      cls = jnp.tile(cls.astype(x.dtype), [batch, 1, 1])
+      x = jnp.concatenate([cls, x], axis=1)  # [B, 1 + N, D]
+    tokens = Encoder(
+      num_layers=self.num_layers,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      positional_embedding=self.positional_embedding,
+      dropout_rate=self.dropout_rate,
+      attention_dropout_rate=self.attention_dropout_rate,
+      stochastic_depth=self.stochastic_depth,
+      dtype=self.dtype,
+      has_cls_token=self.has_class_token,
+      grid=tuple(grid),
+      posemb_init_stddev=self.posemb_init_stddev,
+      norm_epsilon=self.norm_epsilon,
+      activation=self.activation,
+      remat=self.remat,
+      final_norm=not self.fc_norm,
+      name='Transformer',
+    )(x, train=train, select_tokens=select_tokens, outputs=outputs)  # [B, 1 + N, D]
+    x = pool(self, tokens)  # [B, D]
+    if features:
+      return Features(
+        pooled=None if self.classifier == 'none' else x,
+        tokens=tokens,
+        grid=tuple(grid) if select_tokens is None else None,
+        num_prefix=int(self.has_class_token),
       )
-      x = head(x)
-    return x
+    return classify(self, x)  # [B, num_classes]
 
-  @nn.nowrap
-  def pool(self, x: jax.Array) -> jax.Array:
-    """Reduces tokens [B, N, D] to what the head reads: [B, D], or all of them for 'none'."""
-    if self.classifier == 'token':
-      return x[:, 0]
-    if self.has_class_token:
-      x = x[:, 1:]
-    if self.classifier == 'map':
-      sizes = (self.mlp_dim, self.num_heads)
-      return MAPHead(*sizes, self.dtype, self.norm_epsilon, self.activation)(x)
-    return x if self.classifier == 'none' else _POOLING[self.classifier](x, axis=1)
+  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
+    outputs = [] if layers else None
+    found = self(x, train=train, features=True, outputs=outputs)
+    return found.replace(layers=tuple(outputs[layer] for layer in layers))
 
-  @nn.nowrap
-  def encoder(self, grid: tuple[int, int]) -> Encoder:
-    """Returns the Transformer, named so, over a `grid` of (rows, columns) patches."""
-    raise NotImplementedError
+  def summary(self) -> str:
+    patch = 'x'.join(map(str, self.patch_size))
+    return (
+      f'{type(self).__name__}, {self.num_layers} layers of width {self.hidden_size}, '
+      f'{self.num_heads} heads, {patch} patches'
+    )
 
-  @nn.nowrap
-  def encoder_attributes(self, grid: tuple[int, int]) -> dict[str, Any]:
-    """Returns the attributes that every kind of encoder takes."""
-    own = {field.name for field in dataclasses.fields(self)} - {'name', 'parent'}
-    shared = own & {field.name for field in dataclasses.fields(Encoder)}
-    return {name: getattr(self, name) for name in shared} | {
-      'has_cls_token': self.has_class_token,
-      'final_norm': not self.fc_norm,
-      'grid': grid,
-      'name': 'Transformer',
+  def layer_of(self, path: str) -> int | None:
+    """As BEiT (arXiv 2106.08254), MAE (arXiv 2111.06377) and timm count.
+
+    `embedding`, `cls` and position embeddings are layer 0, `encoderblock_i` is layer i + 1, all
+    else (TokenLearner's modules, too) comes after the last.
+    """
+    if block := _BLOCK.fullmatch(path):
+      return int(block[1]) + 1
+    return 0 if _BEFORE_BLOCKS.fullmatch(path) else self.num_layers + 1
+
+  def works_untrained(self, path: str) -> bool:
+    return path.startswith('fc_norm/')
+
+  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
+    # Layers are all alike, and tracing dozens takes seconds.
+    shapes = super(ViT, self.clone(num_layers=1)).variable_shapes(
+      image_size or self.patch_size, channels
+    )
+    first = 'Transformer/encoderblock_0/'
+    block = {n: s for n, s in shapes.items() if n.startswith(first)}
+    copies = {
+      name.replace(first, f'Transformer/encoderblock_{layer}/'): shape
+      for layer in range(1, self.num_layers)
+      for name, shape in block.items()
     }
+    return shapes | copies
 
+  # Weights of other ViTs, with TokenLearner or without.
 
-class ViT(VisionTransformer, kw_only=True):
-  """Vision Transformer (arXiv 2010.11929): float images [B, H, W, C] to logits [B, num_classes].
+  @classmethod
+  def takes_weights_of(cls, other: type[Backbone]) -> bool:
+    return issubclass(other, ViT)
 
-  Attributes, beside those of `VisionTransformer`:
-    patches: {'size': (height, width)} in pixels.
-  """
+  @classmethod
+  def complete(cls, fields: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    completed = super().complete(fields, theirs)
+    sizes = (completed['patches']['size'], (theirs.get('patches') or {}).get('size'))
+    if None not in sizes and layers.as_pair(sizes[0]) != layers.as_pair(sizes[1]):
+      completed['stride'] = fields['stride']  # theirs would mean another overlap of these patches
+    return completed
 
-  patches: Mapping[str, Any]
+  def fit(self, arrays, shapes, old, new, path) -> Fitted:
+    """As big_vision (models/vit.py, models/proj/flexi/vit.py), for grids that need not be square.
+
+    Position embeddings are interpolated, the patch kernel is resampled to another patch and to
+    grey or colour images. The class token, its position, MAPHead_0, pre_logits, fc_norm with
+    encoder_norm, and TokenLearner's modules are kept where both models have them alike. The
+    position of a class token that the source lacks is zeros, since its parameter holds the
+    others' too.
+    """
+    arrays, notes = dict(arrays), []
+    if _KERNEL in arrays.keys() & shapes.keys():
+      arrays[_KERNEL] = self._fit_kernel(arrays[_KERNEL], new.channels, notes)
+    if _POSITIONS in arrays.keys() & shapes.keys():
+      arrays[_POSITIONS] = self._fit_positions(arrays[_POSITIONS], old, new, path, notes)
+    theirs = {name: array.shape for name, array in arrays.items()}
+    return Fitted(arrays, self.differing_modules(theirs, shapes, old.backbone), notes)
+
+  def _fit_kernel(self, kernel: np.ndarray, channels: int, notes: list[str]) -> np.ndarray:
+    adapted = layers.adapt_channels(kernel, channels)
+    if adapted.shape != kernel.shape:
+      notes.append(f'patch kernel: from {kernel.shape[2]} to {channels} channels')
+    if adapted.shape[:2] != self.patch_size:
+      sizes = _text(adapted.shape[:2]), _text(self.patch_size)
+      notes.append('patch kernel: resampled from {} to {}'.format(*sizes))
+    return layers.resample_patch_kernel(adapted, self.patch_size)
+
+  def _fit_positions(self, positions, old, new, path, notes: list[str]) -> np.ndarray:
+    """Returns position embeddings on this model's grid, with its class token or without."""
+    had, has = old.backbone.has_class_token, self.has_class_token
+    count, new_grid = positions.shape[1] - had, self.grid(new.image_size)
+    if old.image_size is not None:
+      old_grid = old.backbone.grid(old.image_size)
+    elif count == math.prod(new_grid):
+      old_grid = new_grid
+    elif math.isqrt(count) ** 2 == count:
+      old_grid = (math.isqrt(count),) * 2
+    else:
+      raise FieldError(
+        'image_size',
+        f'{path} has {count} patches, no square grid, and does not say which; give HEIGHT,WIDTH',
+      )
+    if count != math.prod(old_grid):
+      raise UsageError(
+        f'{path}: {count} position embeddings, but {_text(old_grid)} patches in its images of '
+        f'{_text(old.image_size)}'
+      )
+    if old_grid != new_grid:
+      notes.append(f'position embeddings: resized from {_text(old_grid)} to {_text(new_grid)}')
+    positions = layers.resize_position_embeddings(positions, old_grid, new_grid, int(had))
+    if had and not has:
+      notes.append('position of the class token: left out')
+      return positions[:, 1:]
+    if has and not had:
+      notes.append('position of the class token: zeros')
+      return np.pad(positions, ((0, 0), (1, 0), (0, 0)))
+    return positions
+
+  @nn.nowrap
+  def differing_modules(
+    self, theirs: Mapping[str, Shape], ours: Mapping[str, Shape], old: 'ViT'
+  ) -> list[str]:
+    """Returns the modules that may differ between two ViTs, and do.
+
+    Args:
+      theirs: path -> shape of the source's variables.
+      ours: of this model's.
+      old: the source.
+    """
+
+    def parts(shapes, module):
+      return {n: s for n, s in shapes.items() if f'{n}/'.startswith(f'{module}/')}
+
+    def on_one_side(*modules):
+      return [m for m in modules if bool(parts(theirs, m)) != bool(parts(ours, m))]
+
+    differing = []
+    if old.classifier != self.classifier or old.class_token != self.class_token:
+      differing += on_one_side('cls', 'MAPHead_0')
+    if on_one_side('fc_norm'):
+      differing += on_one_side('fc_norm', 'Transformer/encoder_norm')
+    if parts(theirs, 'pre_logits') != parts(ours, 'pre_logits'):
+      differing.append('pre_logits')
+    tokenizer = re.compile(r'Transformer/Token(Learner|Fuser)\w*')
+    modules = sorted({m[0] for name in {*theirs, *ours} if (m := tokenizer.match(name))})
+    alike = old.tokenizer_layer == self.tokenizer_layer and all(
+      parts(theirs, module) == parts(ours, module) for module in modules
+    )
+    return differing if alike else differing + modules
 
   @property
-  def patch_size(self) -> tuple[int, int]:
-    return layers.as_pair(self.patches['size'])
+  def tokenizer_layer(self) -> int | None:
+    """The layer that learned tokens precede, which no parameter tells; None without them."""
+    return None
+
+  # What there is to see.
 
   @nn.nowrap
-  def encoder(self, grid: tuple[int, int]) -> Encoder:
-    return Encoder(**self.encoder_attributes(grid))
+  def grid(self, image_size: Sequence[int]) -> tuple[int, int]:
+    """Returns (rows, columns) of the patches of an image of (height, width) pixels."""
+    return layers.patch_grid(image_size, self.patch_size, self.patch_stride)
+
+  def layout(self, image_size: tuple[int, int]) -> Layout:
+    return Layout(
+      grid=self.grid(image_size),
+      patch=self.patch_size,
+      stride=self.patch_stride,
+      num_prefix=int(self.has_class_token),
+      head_token=0 if self.classifier == 'token' else None,
+    )
+
+  @property
+  def num_attention_layers(self) -> int:
+    return self.num_layers if self.classifier == 'token' else 0
+
+  def attention(self, intermediates: Mapping[str, Any]) -> Attention | None:
+    blocks = intermediates['Transformer']
+    found = [_weights(blocks[f'encoderblock_{i}']) for i in range(self.num_layers)]
+    probe = _weights(intermediates['MAPHead_0']) if self.classifier == 'map' else None
+    return Attention(jnp.stack(found), probe)
+
+  def attention_maps(
+    self, intermediates: Mapping[str, Any], image_size: tuple[int, int], layer: int | None = None
+  ) -> AttentionMaps | None:
+    """What the class token pays to each patch in a layer, or the MAP head's probe."""
+    if self.classifier not in ('token', 'map'):
+      return None
+    last = self.num_layers - 1
+    layer = last if layer is None else layer
+    if self.classifier == 'map':
+      weights, source = _weights(intermediates['MAPHead_0'])[:, :, 0], "MAP head's probe"
+    else:
+      weights = _weights(intermediates['Transformer'][f'encoderblock_{layer}'])[:, :, 0, 1:]
+      source = f'class token in layer {layer} (0 to {last})'
+    grid = self.grid(image_size)
+    maps = np.asarray(weights).reshape(*weights.shape[:2], *grid)
+    return AttentionMaps(maps, self.patch_size, self.patch_stride, source)
+
+  def patch_kernel(self, params: Mapping[str, Any]) -> np.ndarray:
+    return np.asarray(params['embedding']['kernel'])
+
+  def positions(self, params: Mapping[str, Any], image_size: tuple[int, int]) -> Positions | None:
+    kind, grid = self.positional_embedding, self.grid(image_size)
+    count, prefix = math.prod(grid), int(self.has_class_token)
+    if kind == 'none':
+      return None
+    if kind == 'sinusoidal_2d':
+      return Positions(kind, layers.sinusoidal_2d(*grid, self.hidden_size))
+    if kind == 'sinusoidal_1d':
+      embeddings = layers.sinusoidal_1d(prefix + count, self.hidden_size)
+    else:
+      embeddings = np.asarray(params['Transformer']['posembed_input']['pos_embedding'])[0]
+    if len(embeddings) != prefix + count:
+      raise UsageError(
+        f'pos_embedding: {len(embeddings)} positions for {_text(grid)} patches '
+        f'and {prefix} class tokens'
+      )
+    return Positions(kind, embeddings[prefix:].reshape(*grid, -1))
 
 
-def _check_options(model: VisionTransformer) -> None:
-  """Raises UsageError for options that are unknown or don't fit each other."""
+def _weights(module: Mapping[str, Any]) -> Any:
+  """Returns the attention weights that a block or the MAP head captured."""
+  return module['MultiHeadDotProductAttention_0']['attention_weights']
+
+
+def pool(model: ViT, tokens: jax.Array) -> jax.Array:
+  """Reduces tokens [B, N, D] to what the model's head reads: [B, D], or all of them for 'none'."""
+  x = tokens[:, 0] if model.classifier == 'token' else tokens[:, int(model.has_class_token) :]
+  if model.classifier == 'map':
+    x = MAPHead(
+      mlp_dim=model.mlp_dim,
+      num_heads=model.num_heads,
+      dtype=model.dtype,
+      norm_epsilon=model.norm_epsilon,
+      activation=model.activation,
+    )(x)
+  elif model.classifier in _POOLING:
+    x = _POOLING[model.classifier](x, axis=1)
+  if model.fc_norm:
+    x = nn.LayerNorm(model.norm_epsilon, model.dtype, name='fc_norm')(x)
+  if model.representation_size is not None:
+    x = nn.tanh(nn.Dense(model.representation_size, dtype=model.dtype, name='pre_logits')(x))
+  return x
+
+
+def classify(model: ViT, x: jax.Array) -> jax.Array:
+  """Returns float32 logits [..., num_classes] of pooled tokens [..., D]; those without a head."""
+  if model.num_classes <= 0:
+    return x
+  zeros = nn.initializers.zeros
+  head = nn.Dense(model.num_classes, dtype=jnp.float32, kernel_init=zeros, name='output_projection')
+  return head(x)
+
+
+def _text(size: Sequence[int]) -> str:
+  return 'x'.join(map(str, size))
+
+
+def _check_options(model: ViT) -> None:
+  """Raises FieldError for options that are unknown or don't fit each other."""
   for field, allowed in (
     ('classifier', CLASSIFIERS),
     ('positional_embedding', POSITIONAL_EMBEDDINGS),
     ('patch_embedding', PATCH_EMBEDDINGS),
     ('activation', layers.ACTIVATIONS),
   ):
-    check_choice(f'config.model.{field}', getattr(model, field), allowed)
+    check_choice(field, getattr(model, field), allowed)
   if model.classifier == 'token' and not model.has_class_token:
-    raise UsageError("config.model.class_token: False, but config.model.classifier is 'token'")
+    raise FieldError('class_token', "False, but classifier is 'token'")
   if model.fc_norm and model.classifier in ('token', 'none'):
-    raise UsageError(
-      f'config.model.fc_norm: classifier {model.classifier!r} pools nothing, so that the norm of '
-      'the tokens is the same; leave it False'
+    raise FieldError(
+      'fc_norm',
+      f'classifier {model.classifier!r} pools nothing, so that the norm of the tokens is the same; '
+      'leave it False',
     )
   for field in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
     if getattr(model, field) < 1:
-      raise UsageError(f'config.model.{field}: {getattr(model, field)} is less than 1')
+      raise FieldError(field, f'{getattr(model, field)} is less than 1')
   if model.representation_size is not None and model.representation_size < 1:
-    raise UsageError(
-      f'config.model.representation_size: {model.representation_size} is less than 1'
-    )
+    raise FieldError('representation_size', f'{model.representation_size} is less than 1')
   if model.posemb_init_stddev < 0:
-    raise UsageError(f'config.model.posemb_init_stddev: {model.posemb_init_stddev} is negative')
+    raise FieldError('posemb_init_stddev', f'{model.posemb_init_stddev} is negative')
   for field in ('dropout_rate', 'attention_dropout_rate', 'stochastic_depth'):
     if not 0 <= getattr(model, field) < 1:
-      raise UsageError(f'config.model.{field}: {getattr(model, field)} is not in [0, 1)')
+      raise FieldError(field, f'{getattr(model, field)} is not in [0, 1)')
   if model.hidden_size % model.num_heads:
-    raise UsageError(
-      f'config.model.num_heads: {model.num_heads} heads do not divide '
-      f'config.model.hidden_size={model.hidden_size}'
+    raise FieldError(
+      'num_heads', f'{model.num_heads} heads do not divide hidden_size={model.hidden_size}'
     )
   multiple = {'sinusoidal_1d': 2, 'sinusoidal_2d': 4}.get(model.positional_embedding, 1)
   if model.hidden_size % multiple:
-    raise UsageError(
-      f'config.model.positional_embedding: {model.positional_embedding!r} needs '
-      f'config.model.hidden_size to be a multiple of {multiple}, not {model.hidden_size}'
+    raise FieldError(
+      'positional_embedding',
+      f'{model.positional_embedding!r} needs hidden_size to be a multiple of {multiple}, '
+      f'not {model.hidden_size}',
     )
-  if len(model.patch_size) != 2 or min(model.patch_size) < 1:
-    raise UsageError(f'config.model.patches.size: {model.patch_size} is not (height, width)')
-  stride, patch = model.patch_stride, model.patch_size
+  size = model.given_patch_size
+  sides = layers.as_pair(size) if isinstance(size, int | list | tuple) else ()
+  if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+    raise FieldError('patches.size', f'{size!r} is not (height, width)')
+  patch, stride = model.patch_size, model.patch_stride
   if len(stride) != 2 or not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
-    raise UsageError(f'config.model.stride: {model.stride} is not between 1 and the patch, {patch}')
+    raise FieldError('stride', f'{model.stride} is not between 1 and the patch, {patch}')

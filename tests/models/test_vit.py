@@ -284,7 +284,7 @@ def test_remat_changes_neither_names_nor_numbers():
   remat_value, remat_gradient = jax.jit(jax.value_and_grad(functools.partial(loss, remat)))(
     variables
   )
-  np.testing.assert_allclose(remat_value, value, rtol=1e-6)
+  np.testing.assert_allclose(remat_value, value, rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), remat_gradient, gradient
   )
@@ -360,7 +360,8 @@ def test_attention_weights_of_every_layer_can_be_captured(dtype, remat):
   logits = jax.jit(model.apply)(variables, IMAGES)
   capture = jax.jit(functools.partial(model.apply, mutable=['intermediates']))
   captured_logits, state = capture(variables, IMAGES)
-  np.testing.assert_array_equal(captured_logits, logits)
+  tolerance = 1e-5 if dtype == jnp.float32 else 2e-2  # they are two programs
+  np.testing.assert_allclose(captured_logits, logits, rtol=tolerance, atol=tolerance)
 
   scopes = [state['intermediates']['Transformer'][f'encoderblock_{i}'] for i in range(3)]
   scopes.append(state['intermediates']['MAPHead_0'])

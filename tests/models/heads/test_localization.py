@@ -5,23 +5,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
 
+from vit_jax import models
 from vit_jax.errors import UsageError
-from vit_jax.models import build_model, describe, from_description
 from vit_jax.models.token_learner import TokenLearnerViT
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
 
 
 def model_config(**changes):
-  config = tiny_config(**{'model.head.hidden_size': 5}).model
+  config = models.default_config('vit')
+  config.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2, classifier='gap')
+  config.patches.size = (4, 4)
+  config.head = models.head_config('localization')
+  config.head.update(name='localization', hidden_size=5)
   config.update_from_flattened_dict(changes)
-  return config
+  return config.to_dict()
 
 
 def initialised(config, num_classes=4, **options):
-  model = build_model(config, num_classes, head='localization', **options)
+  model = models.build(config, num_classes=num_classes, **options)
   variables = jax.jit(lambda key: model.init(key, IMAGES))(jax.random.key(0))
   rng = np.random.default_rng(1)
   return model, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), variables)
@@ -39,7 +42,7 @@ def test_outputs_are_those_of_numpy_on_the_backbones_features(classifier, box_si
   model, variables = initialised(config)
   params = variables['params']
   assert params.keys() == {'backbone', 'class_head', 'box_head'}
-  backbone = build_model(config, 0)
+  backbone = model.backbone
   features = np.asarray(backbone.apply({'params': params['backbone']}, IMAGES))
   assert features.shape == (3, 16)
   box = two_layers(params['box_head'], features)
@@ -74,41 +77,38 @@ def test_the_compute_dtype_reaches_everything_but_the_outputs():
   )
   assert {x.dtype for x in jax.tree.leaves(outputs)} == {jnp.dtype('float32')}
   inner = flax.traverse_util.flatten_dict(state['intermediates'], sep='/')
-  for name in ('backbone/__call__', 'class_head/Dense_0/__call__', 'box_head/Dense_0/__call__'):
+  assert inner['backbone/__call__'][0].pooled.dtype == jnp.bfloat16
+  for name in ('class_head/Dense_0/__call__', 'box_head/Dense_0/__call__'):
     assert inner[name][0].dtype == jnp.bfloat16
 
 
 def test_any_model_can_be_the_backbone():
   tokenizer = {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 0}
-  config = model_config()
-  with config.unlocked():
-    config.update(name='token_learner', classifier='gap', tokenizer=tokenizer)
+  config = model_config() | {'name': 'token_learner', 'tokenizer': tokenizer}
   model, variables = initialised(config)
   assert isinstance(model.backbone, TokenLearnerViT)
   assert model.apply(variables, IMAGES)['box'].shape == (3, 4)
 
 
 def test_a_description_is_enough_to_build_the_model_again():
-  config = model_config(**{'head.box_sigmoid': False})
-  model, _ = initialised(config)
-  description = describe(config, 'localization') | {'num_classes': 4}
+  model, _ = initialised(model_config(**{'head.box_sigmoid': False}))
+  config = models.ModelConfig(model, channels=1, image_size=(8, 8))
+  description = config.to_dict()
   assert description['head'] == {
     'name': 'localization',
     'hidden_size': 5,
     'dropout_rate': 0.2,
     'box_sigmoid': False,
   }
-  assert from_description(description) == model
-  assert 'head' not in describe(config, None)
-  assert from_description(describe(config, None) | {'num_classes': 4}) == build_model(config, 4)
+  assert models.ModelConfig.from_dict(description) == config
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'head.hidden_size': 0}, r'config\.model\.head\.hidden_size: 0 is less than 1'),
-    ({'head.dropout_rate': 1.0}, r'config\.model\.head\.dropout_rate: 1\.0 is not in \[0, 1\)'),
-    ({'classifier': 'none'}, r'config\.model\.classifier: features of shape \(4, 16\) an image'),
+    ({'head.hidden_size': 0}, r'^head\.hidden_size: 0 is less than 1'),
+    ({'head.dropout_rate': 1.0}, r'^head\.dropout_rate: 1\.0 is not in \[0, 1\)'),
+    ({'classifier': 'none'}, r'read from one vector, and the model pools no'),
   ],
 )
 def test_mistakes(changes, message):

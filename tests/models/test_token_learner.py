@@ -169,7 +169,8 @@ def test_token_maps_can_be_captured(use_v11, use_tokenfuse):
   logits = jax.jit(model.apply)(variables, images)
   capture = jax.jit(functools.partial(model.apply, mutable=['intermediates']))
   captured_logits, state = capture(variables, images)
-  np.testing.assert_array_equal(captured_logits, logits)
+  # Two programs, in bfloat16.
+  np.testing.assert_allclose(captured_logits, logits, rtol=2e-2, atol=2e-2)
 
   scopes = state['intermediates']['Transformer']
   learner = 'TokenLearnerModuleV11' if use_v11 else 'TokenLearnerModule'

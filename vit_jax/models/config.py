@@ -1,0 +1,202 @@
+"""`ModelConfig`: the model that a set of weights belongs to, and the images that it takes."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from vit_jax.errors import FieldError, field_prefix
+from vit_jax.models import fields as fields_lib
+from vit_jax.models import registry
+from vit_jax.models.backbone import DESCRIPTION, Backbone, Shape
+from vit_jax.models.heads.head import Head
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """What is done to images before they go into a model.
+
+  Attributes:
+    mean: of pixels scaled to [0, 1], per channel or one for all.
+    std: likewise, above 0.
+    crop: 'resize' (the whole image, whatever its shape) or 'central'.
+    crop_fraction: of the sides of the resized image, what 'central' keeps, over 0 and up to 1; None
+      is the usual margin, 0.875.
+
+  Raises:
+    FieldError: on construction, naming the field that has another value.
+  """
+
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+  crop: str = 'resize'
+  crop_fraction: float | None = None
+
+  def __post_init__(self):
+    for name in ('mean', 'std'):
+      values = getattr(self, name)
+      if not isinstance(values, Sequence) or not values or not all(map(_is_finite, values)):
+        raise FieldError(name, f'{values!r} is not a number per channel, or one for all')
+      object.__setattr__(self, name, tuple(map(float, values)))
+    if min(self.std) <= 0:
+      raise FieldError('std', f'{self.std} has a value that is not positive')
+    if self.crop not in ('resize', 'central'):
+      raise FieldError('crop', f"{self.crop!r} is not one of 'resize', 'central'")
+    fraction = self.crop_fraction
+    if fraction is not None and not (_is_finite(fraction) and 0 < fraction <= 1):
+      raise FieldError('crop_fraction', f'{fraction!r} is not over 0 and up to 1')
+    if fraction is not None and self.crop == 'resize':
+      raise FieldError('crop_fraction', "crop 'resize' takes the whole image")
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the fields by name, without a crop fraction that is None."""
+    return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+
+  @classmethod
+  def from_dict(cls, entries: Mapping[str, Any]) -> Self:
+    """Returns what `to_dict` was called on.
+
+    Raises:
+      FieldError: an entry is unknown or has a wrong value.
+    """
+    if not isinstance(entries, Mapping):
+      raise FieldError('preprocess', f'{entries!r} is not a dict')
+    with field_prefix('preprocess.'):
+      return cls(**fields_lib.check(cls, {n: v for n, v in entries.items() if v is not None}))
+
+
+def _is_finite(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Mapping[str, Any]):
+  """The model that a set of variables belongs to, and the images that it takes.
+
+  It is also a mapping, of what `to_dict` returns: `config['num_heads']`.
+
+  Attributes:
+    model: the Flax module: a `Backbone`, or a task's `Head` on one.
+    channels: of its images.
+    image_size: (height, width) of its images in pixels; None where nothing depends on it.
+    class_names: a name for each class; None where they aren't known.
+    preprocess: what is done to images; None where it isn't known.
+
+  Raises:
+    FieldError: on construction, for fields that don't fit each other.
+  """
+
+  model: Backbone | Head
+  channels: int = 3
+  image_size: tuple[int, int] | None = None
+  class_names: tuple[str, ...] | None = None
+  preprocess: Preprocessing | None = None
+
+  def __post_init__(self):
+    if self.image_size is not None:
+      size = tuple(self.image_size)
+      if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise FieldError('image_size', f'{self.image_size!r} is not (height, width)')
+      object.__setattr__(self, 'image_size', size)
+    if type(self.channels) is not int or self.channels < 1:
+      raise FieldError('channels', f'{self.channels!r} is not a number from 1 on')
+    names = self.class_names
+    if names is not None:
+      if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise FieldError('class_names', f'{names!r} is not a list of texts')
+      if len(names) != self.num_classes:
+        raise FieldError('class_names', f'{len(names)} names for {self.num_classes} classes')
+      object.__setattr__(self, 'class_names', tuple(names))
+    if self.preprocess is not None:
+      for name in ('mean', 'std'):
+        values = getattr(self.preprocess, name)
+        if len(values) not in (1, self.channels):
+          raise FieldError(
+            f'preprocess.{name}',
+            f'{len(values)} values, but images have {self.channels} channels; '
+            'give one value for each, or one for all',
+          )
+
+  @property
+  def backbone(self) -> Backbone:
+    """The model without a task's head."""
+    return self.model.backbone if isinstance(self.model, Head) else self.model
+
+  def backbone_variables(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns those of the model's variables that are the backbone's."""
+    if not isinstance(self.model, Head):
+      return variables
+    return {name: tree['backbone'] for name, tree in variables.items() if 'backbone' in tree}
+
+  @property
+  def name(self) -> str:
+    """The backbone's name in the registry."""
+    return registry.name_of(registry.BACKBONES, type(self.backbone))
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes; 0 without a head."""
+    return max(self.model.num_classes, 0)
+
+  def replace(self, **changes: Any) -> Self:
+    """Returns a copy with other values in some fields; those of the backbone count as well."""
+    own = {field.name for field in dataclasses.fields(self)}
+    inner = {name: value for name, value in changes.items() if name not in own}
+    model = self.model
+    if inner and isinstance(model, Head):
+      model = model.clone(backbone=model.backbone.clone(**inner))
+    elif inner:
+      model = model.clone(**inner)
+    return dataclasses.replace(
+      self, **{'model': model} | {n: v for n, v in changes.items() if n in own}
+    )
+
+  def variable_shapes(self) -> dict[str, Shape]:
+    """Returns path -> shape of the model's variables, by the names of `variables.flatten`."""
+    return self.model.variable_shapes(self.image_size, self.channels)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain values that JSON can hold, by name, in one level but for dicts of fields."""
+    entries = {'name': self.name, **self.backbone.config()} | {
+      'num_classes': self.num_classes,
+      'channels': self.channels,
+      'image_size': self.image_size,
+      'class_names': None if self.class_names is None else list(self.class_names),
+      'preprocess': None if self.preprocess is None else self.preprocess.to_dict(),
+    }
+    if isinstance(self.model, Head):
+      name = registry.name_of(registry.HEADS, type(self.model))
+      options = {n: getattr(self.model, n) for n in fields_lib.names(type(self.model))}
+      entries['head'] = {'name': name, **options}
+    return entries
+
+  @classmethod
+  def from_dict(cls, entries: Mapping[str, Any]) -> Self:
+    """Returns what `to_dict` was called on.
+
+    Args:
+      entries: at least `name` and the fields of its backbone that have no default.
+
+    Raises:
+      FieldError: an entry is unknown, is missing or has a wrong value.
+    """
+    if isinstance(entries, cls):
+      return entries
+    rest = {name: entries[name] for name in DESCRIPTION[1:] if entries.get(name) is not None}
+    if 'preprocess' in rest and not isinstance(rest['preprocess'], Preprocessing):
+      rest['preprocess'] = Preprocessing.from_dict(rest['preprocess'])
+    num_classes = entries.get('num_classes')
+    if num_classes is not None and type(num_classes) is not int:
+      raise FieldError('num_classes', f'{num_classes!r} is not a whole number')
+    fields = {name: value for name, value in entries.items() if name not in DESCRIPTION}
+    model = registry.build(fields, num_classes=num_classes or 0)
+    return cls(model=model, **rest)
+
+  def __getitem__(self, name: str) -> Any:
+    return self.to_dict()[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.to_dict())
+
+  def __len__(self) -> int:
+    return len(self.to_dict())

@@ -1,0 +1,1 @@
+"""Heads: how a backbone's features become a task's outputs."""

@@ -1,0 +1,51 @@
+"""`Head`, the base class of heads: what the optimiser, weights and explain ask of a head."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vit_jax.models.backbone import Backbone, Shape, trace_shapes
+
+_BACKBONE = 'backbone/'
+
+
+class Head(nn.Module, kw_only=True):
+  """Base class of what a task puts on a backbone's features, in place of the backbone's own head.
+
+  The dataclass fields of a subclass are the fields of `config.model.head`. Its call takes images,
+  as the backbone's does, and returns a dict of arrays.
+
+  Attributes:
+    backbone: whose features are read; its parameters are in `backbone`.
+    num_classes: number of classes.
+    dtype: dtype of the computation.
+  """
+
+  backbone: Backbone
+  num_classes: int
+  dtype: Any = jnp.float32
+
+  NOT_CONFIG: ClassVar[tuple[str, ...]] = ('backbone', 'num_classes', 'dtype', 'name', 'parent')
+
+  @property
+  def NO_DECAY(self) -> str:
+    """As of `Backbone`."""
+    return self.backbone.NO_DECAY
+
+  def layer_of(self, path: str) -> int | None:
+    """As of `Backbone`; a head's own parameters are in the last layer."""
+    inner = 'output_projection/kernel' if self.is_head(path) else path.removeprefix(_BACKBONE)
+    return self.backbone.layer_of(inner)
+
+  def is_head(self, path: str) -> bool:
+    """As of `Backbone`."""
+    return not path.removeprefix('batch_stats/').startswith(_BACKBONE)
+
+  def works_untrained(self, path: str) -> bool:
+    """As of `Backbone`."""
+    return self.backbone.works_untrained(path.removeprefix(_BACKBONE))
+
+  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
+    """As of `Backbone`."""
+    return trace_shapes(self, image_size or (224, 224), channels)

@@ -1,0 +1,111 @@
+"""Multi-head attention (arXiv 1706.03762) with a bias, a mask, and weights to be captured."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.layers import cpu
+
+
+def dot_product_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  bias: jax.Array | None = None,
+  mask: jax.Array | None = None,
+  dropout_rng: jax.Array | None = None,
+  dropout_rate: float = 0.0,
+  deterministic: bool = True,
+  module: nn.Module | None = None,
+) -> jax.Array:
+  """Computes softmax(q k^T / sqrt(d) + bias) v per head.
+
+  The products run in the inputs' dtype; logits and softmax are float32 whatever it is. Given a
+  `module`, the weights before dropout, float32 [batch..., heads, queries, keys], are sown into its
+  'intermediates' as 'attention_weights', which costs nothing unless that collection is mutable;
+  and 'attention_weights' of its 'perturbations', where `apply` is given that collection, is added
+  to them, so that the gradient with respect to it is that with respect to the weights.
+
+  Args:
+    query: [batch..., queries, heads, d].
+    key: [batch..., keys, heads, d].
+    value: [batch..., keys, heads, d].
+    bias: added to the logits; broadcasts to [batch..., heads, queries, keys].
+    mask: bool, False where a query doesn't see a key; broadcasts likewise. Each query must see one.
+    dropout_rng: key for dropout, one draw for each weight.
+    dropout_rate: share of the weights that are zeroed unless `deterministic`.
+    deterministic: turns dropout off.
+    module: where the weights are sown, and perturbations looked up.
+
+  Returns:
+    [batch..., queries, heads, d] in the inputs' dtype.
+  """
+  query = query * query.shape[-1] ** -0.5
+  # With heads in front, the products are of plain matrices; on a CPU that is far faster.
+  query, key, value = (jnp.swapaxes(x, -3, -2) for x in (query, key, value))
+  logits = jnp.matmul(query, jnp.swapaxes(key, -2, -1), preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits += bias
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weights = cpu.softmax(logits)
+  if module is not None:
+    module.sow('intermediates', 'attention_weights', weights)
+    if module.has_variable('perturbations', 'attention_weights'):
+      weights += module.get_variable('perturbations', 'attention_weights')
+  if dropout_rate > 0 and not deterministic:
+    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
+    weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+  return jnp.swapaxes(jnp.matmul(weights.astype(value.dtype), value), -3, -2)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+  """Attention with the parameters of Flax's module of this name: query, key, value, out.
+
+  Attributes:
+    num_heads: divides the width of the queries.
+    dtype: dtype of the computation; parameters are float32.
+    dropout_rate: dropout of the attention weights.
+  """
+
+  num_heads: int
+  dtype: Any = jnp.float32
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    queries: jax.Array,
+    keys: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    deterministic: bool = True,
+  ) -> jax.Array:
+    """Maps queries [B, Q, D] and what they attend to, [B, K, D'] or themselves, to [B, Q, D].
+
+    `bias` and `mask` are those of `dot_product_attention`.
+    """
+    keys = queries if keys is None else keys
+    width = queries.shape[-1]
+    dense = functools.partial(
+      nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
+    )
+    to_heads = functools.partial(dense, (self.num_heads, width // self.num_heads))
+    drops = self.dropout_rate > 0 and not deterministic
+    x = dot_product_attention(
+      to_heads(name='query')(queries),
+      to_heads(name='key')(keys),
+      to_heads(name='value')(keys),
+      bias=bias,
+      mask=mask,
+      dropout_rng=self.make_rng('dropout') if drops else None,
+      dropout_rate=self.dropout_rate,
+      deterministic=deterministic,
+      module=self,
+    )  # [B, Q, heads, D / heads]
+    return dense(width, axis=(-2, -1), name='out')(x)

@@ -1,0 +1,148 @@
+"""Patches of images: their embedding, and its kernel at other sizes."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.errors import FieldError, UsageError
+
+
+class PatchEmbedding(nn.Module):
+  """Projects patches of images: [B, H, W, C] to [B, h, w, features] (arXiv 2010.11929).
+
+  h = (H - patch height) / stride + 1, w likewise. The parameters are those of a convolution,
+  `kernel` [patch height, patch width, C, features] and `bias`, whichever method computes it.
+
+  Attributes:
+    features: width of a token.
+    patch_size: (height, width) in pixels.
+    stride: (vertical, horizontal) step between patches in pixels.
+    method: 'conv', or 'linear' for a matrix product over flattened patches.
+    dtype: dtype of the computation; parameters are float32.
+
+  Raises:
+    FieldError: patches, at this stride, don't tile the image exactly.
+  """
+
+  features: int
+  patch_size: tuple[int, int]
+  stride: tuple[int, int]
+  method: str = 'conv'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    _check_tiling(images.shape[1:3], self.patch_size, self.stride)
+    shape = (*self.patch_size, images.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    images, kernel, bias = (a.astype(self.dtype) for a in (images, kernel, bias))
+    if self.method == 'linear':
+      patches = _extract_patches(images, self.patch_size, self.stride)
+      return jnp.einsum('bhpwqc,pqcd->bhwd', patches, kernel) + bias
+    convolve = functools.partial(
+      jax.lax.conv_general_dilated, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    return convolve(images, kernel, self.stride, 'VALID') + bias
+
+
+def _check_tiling(image: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]) -> None:
+  if all(i >= p and (i - p) % s == 0 for i, p, s in zip(image, patch, stride, strict=True)):
+    return
+  i, p, s = ('x'.join(map(str, size)) for size in (image, patch, stride))
+  if patch == stride:
+    raise FieldError('patches.size', f'{p} pixels do not divide images of {i} pixels')
+  raise FieldError(
+    'stride',
+    f'{p} patches at stride {s} do not reach the border of {i} images; '
+    'image - patch must be a multiple of the stride',
+  )
+
+
+def _extract_patches(
+  images: jax.Array, patch: tuple[int, int], stride: tuple[int, int]
+) -> jax.Array:
+  """Cuts [B, H, W, C] into [B, h, patch height, w, patch width, C]."""
+  batch, height, width, channels = images.shape
+  if patch == stride:
+    grid = (height // patch[0], patch[0], width // patch[1], patch[1])
+    return images.reshape(batch, *grid, channels)
+  rows, columns = (
+    np.arange(0, size - p + 1, s)[:, None] + np.arange(p)
+    for size, p, s in zip((height, width), patch, stride, strict=True)
+  )
+  return images[:, rows][:, :, :, columns]
+
+
+def as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
+  """Returns (height, width); one number, alone or in a sequence, stands for both."""
+  size = (size,) if isinstance(size, int) else tuple(size)
+  return size * 2 if len(size) == 1 else size
+
+
+def patch_grid(
+  image_size: Sequence[int], patch: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]:
+  """Returns (rows, columns) of the patches in an image; all sizes are (height, width) in pixels."""
+  rows, columns = ((i - p) // s + 1 for i, p, s in zip(image_size, patch, stride, strict=True))
+  return rows, columns
+
+
+def resample_patch_kernel(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Resamples a patch kernel by the pseudo-inverse of resizing patches (arXiv 2212.08013).
+
+  With B the matrix that resizes a patch, the new kernel is the least-squares solution v of
+  B^T v = w: on patches resized to a larger size it computes what w did on the patches. B is
+  bilinear with pixel centres at halves and, as big_vision's, without antialiasing, so that much
+  smaller kernels come from those pixels alone that such a resize reads. The same size gives the
+  same bits.
+
+  Args:
+    kernel: float32 [height, width, C, D].
+    size: (height, width) of the result.
+
+  Returns:
+    float32 [*size, C, D].
+  """
+  if kernel.shape[:2] == tuple(size):
+    return kernel
+  # B is the Kronecker product of its two axes' matrices, and so is its pseudo-inverse.
+  rows, columns = (
+    np.linalg.pinv(_resize_matrix(old, new).T)
+    for old, new in zip(kernel.shape[:2], size, strict=True)
+  )
+  resampled = np.einsum('ih,jw,hwcd->ijcd', rows, columns, kernel, optimize=True)
+  return resampled.astype(np.float32)
+
+
+def _resize_matrix(old: int, new: int) -> np.ndarray:
+  """Returns the float64 [new, old] matrix of bilinear resizing along one axis."""
+  positions = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+  return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(old)))
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+  """Returns a patch kernel, [height, width, C, D], for images of another number of channels.
+
+  From 1 to 3 each gets a third, from 3 to 1 they are summed, so that grey images give the same
+  tokens, stored as they are or as RGB. The same number gives the same bits.
+
+  Raises:
+    UsageError: for other numbers of channels.
+  """
+  match kernel.shape[2], channels:
+    case old, new if old == new:
+      return kernel
+    case 1, 3:
+      return np.repeat(kernel / np.float32(3), 3, axis=2)
+    case 3, 1:
+      return kernel.sum(axis=2, keepdims=True)
+  raise UsageError(
+    f'images of {channels} channels, but the weights are for images of {kernel.shape[2]}; '
+    'only 1 can be turned into 3, and 3 into 1'
+  )
