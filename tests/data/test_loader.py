@@ -16,9 +16,9 @@ import pytest
 
 from vit_jax.data.loader import epoch_order, eval_loader, resolve_resident, train_loader
 from vit_jax.data.preprocess import make_preprocess
-from vit_jax.data.records import ArraySource
 from vit_jax.data.sources import load_source
-from vit_jax.errors import UsageError
+from vit_jax.data.sources.records import ArraySource
+from vit_jax.errors import FieldError, UsageError
 
 AS_STORED = make_preprocess((), 0, 'resize', train=True)
 INCEPTION = make_preprocess((5, 4), 0, 'inception', train=True)
@@ -30,7 +30,8 @@ class Labelled(ArraySource):
   def __init__(self, count, multi_hot=False, broken=(), size=(6, 7)):
     rng = np.random.default_rng(count)
     images = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
-    super().__init__(images, np.arange(count), [str(i) for i in range(count)])
+    arrays = {'image': images, 'label': np.arange(count)}
+    super().__init__(arrays, [str(i) for i in range(count)])
     self.multi_hot, self.broken = multi_hot, broken
 
   def read(self, indices):
@@ -356,6 +357,42 @@ def test_loaders_pickle_without_batches():
   assert_equal(take(pickle.loads(pickle.dumps(loader)), 1)[0], take(loader, 1)[0])
 
 
+@pytest.mark.parametrize('names', [('image',), ('image', 'mask', 'box'), ('video',), ('points',)])
+def test_records_of_any_kinds_without_labels(names):
+  count, rng = 13, np.random.default_rng(0)
+  arrays = {
+    'image': rng.integers(0, 256, (count, 6, 7, 3), np.uint8),
+    'video': rng.integers(0, 256, (count, 4, 6, 7, 1), np.uint8),
+    'mask': rng.integers(0, 9, (count, 6, 7)).astype(np.int32),
+    'box': np.float32(rng.uniform(0.3, 0.5, (count, 4))),
+    'points': np.float32(rng.normal(size=(count, 10, 3))),
+  }
+  arrays = {name: arrays[name] for name in names}
+  source = ArraySource(arrays)
+  assert source.num_classes == 0
+  streamed = take(train(source, num_devices=2), 3, 1)
+  resident = train(source, num_devices=2, resident=True)
+  for one, other in zip(streamed, gathered(resident, 1, 3), strict=True):
+    assert_equal(one, other)
+  assert streamed[0].keys() == {*names, 'weight', 'slot'}
+  for name in names:
+    assert streamed[0][name].dtype == arrays[name].dtype
+    assert streamed[0][name].shape == (2, 4, *arrays[name].shape[1:])
+    np.testing.assert_array_equal(resident.arrays[name], arrays[name])
+  fits, _ = resolve_resident('auto', [(source, AS_STORED)], [memory(4 * source_bytes(arrays))])
+  full, _ = resolve_resident('auto', [(source, AS_STORED)], [memory(4 * source_bytes(arrays) - 4)])
+  assert (fits, full) == (True, False)
+
+
+def source_bytes(arrays):
+  return sum(array.nbytes for array in arrays.values())
+
+
+def memory(size):
+  """A device with so many bytes."""
+  return SimpleNamespace(memory_stats=lambda: {'bytes_limit': size})
+
+
 # Decisions and mistakes.
 
 
@@ -379,9 +416,9 @@ def test_resolve_resident():
   assert not resolve_resident('auto', [(small, INCEPTION)], [gpu])[0]
   assert not resolve_resident('no', [(small, AS_STORED)], [gpu])[0]
   assert resolve_resident('yes', [(big, AS_STORED)], [cpu] * 4)[0]
-  with pytest.raises(UsageError, match=r"config.data.resident: 'yes' keeps"):
+  with pytest.raises(FieldError, match=r"^resident: 'yes' keeps"):
     resolve_resident('yes', [(small, INCEPTION)], [gpu])
-  with pytest.raises(UsageError, match=r"config.data.resident: 'atuo' .* did you mean 'auto'"):
+  with pytest.raises(FieldError, match=r"^resident: 'atuo' .* did you mean 'auto'"):
     resolve_resident('atuo', [(small, AS_STORED)], [gpu])
 
 
@@ -396,23 +433,23 @@ class Mixed(Labelled):
   [
     (
       {'batch_size': 12, 'num_devices': 4, 'process_count': 2},
-      'config.batch_size: 12 .* 8 devices',
+      '^batch_size: 12 .* 8 devices',
     ),
-    ({'batch_size': 0}, 'config.batch_size: 0 is less than 1'),
-    ({'seed': -1}, 'config.seed: -1 is less than 0'),
-    ({'num_workers': -1}, 'config.data.num_workers: -1'),
-    ({'num_threads': 0}, 'config.data.num_threads: 0'),
-    ({'prefetch': 0}, 'config.data.prefetch: 0'),
+    ({'batch_size': 0}, '^batch_size: 0 is less than 1'),
+    ({'seed': -1}, '^seed: -1 is less than 0'),
+    ({'num_workers': -1}, '^num_workers: -1'),
+    ({'num_threads': 0}, '^num_threads: 0'),
+    ({'prefetch': 0}, '^prefetch: 0'),
   ],
 )
 def test_mistakes(changes, message):
-  with pytest.raises(UsageError, match=message):
+  with pytest.raises(FieldError, match=message):
     train(Labelled(13), **changes)
 
 
 def test_mistakes_of_evaluation():
-  with pytest.raises(UsageError, match=r'config.eval_batch_size: 9 does not divide over 2 devices'):
+  with pytest.raises(FieldError, match=r'^eval_batch_size: 9 does not divide over 2 devices'):
     evaluate(Labelled(13), batch_size=9, num_devices=2)
-  with pytest.raises(UsageError, match=r'config.data.image_size: \(\) leaves .* differ in size'):
+  with pytest.raises(FieldError, match=r'^image_size: \(\) leaves .* differ in size'):
     evaluate(Mixed())
   evaluate(Mixed(), make_preprocess((4, 4), 0, 'resize', train=False))

@@ -2,9 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from image_files import bounds, corners, painted_classes, scene
+from scipy import ndimage
 
 from vit_jax.data.preprocess import inception_box, make_preprocess
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError
 
 
 def record(height, width, channels=3, seed=0):
@@ -156,19 +158,19 @@ def test_channels():
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (((8, 8, 3), 0, 'resize'), r'config.data.image_size: \(8, 8, 3\) is not \(height, width\)'),
-    (((8, 0), 0, 'resize'), r'config.data.image_size: \(8, 0\)'),
-    (((8, 8, 3), 0, 'resize'), 'config.data.image_size'),
-    (((8, 8), 2, 'resize'), 'config.data.channels: 2 is not 1, 3 or 0'),
-    (((8, 8), 0, 'centre'), "config.data.crop: 'centre' .* did you mean 'central'"),
-    (((), 0, 'inception'), r"config.data.image_size: crop 'inception' needs"),
-    (((8, 8), 0, 'central', 0.0), 'config.data.crop_fraction: 0.0 is not over 0 and up to 1'),
-    (((8, 8), 0, 'inception', 1.1), 'config.data.crop_fraction: 1.1 is not over 0 and up to 1'),
-    (((8, 8), 0, 'resize', 0.9), "config.data.crop_fraction: crop 'resize' takes the whole image"),
+    (((8, 8, 3), 0, 'resize'), r'^image_size: \(8, 8, 3\) is not \(height, width\)'),
+    (((8, 0), 0, 'resize'), r'^image_size: \(8, 0\)'),
+    (((8, 8, 3), 0, 'resize'), '^image_size'),
+    (((8, 8), 2, 'resize'), '^channels: 2 is not 1, 3 or 0'),
+    (((8, 8), 0, 'centre'), "^crop: 'centre' .* did you mean 'central'"),
+    (((), 0, 'inception'), r"^image_size: crop 'inception' needs"),
+    (((8, 8), 0, 'central', 0.0), '^crop_fraction: 0.0 is not over 0 and up to 1'),
+    (((8, 8), 0, 'inception', 1.1), '^crop_fraction: 1.1 is not over 0 and up to 1'),
+    (((8, 8), 0, 'resize', 0.9), "^crop_fraction: crop 'resize' takes the whole image"),
   ],
 )
 def test_mistakes(args, message):
-  with pytest.raises(UsageError, match=message) as error:
+  with pytest.raises(FieldError, match=message) as error:
     make_preprocess(*args[:3], True, *args[3:])
   assert '\n' not in str(error.value)
 
@@ -183,3 +185,50 @@ def test_log_aspect_is_symmetric():
 
 def test_one_side_stands_for_a_square():
   assert make_preprocess((8,), 0, 'resize', train=False).image_size == (8, 8)
+
+
+@pytest.mark.parametrize(
+  ('crop', 'train'), [('resize', True), ('central', False), ('inception', True)]
+)
+@pytest.mark.parametrize('stored', [(40, 60), (80, 30)])
+@pytest.mark.parametrize('size', [(24, 32), (96, 64)])
+def test_one_geometry_moves_all_of_a_record(crop, train, stored, size):
+  """Off edges a pixel keeps its class; the box stays round its object, and frames alike."""
+  preprocess = make_preprocess(size, 0, crop, train)
+  for seed in range(10):
+    given = scene(seed, *stored) | {'label': seed}
+    made = preprocess(given, rng(seed))
+    mask = made['mask']
+    assert made['image'].shape == (*size, 3)
+    assert (mask.dtype, mask.shape) == (np.uint8, size)
+    is_edge = ndimage.maximum_filter(mask, 3) != ndimage.minimum_filter(mask, 3)
+    same = painted_classes(made['image']) == mask
+    assert same[~is_edge].all()
+    assert same.mean() > 0.85
+    np.testing.assert_array_equal(made['video'][0], made['image'])
+    np.testing.assert_array_equal(made['video'][1], made['image'][..., ::-1])
+    if (mask == 2).any():
+      np.testing.assert_allclose(corners(made['box']), bounds(mask), atol=1 / min(size))
+    assert made['label'] == seed
+
+
+def test_random_parts_have_the_area_that_is_asked_for():
+  given = {'mask': np.arange(100 * 100, dtype=np.int32).reshape(100, 100)}
+  preprocess = make_preprocess((100, 100), 0, 'inception', train=True, area=(0.1, 0.2))
+  for seed in range(20):
+    part = preprocess(given, rng(seed))['mask']
+    rows, columns = np.divmod(part, 100)
+    area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1) / 100**2
+    assert 0.09 < area < 0.21
+  for area in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1)):
+    with pytest.raises(FieldError, match=r'^area: .* is not \(low, high\)'):
+      make_preprocess((8, 8), 0, 'inception', train=True, area=area)
+
+
+def test_records_without_pictures_stay_and_cannot_be_resized():
+  given = {'points': np.zeros((5, 3), np.float32), 'label': 1}
+  assert make_preprocess((), 0, 'resize', train=True)(given) is given
+  with pytest.raises(FieldError, match=r'^image_size: \(8, 8\), but the records have no pictures'):
+    make_preprocess((8, 8), 0, 'resize', train=True)(given)
+  with pytest.raises(FieldError, match=r'^channels: 3, but the records have no pictures'):
+    make_preprocess((), 3, 'resize', train=True)(given)

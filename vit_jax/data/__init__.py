@@ -1,4 +1,8 @@
-"""Records on disk to batches on devices. `augment` is imported by name: only it needs JAX."""
+"""Records on disk to batches on devices.
+
+`sources` open records, `preprocess` and `views` crop and resize them on the host, `loader` makes
+batches, and `augment` changes these on the device. `kinds` know what a record can hold.
+"""
 
 from vit_jax.data.images import decode_image
 from vit_jax.data.loader import (
@@ -9,16 +13,19 @@ from vit_jax.data.loader import (
   train_loader,
 )
 from vit_jax.data.preprocess import Preprocess, make_preprocess
-from vit_jax.data.records import Record, Source
 from vit_jax.data.sources import FOLDERS, load_source
+from vit_jax.data.sources.records import ArraySource, Record, Source
+from vit_jax.data.views import Views
 
 __all__ = [
   'FOLDERS',
+  'ArraySource',
   'Preprocess',
   'Record',
   'ResidentLoader',
   'Source',
   'StreamedLoader',
+  'Views',
   'decode_image',
   'eval_loader',
   'load_source',

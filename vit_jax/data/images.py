@@ -86,7 +86,7 @@ def probe_image(path: Path) -> tuple[int, int, int]:
 def find_images(path: str | Path) -> list[Path]:
   """Returns the image files of a folder and the folders below it, sorted; a file itself, as a list.
 
-  In folders, those are images that are named so; what is hidden is left out.
+  In folders, files count as images by their `SUFFIXES`; hidden files and folders are left out.
 
   Raises:
     UsageError: there is no such path, or no image in it, or a folder can't be read.
@@ -112,9 +112,9 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def list_images(root: Path, folders: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, int]]:
-  """Returns (paths of what is named as images in folders, a stamp that changes with the files).
+  """Returns (paths of the image files in folders, by suffix; a stamp that changes with the files).
 
-  Folders and what is returned are relative to root; the folders below them count as well.
+  Folders and paths are relative to root; folders below the folders count as well.
 
   The order is shuffled, so that a slice of a split has all classes, and follows from each path
   alone, so that it stays when files come and go.

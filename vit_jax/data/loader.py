@@ -21,9 +21,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from vit_jax.data import kinds
 from vit_jax.data.preprocess import Preprocess
-from vit_jax.data.records import Record, Source
-from vit_jax.errors import UsageError, check_choice
+from vit_jax.data.sources.records import Record, Source
+from vit_jax.data.views import Views
+from vit_jax.errors import FieldError, check_choice
 
 Arrays = dict[str, np.ndarray]
 
@@ -105,22 +107,14 @@ class Plan:
     return index, np.ones(positions.shape, np.float32)
 
 
-def _stack(records: Sequence[Record]) -> Arrays:
-  """Stacks records: image uint8 [n, H, W, C]; label int32 [n] or float32 [n, num_classes]; box."""
-  arrays = {name: np.stack([r[name] for r in records]) for name in records[0]}
-  dtype = np.float32 if arrays['label'].ndim > 1 else np.int32
-  return arrays | {'label': arrays['label'].astype(dtype)}
-
-
 class ResidentLoader:
   """A data set small enough to stay on the device, and the rows of its batches.
 
   Attributes:
-    arrays: the whole set on the host: image uint8 [N, H, W, C], label int32 [N] or float32
-      [N, num_classes], and box float32 [N, 4] where the records have one.
+    arrays: the whole set on the host, as `kinds.stack` of all N preprocessed records.
   """
 
-  def __init__(self, source: Source, preprocess: Preprocess, plan: Plan, num_threads: int):
+  def __init__(self, source: Source, preprocess: Preprocess | Views, plan: Plan, num_threads: int):
     self.arrays = _decode_all(source, preprocess, num_threads)
     self._plan = plan
 
@@ -140,9 +134,9 @@ class ResidentLoader:
     return {'index': index.astype(np.int32)} | rest
 
 
-def _decode_all(source: Source, preprocess: Preprocess, num_threads: int) -> Arrays:
+def _decode_all(source: Source, preprocess: Preprocess | Views, num_threads: int) -> Arrays:
   """Decodes a whole data set, once, into arrays; a bar shows where it takes long."""
-  first = _stack([preprocess(source[0])])
+  first = kinds.stack([preprocess(source[0])])
   arrays = {name: np.empty((len(source), *a.shape[1:]), a.dtype) for name, a in first.items()}
 
   def decode(start):
@@ -176,7 +170,7 @@ class _LoadChunk:
   """Loads the i-th chunk of this process's rows, counted from step 0."""
 
   source: Source
-  preprocess: Preprocess
+  preprocess: Preprocess | Views
   plan: Plan
   size: int
 
@@ -187,7 +181,7 @@ class _LoadChunk:
       self.preprocess(record, self._rng(position))
       for position, record in zip(positions.tolist(), self.source.read(index.tolist()), strict=True)
     ]
-    return _Chunk(_stack(records) | {'weight': weight})
+    return _Chunk(kinds.stack(records) | {'weight': weight})
 
   def _rng(self, position: int) -> np.random.Generator | None:
     if not self.preprocess.random:
@@ -203,7 +197,7 @@ class StreamedLoader:
   """
 
   source: Source
-  preprocess: Preprocess
+  preprocess: Preprocess | Views
   plan: Plan
   num_workers: int
   num_threads: int
@@ -212,11 +206,10 @@ class StreamedLoader:
   def batches(self, start_step: int = 0) -> Iterator[Arrays]:
     """Yields batches `start_step` on: without end to train, up to the last to evaluate.
 
-    Closing the generator stops its threads and processes. D local devices have R rows each:
-
-    image uint8 [D, R, H, W, C], label int32 [D, R] or float32 [D, R, num_classes], box float32
-    [D, R, 4] where the records have one, weight float32 [D, R], and slot int32 [D, R], the places
-    of the rows in the global batch.
+    Closing the generator stops its threads and processes. D local devices have R rows each: the
+    entries of the records, as `kinds.stack` gives them, with leading axes [D, R], as in image uint8
+    [D, R, H, W, C]; weight float32 [D, R]; and slot int32 [D, R], the places of the rows in the
+    global batch.
     """
     plan = self.plan
     size = max(n for n in range(1, _MAX_CHUNK + 1) if plan.rows % n == 0)
@@ -264,48 +257,11 @@ def _init_worker(worker_index: int, num_workers: int) -> None:
 
 
 def train_loader(
-  source: Source, preprocess: Preprocess, *, batch_size: int, seed: int, **options: Any
-) -> ResidentLoader | StreamedLoader:
-  """Returns the loader of an endless stream of shuffled batches.
-
-  Args:
-    source: the records.
-    preprocess: for training; not a random one where `resident`.
-    batch_size: of the global batch.
-    seed: of the order of examples and of what `preprocess` draws.
-    **options: all of
-      num_devices: of this process.
-      process_index, process_count: this process, of those that share the global batch.
-      resident: decode the whole set now, to stay on the device; else make batches on the host.
-      num_workers: processes that make batches; 0: threads of this process.
-      num_threads: that decode images, in each process.
-      prefetch: batches made ahead.
-
-  Raises:
-    UsageError: a batch that doesn't divide over the devices, images of different sizes and no
-      image size, or a number out of range.
-  """
-  _check_at_least('config.seed', seed, 0)
-  return _make_loader(source, preprocess, 'config.batch_size', batch_size, seed, **options)
-
-
-def eval_loader(
-  source: Source, preprocess: Preprocess, *, batch_size: int, **options: Any
-) -> ResidentLoader | StreamedLoader:
-  """Returns the loader of every example once, in order; rows left over have weight 0.
-
-  Arguments and errors are those of `train_loader`.
-  """
-  return _make_loader(source, preprocess, 'config.eval_batch_size', batch_size, None, **options)
-
-
-def _make_loader(
   source: Source,
-  preprocess: Preprocess,
-  batch_field: str,
-  batch_size: int,
-  seed: int | None,
+  preprocess: Preprocess | Views,
   *,
+  batch_size: int,
+  seed: int,
   num_devices: int,
   process_index: int,
   process_count: int,
@@ -314,19 +270,71 @@ def _make_loader(
   num_threads: int,
   prefetch: int,
 ) -> ResidentLoader | StreamedLoader:
-  _check_at_least(batch_field, batch_size, 1)
-  _check_at_least('config.data.num_workers', num_workers, 0)
-  _check_at_least('config.data.num_threads', num_threads, 1)
-  _check_at_least('config.data.prefetch', prefetch, 1)
-  devices = num_devices * process_count
-  if batch_size % devices:
-    raise UsageError(f'{batch_field}: {batch_size} does not divide over {devices} devices')
-  if not preprocess.image_size and None in source.image_shape:
-    raise UsageError(
-      'config.data.image_size: () leaves images as they are stored, and these differ in size; '
-      'give (height, width)'
-    )
+  """Returns the loader of an endless stream of shuffled batches.
+
+  Args:
+    source: the records.
+    preprocess: for training; not a random one where `resident`.
+    batch_size: of the global batch.
+    seed: of the order of examples and of what `preprocess` draws.
+    num_devices: of this process.
+    process_index: of this process.
+    process_count: how many share the global batch.
+    resident: decode the whole set now, to stay on the device; else make batches on the host.
+    num_workers: processes that make batches; 0: threads of this process.
+    num_threads: that decode images, in each process.
+    prefetch: batches made ahead.
+
+  Raises:
+    FieldError: a `batch_size` that doesn't divide over the devices, images of different sizes and
+      no `image_size`, or a number out of range.
+  """
+  _check_at_least('seed', seed, 0)
+  _check_batch_size('batch_size', batch_size, num_devices * process_count)
   plan = Plan(len(source), batch_size, seed, num_devices, process_index, process_count)
+  return _make_loader(source, preprocess, plan, resident, num_workers, num_threads, prefetch)
+
+
+def eval_loader(
+  source: Source,
+  preprocess: Preprocess | Views,
+  *,
+  batch_size: int,
+  num_devices: int,
+  process_index: int,
+  process_count: int,
+  resident: bool,
+  num_workers: int,
+  num_threads: int,
+  prefetch: int,
+) -> ResidentLoader | StreamedLoader:
+  """Returns the loader of every example once, in order; rows left over have weight 0.
+
+  Arguments and errors are those of `train_loader`, but that `batch_size` is `eval_batch_size` in
+  errors.
+  """
+  _check_batch_size('eval_batch_size', batch_size, num_devices * process_count)
+  plan = Plan(len(source), batch_size, None, num_devices, process_index, process_count)
+  return _make_loader(source, preprocess, plan, resident, num_workers, num_threads, prefetch)
+
+
+def _make_loader(
+  source: Source,
+  preprocess: Preprocess | Views,
+  plan: Plan,
+  resident: bool,
+  num_workers: int,
+  num_threads: int,
+  prefetch: int,
+) -> ResidentLoader | StreamedLoader:
+  _check_at_least('num_workers', num_workers, 0)
+  _check_at_least('num_threads', num_threads, 1)
+  _check_at_least('prefetch', prefetch, 1)
+  if not preprocess.resizes and None in source.image_shape:
+    raise FieldError(
+      'image_size',
+      '() leaves images as they are stored, and these differ in size; give (height, width)',
+    )
   if resident:
     return ResidentLoader(source, preprocess, plan, num_threads)
   return StreamedLoader(source, preprocess, plan, num_workers, num_threads, prefetch)
@@ -334,11 +342,17 @@ def _make_loader(
 
 def _check_at_least(field: str, given: int, least: int) -> None:
   if given < least:
-    raise UsageError(f'{field}: {given} is less than {least}')
+    raise FieldError(field, f'{given} is less than {least}')
+
+
+def _check_batch_size(field: str, given: int, num_devices: int) -> None:
+  _check_at_least(field, given, 1)
+  if given % num_devices:
+    raise FieldError(field, f'{given} does not divide over {num_devices} devices')
 
 
 def resolve_resident(
-  resident: str, sets: Sequence[tuple[Source, Preprocess]], devices: Sequence[Any]
+  resident: str, sets: Sequence[tuple[Source, Preprocess | Views]], devices: Sequence[Any]
 ) -> tuple[bool, str]:
   """Decides whether data sets stay on the devices; all processes of a run decide alike.
 
@@ -353,23 +367,29 @@ def resolve_resident(
     The decision, and the reason for it in a few words.
 
   Raises:
-    UsageError: unknown value, or 'yes' with a random `preprocess`.
+    FieldError: an unknown value, or 'yes' with a random `preprocess`.
   """
-  check_choice('config.data.resident', resident, ('auto', 'yes', 'no'))
+  check_choice('resident', resident, ('auto', 'yes', 'no'))
   is_random = any(preprocess.random for _, preprocess in sets)
   if resident == 'yes' and is_random:
-    raise UsageError(
-      "config.data.resident: 'yes' keeps each image as it is decoded once, and a random crop on "
-      "the host (config.data.crop='inception') needs it anew every time; give 'auto' or 'no'"
+    raise FieldError(
+      'resident',
+      "'yes' keeps each image as it is decoded once, and a random crop on the host "
+      "(crop='inception') needs it anew every time; give 'auto' or 'no'",
     )
   if resident != 'auto':
-    return resident == 'yes', f'config.data.resident={resident!r}'
+    return resident == 'yes', f'resident={resident!r}'
   if is_random:
     return False, 'images are cropped at random on the host'
-  size = sum(len(source) * preprocess(source[0])['image'].nbytes for source, preprocess in sets)
+  size = sum(len(source) * _num_bytes(preprocess(source[0])) for source, preprocess in sets)
   # The whole memory, not what is free: that may differ between processes.
   stats = devices[0].memory_stats() or {}
   limit = stats['bytes_limit'] // 4 if 'bytes_limit' in stats else _GIB // len(devices)
   relation = 'at most' if size <= limit else 'more than'
   reason = f'{size / 2**20:,.1f} MiB decoded, {relation} the {limit / 2**20:,.0f} MiB for data'
   return size <= limit, reason
+
+
+def _num_bytes(record: Record) -> int:
+  """Returns the size of a record's arrays; that of a single number doesn't count."""
+  return sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))

@@ -14,17 +14,17 @@ import numpy as np
 import yaml
 
 from vit_jax.data import images
-from vit_jax.data.folders import FolderSource
-from vit_jax.data.records import Record
-from vit_jax.data.splits import resolve_aliases, split_names, split_ranges
-from vit_jax.errors import UsageError
+from vit_jax.data.sources.folders import FolderSource
+from vit_jax.data.sources.records import Record
+from vit_jax.data.sources.splits import resolve_aliases, split_names, split_ranges
+from vit_jax.errors import FieldError, UsageError
 
 _SPLITS = ('train', 'val', 'test')  # keys of data.yaml
 _ROUNDING = 1e-3  # of the image's side, by which edges of boxes may lie outside
 
 
 class YoloSource(FolderSource):
-  """Records that have a box, from image files that are known to decode."""
+  """Records that have a box, from image files, all of which decode."""
 
   def __init__(self, *args: Any, boxes: Sequence[np.ndarray]):
     super().__init__(*args)
@@ -35,7 +35,7 @@ class YoloSource(FolderSource):
       yield record | {'box': self._boxes[i]}
 
 
-def load(split: str, directory: str, field: str) -> YoloSource:
+def load(split: str, directory: str) -> YoloSource:
   """Opens splits of a folder with a data.yaml.
 
   Its entries: `train`, and `val` and `test` where there are such, each a folder of images or a list
@@ -48,27 +48,26 @@ def load(split: str, directory: str, field: str) -> YoloSource:
     split: in TFDS syntax; 'valid' and 'validation' are 'val', and 'val' and 'test' stand for each
       other where there is but one.
     directory: the folder.
-    field: the configuration field to name when `split` is wrong.
 
   Raises:
-    UsageError: no data.yaml, or one that can't be used; an image without exactly one object, or
-      with a label that is malformed, of an unknown class, or not inside the image.
+    FieldError: no data.yaml in the folder (`dir`), or no such split.
+    UsageError: a data.yaml that can't be used; an image without exactly one object, or with a label
+      that is malformed, of an unknown class, or not inside the image.
   """
   root = Path(directory).expanduser().absolute()
   if not directory or not (root / 'data.yaml').is_file():
-    raise UsageError(
-      f'config.data.dir: {directory!r} is not a folder with a data.yaml; give the folder of a data '
-      'set in YOLO format'
+    raise FieldError(
+      'dir',
+      f'{directory!r} is not a folder with a data.yaml; give the folder of a data set in YOLO '
+      'format',
     )
-  description = _read_yaml(root / 'data.yaml')
-  folders = {
-    name: _image_folders(root, description, name) for name in _SPLITS if description.get(name)
-  }
+  data_yaml = _read_yaml(root / 'data.yaml')
+  folders = {name: _image_folders(root, data_yaml, name) for name in _SPLITS if data_yaml.get(name)}
   if 'train' not in folders:
     raise UsageError(f'{root / "data.yaml"}: no entry train, the folder of images to train on')
-  class_names = _class_names(root / 'data.yaml', description)
+  class_names = _class_names(root / 'data.yaml', data_yaml)
   split = resolve_aliases(str(split), folders)
-  names = split_names(split, folders, field)
+  names = split_names(split, folders)
   checked = {
     name: images.check_images(root, *images.list_images(root, folders[name]))
     for name in dict.fromkeys(('train', *names))
@@ -76,7 +75,7 @@ def load(split: str, directory: str, field: str) -> YoloSource:
   for name, found in checked.items():
     if not found.files:
       raise UsageError(f'{root / "data.yaml"}: {name} ({", ".join(folders[name])}) has no images')
-  ranges = split_ranges(split, {name: len(checked[name].files) for name in names}, field)
+  ranges = split_ranges(split, {name: len(checked[name].files) for name in names})
   files = [checked[name].files[i] for name, r in ranges for i in r]
   labels, boxes = zip(*[_read_object(root / file, len(class_names)) for file in files], strict=True)
   return YoloSource(
@@ -94,19 +93,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
   """Returns the entries of data.yaml, every scalar as the text that it is written with."""
   try:
     # Class names may be such as `no`, `1e3` or `2020-01-01`, which YAML has values for.
-    description = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+    data_yaml = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
     raise UsageError(f'{path}: cannot be read ({" ".join(str(e).split())})') from e
-  if not isinstance(description, dict):
+  if not isinstance(data_yaml, dict):
     raise UsageError(f'{path}: not a list of entries, such as "train: train/images"')
-  return description
+  return data_yaml
 
 
-def _image_folders(root: Path, description: Mapping[str, Any], name: str) -> list[str]:
+def _image_folders(root: Path, data_yaml: Mapping[str, Any], name: str) -> list[str]:
   """Returns the folders of images of a split, relative to `root`."""
-  given = description[name]
+  given = data_yaml[name]
   given = given if isinstance(given, list) else [given]
-  bases = [root / str(description.get('path', '')), root]
+  bases = [root / str(data_yaml.get('path', '')), root]
   folders = []
   for value in given:
     # Roboflow writes '../train/images' for a folder beside data.yaml.
@@ -118,9 +117,9 @@ def _image_folders(root: Path, description: Mapping[str, Any], name: str) -> lis
   return folders
 
 
-def _class_names(path: Path, description: Mapping[str, Any]) -> list[str]:
+def _class_names(path: Path, data_yaml: Mapping[str, Any]) -> list[str]:
   """Returns `names`, a list or a dict with the labels as keys, or the numbers below `nc`."""
-  names, count = description.get('names'), description.get('nc')
+  names, count = data_yaml.get('names'), data_yaml.get('nc')
   if isinstance(names, dict):
     expected = {str(i) for i in range(len(names))}
     if names.keys() != expected:

@@ -9,9 +9,9 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data import images
-from vit_jax.data.records import Record, Source
-from vit_jax.data.splits import split_names, split_ranges
-from vit_jax.errors import UsageError, nearest
+from vit_jax.data.sources.records import Record, Source
+from vit_jax.data.sources.splits import split_names, split_ranges
+from vit_jax.errors import FieldError, nearest
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _NAME = re.compile(rf'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>{_VERSION.pattern}))?')
@@ -47,9 +47,7 @@ class TfdsSource(Source):
       yield {'image': images.decode_image(file, self.image_shape[2], exif=False), 'label': label}
 
 
-def load(
-  name: str, split: str, directory: str, field: str, other_names: Sequence[str]
-) -> TfdsSource:
+def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> TfdsSource:
   """Opens splits of a data set on disk: see `sources.load_source`, which knows `other_names`."""
   import tensorflow_datasets as tfds
 
@@ -63,8 +61,8 @@ def load(
   if (stored := info.file_format.value) != 'array_record':
     raise _not_prepared(name, os.path.join(root, 'array_record'), f'in {folder} it is {stored}')
   image_key, label_key = _image_and_label(name, info)
-  split_names(split, info.splits, field)
-  split_ranges(split, {n: s.num_examples for n, s in info.splits.items()}, field)
+  split_names(split, info.splits)
+  split_ranges(split, {n: s.num_examples for n, s in info.splits.items()})
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   records = builder.as_data_source(split, deserialize_method=raw).data_source
   return TfdsSource(records, info.features, image_key, label_key)
@@ -84,7 +82,7 @@ def _prepared_folder(name: str, root: epath.Path, other_names: Sequence[str]) ->
     configs = sorted({folder.parent.name for folder in found})
     if len(configs) > 1:
       names = ', '.join(f'{match["name"]}/{c}' for c in configs)
-      raise UsageError(f'config.data.name: {name!r} is prepared in several variants: {names}')
+      raise FieldError('name', f'{name!r} is prepared in several variants: {names}')
   if not found:
     raise _unknown(name, root, other_names)
   return max(found, key=lambda folder: [int(n) for n in folder.name.split('.')])
@@ -95,7 +93,7 @@ def _versions(base: epath.Path, pattern: str) -> list[epath.Path]:
   return [folder for folder in found if _VERSION.fullmatch(folder.name)]
 
 
-def _unknown(name: str, root: epath.Path, other_names: Sequence[str]) -> UsageError:
+def _unknown(name: str, root: epath.Path, other_names: Sequence[str]) -> FieldError:
   """The error for a name that isn't on disk, whether or not TFDS knows how to prepare it."""
   import tensorflow_datasets as tfds
 
@@ -105,18 +103,21 @@ def _unknown(name: str, root: epath.Path, other_names: Sequence[str]) -> UsageEr
     return _not_prepared(name, root, f'there is no {root / name}')
   on_disk = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
   hint = nearest(base, [*other_names, *on_disk, *builders])
-  return UsageError(
-    f'config.data.name: {name!r} is not {", ".join(map(repr, other_names))} or a data set that '
-    f'TFDS knows{hint} (prepared in {root}: {", ".join(on_disk) or "none"})'
+  return FieldError(
+    'name',
+    f'{name!r} is not {", ".join(map(repr, other_names))} or a data set that TFDS knows{hint} '
+    f'(prepared in {root}: {", ".join(on_disk) or "none"})',
   )
 
 
-def _not_prepared(name: str, root: str | epath.Path, reason: str) -> UsageError:
-  return UsageError(
-    f'config.data.name: {name!r} is not prepared as array_record: {reason}. Run once: '
+def _not_prepared(name: str, root: str | epath.Path, reason: str) -> FieldError:
+  return FieldError(
+    'name',
+    f'{name!r} is not prepared as array_record: {reason}. Run once: '
     'pip install tensorflow importlib_resources && python -c "import tensorflow_datasets as tfds; '
     f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
-    f'.download_and_prepare()", then train with --config.data.dir={root}'
+    f'.download_and_prepare()", then: export TFDS_DATA_DIR={root} (or name this folder where '
+    'another is given)',
   )
 
 
@@ -134,9 +135,10 @@ def _image_and_label(name: str, info) -> tuple[str, str]:
     return keys
   picked = _pick(images, ('image',)), _pick(labels, ('label', 'labels'))
   if None in picked:
-    raise UsageError(
-      f'config.data.name: {name!r} is not a data set for image classification: it needs one image '
-      f'and one class label (or sequence of labels), and has {", ".join(info.features)}'
+    raise FieldError(
+      'name',
+      f'{name!r} is not a data set for image classification: it needs one image and one class '
+      f'label (or sequence of labels), and has {", ".join(info.features)}',
     )
   return picked
 

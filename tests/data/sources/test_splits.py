@@ -2,11 +2,11 @@
 
 import pytest
 
-from vit_jax.data.splits import resolve_aliases
+from vit_jax.data.sources.splits import resolve_aliases
 
 
 @pytest.mark.parametrize(
-  ('split', 'known', 'expected'),
+  ('split', 'available', 'expected'),
   [
     ('val', ('train', 'test'), 'test'),
     ('test', ('train', 'valid'), 'valid'),
@@ -17,5 +17,5 @@ from vit_jax.data.splits import resolve_aliases
     ('trian', ('train', 'test'), 'trian'),
   ],
 )
-def test_names_stand_for_the_most_similar_there_is(split, known, expected):
-  assert resolve_aliases(split, known) == expected
+def test_names_stand_for_the_most_similar_there_is(split, available, expected):
+  assert resolve_aliases(split, available) == expected

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from vit_jax.data.randaugment import OPERATIONS, apply_operation, rand_augment
+from vit_jax.data.augment.randaugment import OPERATIONS, apply_operation, rand_augment
 
 HEIGHT, WIDTH = 40, 56
 WARPS = OPERATIONS[1:6]
@@ -54,6 +54,11 @@ def photograph(channels):
   photo = photo.convert({1: 'L', 3: 'RGB'}[channels])
   faded = ImageEnhance.Contrast(photo).enhance(0.8)
   return np.asarray(faded).reshape(HEIGHT, WIDTH, channels)
+
+
+# With these nothing falls on the edge of two pixels or two levels (they stay 5e-4 and more away),
+# where two programs could round apart: all that compute an operation give the same image.
+UNTIED, UNTIED_TWICE = 14.3, 11.8
 
 
 def every_operation(image, magnitude):
@@ -100,9 +105,9 @@ def test_every_operation_is_drawn_equally_often_with_both_signs():
   image = photograph(3)[::2, ::2]
   count = 700
   keys = jax.random.split(jax.random.key(0), count)
-  draw = jax.jit(jax.vmap(lambda key, x: rand_augment(key, x, 1, 15.0), (0, None)))
+  draw = jax.jit(jax.vmap(lambda key, x: rand_augment(key, x, 1, UNTIED), (0, None)))
   drawn = np.asarray(draw(keys, image))
-  candidates = every_operation(image, 15.0)
+  candidates = every_operation(image, UNTIED)
   matches = (drawn[:, None, None] == candidates).all((3, 4, 5))
   assert matches.any((1, 2)).all()
   operations = matches.any(1).sum(0)
@@ -116,11 +121,11 @@ def test_every_operation_is_drawn_equally_often_with_both_signs():
 def test_two_operations_follow_one_another():
   image = photograph(3)[::4, ::4]
   keys = jax.random.split(jax.random.key(1), 32)
-  draw = jax.jit(jax.vmap(lambda key, x: rand_augment(key, x, 2, 12.0), (0, None)))
+  draw = jax.jit(jax.vmap(lambda key, x: rand_augment(key, x, 2, UNTIED_TWICE), (0, None)))
   drawn = np.asarray(draw(keys, image))
-  once = every_operation(image, 12.0).reshape(-1, *image.shape)
+  once = every_operation(image, UNTIED_TWICE).reshape(-1, *image.shape)
   signs, operations = np.divmod(np.arange(2 * len(OPERATIONS)), len(OPERATIONS))
-  again = jax.vmap(lambda x, op, sign: apply_operation(x, op, 12.0, sign), (None, 0, 0))
+  again = jax.vmap(lambda x, op, sign: apply_operation(x, op, UNTIED_TWICE, sign), (None, 0, 0))
   again = jax.jit(jax.vmap(again, (0, None, None)))
   twice = np.asarray(again(once, operations, 1.0 - 2 * signs)).reshape(-1, image.size)
   possible = {row.tobytes() for row in twice}

@@ -17,7 +17,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vit_jax.data import load_source
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError
 
 TFDS_DATA_DIR = os.environ.get('TFDS_DATA_DIR', '')
 
@@ -150,7 +150,7 @@ def test_tfds_newest_version_and_variants(tmp_path):
   assert len(load_source('two', 'train', root)) == 3
   write_tfds(tmp_path, EXAMPLES[:4], FEATURES, name='two/another')
   assert len(load_source('two/another', 'train', root)) == 4
-  with pytest.raises(UsageError, match='several variants: two/another, two/one'):
+  with pytest.raises(FieldError, match='several variants: two/another, two/one'):
     load_source('two', 'train', root)
 
 
@@ -163,7 +163,7 @@ def test_tfds_mistakes(tmp_path, monkeypatch):
   write_tfds(tmp_path, EXAMPLES, two, name='pairs')
 
   def message(name, split='train'):
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(FieldError) as error:
       load_source(name, split, root)
     return one_line(error)
 
@@ -178,7 +178,7 @@ def test_tfds_mistakes(tmp_path, monkeypatch):
   assert "did you mean 'mnist'?" in message('MNIST')
   assert "did you mean 'digits'?" in message('digts')
   assert 'prepared in' in message('zzzzzzzz')
-  assert message('no/such/thing:x').startswith('config.data.name: ')
+  assert message('no/such/thing:x').startswith('name: ')
   assert "'trian' is not one of train, all; did you mean 'train'?" in message('tiny', 'trian')
   assert 'incompatible with 7 examples' in message('tiny', 'train[:8]')
   assert command('imagenet2012', root) in message('imagenet2012')
@@ -233,7 +233,7 @@ def test_no_tensorflow_even_where_installed(tmp_path):
       assert False, name
     assert not [m for m in sys.modules if m.split('.')[0] == 'tensorflow']
   """
-  path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+  path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(script)],
     env=os.environ | {'PYTHONPATH': path},

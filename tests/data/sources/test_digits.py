@@ -6,7 +6,7 @@ from image_files import one_line
 from sklearn.datasets import load_digits
 
 from vit_jax.data import load_source
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError
 
 
 def test_digits_are_scaled_to_uint8_and_split_by_class():
@@ -17,11 +17,13 @@ def test_digits_are_scaled_to_uint8_and_split_by_class():
 
   raw = load_digits()
   scaled = np.floor(raw.images * 255 / 16 + 0.5)
-  known = sorted((image.tobytes(), label) for image, label in zip(scaled, raw.target, strict=True))
+  expected = sorted(
+    (image.tobytes(), label) for image, label in zip(scaled, raw.target, strict=True)
+  )
   records = [*train, *test]
   assert {r['image'].dtype for r in records} == {np.dtype(np.uint8)}
   found = sorted((r['image'][..., 0].astype(float).tobytes(), r['label']) for r in records)
-  assert found == known  # every digit once, over both splits
+  assert found == expected  # every digit once, over both splits
 
   counts = np.bincount([r['label'] for r in test])
   np.testing.assert_allclose(counts, np.bincount(raw.target) / 5, atol=1)
@@ -48,7 +50,7 @@ def test_digits_slices_are_disjoint_and_complete():
   ],
 )
 def test_wrong_split(split, message):
-  with pytest.raises(UsageError) as error:
-    load_source('digits', split, field='config.data.test_split')
-  assert one_line(error).startswith('config.data.test_split: ')
+  with pytest.raises(FieldError) as error:
+    load_source('digits', split)
+  assert one_line(error).startswith('split: ')
   assert message in one_line(error)

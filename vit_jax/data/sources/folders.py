@@ -6,13 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data import images
-from vit_jax.data.records import Record, Source
-from vit_jax.data.splits import EVALUATION_SPLITS, resolve_aliases, split_names, split_ranges
-from vit_jax.errors import UsageError
+from vit_jax.data.sources.records import Record, Source
+from vit_jax.data.sources.splits import (
+  EVALUATION_SPLITS,
+  resolve_aliases,
+  split_names,
+  split_ranges,
+)
+from vit_jax.errors import FieldError
 
 
 class FolderSource(Source):
-  """Records from image files that are known to decode.
+  """Records from image files, all of which decode.
 
   Attributes:
     files: paths below `root`, in the order of the records.
@@ -41,30 +46,30 @@ class FolderSource(Source):
       yield {'image': image, 'label': int(self._labels[i])}
 
 
-def load(split: str, directory: str, field: str) -> FolderSource:
+def load(split: str, directory: str) -> FolderSource:
   """Opens splits of a folder of images: colour where any image of 'train' is, grey otherwise.
 
   Args:
     split: in TFDS syntax; 'val', 'valid', 'validation' and 'test' stand for each other where there
       is but one.
     directory: the folder, with CLASS/*, or train/CLASS/* and test/CLASS/* (or 'val' and so on).
-    field: the configuration field to name when `split` is wrong.
 
   Raises:
-    UsageError: no such folder or split, fewer than two classes, splits whose classes differ, or a
-      class without images.
+    FieldError: no such folder (`dir`) or split, fewer than two classes, splits whose classes
+      differ, or a class without images.
   """
   root = Path(directory).expanduser().absolute()
   if not directory or not root.is_dir():
-    raise UsageError(f'config.data.dir: {directory!r} is not a folder; give the folder of images')
+    raise FieldError('dir', f'{directory!r} is not a folder; give the folder of images')
   prefixes = _split_prefixes(root)
   split = resolve_aliases(str(split), prefixes)
   if not prefixes['train'] and split in EVALUATION_SPLITS:
-    raise UsageError(
-      f'{field}: {split!r} is not a folder of {root}; without folders for the splits, give slices '
-      "such as 'train[:80%]' to train and 'train[80%:]' to test"
+    raise FieldError(
+      'split',
+      f'{split!r} is not a folder of {root}; without folders for the splits, give slices '
+      "such as 'train[:80%]' to train and 'train[80%:]' to test",
     )
-  names = split_names(split, prefixes, field)
+  names = split_names(split, prefixes)
   class_names = _class_names(root / prefixes['train'])
   checked = {}
   for name in dict.fromkeys(('train', *names)):
@@ -74,9 +79,9 @@ def load(split: str, directory: str, field: str) -> FolderSource:
   labels = {name: _labels(checked[name].files, prefixes[name], class_names) for name in checked}
   if empty := set(range(len(class_names))) - set(labels['train']):
     folder = root / prefixes['train'] / class_names[min(empty)]
-    raise UsageError(f'config.data.dir: {folder} holds no images')
+    raise FieldError('dir', f'{folder} holds no images')
 
-  ranges = split_ranges(split, {name: len(checked[name].files) for name in names}, field)
+  ranges = split_ranges(split, {name: len(checked[name].files) for name in names})
   return FolderSource(
     root,
     [checked[name].files[i] for name, r in ranges for i in r],
@@ -101,21 +106,22 @@ def _split_prefixes(root: Path) -> dict[str, str]:
 def _class_names(folder: Path) -> list[str]:
   names = _visible_folders(folder)
   if len(names) < 2:
-    raise UsageError(
-      f'config.data.dir: {folder} has {len(names)} folders of images and needs two or more, one '
-      'per class: CLASS/* or train/CLASS/* and test/CLASS/*'
+    raise FieldError(
+      'dir',
+      f'{folder} has {len(names)} folders of images and needs two or more, one per class: CLASS/* '
+      'or train/CLASS/* and test/CLASS/*',
     )
   return names
 
 
 def _compare_classes(folder: Path, class_names: Sequence[str]) -> None:
-  """Raises UsageError where the class folders of a split aren't those of 'train'."""
+  """Raises FieldError where the class folders of a split aren't those of 'train'."""
   found = _visible_folders(folder)
   wrong = [f'{name!r} is missing' for name in class_names if name not in found]
   wrong += [f'{name!r} is not in train' for name in found if name not in class_names]
   if wrong:
-    raise UsageError(
-      f'config.data.dir: the classes of {folder} differ from those of train: {", ".join(wrong[:5])}'
+    raise FieldError(
+      'dir', f'the classes of {folder} differ from those of train: {", ".join(wrong[:5])}'
     )
 
 

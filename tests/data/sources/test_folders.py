@@ -9,7 +9,7 @@ from image_files import make_folder, one_line, pixels, save, smooth
 from PIL import Image
 
 from vit_jax.data import decode_image, load_source
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError
 
 
 def test_folder_with_splits(tmp_path):
@@ -31,7 +31,7 @@ def test_validation_folders_are_found_as_test(tmp_path, name):
   expected = load_source('folder', name, root).files
   assert load_source('folder', 'test', root).files == expected
   assert load_source('folder', 'test[:50%]', root).files == expected[:4]
-  with pytest.raises(UsageError, match='not one of train'):
+  with pytest.raises(FieldError, match='not one of train'):
     load_source('folder', 'dev', root)
 
 
@@ -53,9 +53,9 @@ def test_folder_without_splits_is_sliced_over_classes(tmp_path):
 
 def test_folder_without_splits_has_no_test(tmp_path):
   root = make_folder(tmp_path, splits=('.',))
-  with pytest.raises(UsageError) as error:
-    load_source('folder', 'test', root, field='config.data.test_split')
-  assert one_line(error).startswith("config.data.test_split: 'test' is not a folder of")
+  with pytest.raises(FieldError) as error:
+    load_source('folder', 'test', root)
+  assert one_line(error).startswith("split: 'test' is not a folder of")
   assert 'train[80%:]' in one_line(error)
 
 
@@ -132,9 +132,9 @@ def test_decompression_bomb_is_skipped(tmp_path, monkeypatch):
 
 def test_folder_mistakes(tmp_path):
   def message(split='train', root=tmp_path):
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(FieldError) as error:
       load_source('folder', split, str(root))
-    assert one_line(error).startswith('config.data.dir: ')
+    assert one_line(error).startswith('dir: ')
     return one_line(error)
 
   assert 'is not a folder' in message(root='')
@@ -152,7 +152,7 @@ def test_folder_mistakes(tmp_path):
 def test_classes_of_test_that_differ(tmp_path):
   root = make_folder(tmp_path)
   (tmp_path / 'test/dog').rename(tmp_path / 'test/dgo')
-  with pytest.raises(UsageError) as error:
+  with pytest.raises(FieldError) as error:
     load_source('folder', 'test', root)
   assert "'dog' is missing" in one_line(error)
   assert "'dgo' is not in train" in one_line(error)

@@ -1,0 +1,166 @@
+"""Augmentation of a batch on the device, in JAX, inside the compiled training step.
+
+Every function is pure and takes a key. The caller gives one key per example, made from the seed,
+the step and the example's slot in the global batch, so that an example comes out the same however
+many devices share the batch. Functions of one example are mapped over the batch by `augment`.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import chex
+import jax
+import ml_collections
+
+from vit_jax.data import kinds
+from vit_jax.data.augment.color import color_jitter, rotate_hue
+from vit_jax.data.augment.erasing import random_erasing
+from vit_jax.data.augment.geometry import random_crop, random_flip, random_shift
+from vit_jax.data.augment.mixing import cutmix, mixup, mixup_or_cutmix
+from vit_jax.data.augment.pipeline import augment_records, get_field, stream
+from vit_jax.data.augment.randaugment import MAX_MAGNITUDE, rand_augment
+from vit_jax.data.augment.views import augment_views
+from vit_jax.errors import FieldError, UsageError
+
+__all__ = [
+  'augment',
+  'augment_views',
+  'color_jitter',
+  'cutmix',
+  'mixup',
+  'mixup_or_cutmix',
+  'normalize',
+  'normalize_batch',
+  'rand_augment',
+  'random_crop',
+  'random_erasing',
+  'random_flip',
+  'random_shift',
+  'rotate_hue',
+  'validate',
+]
+
+_BOUNDS = {
+  'crop_padding': (0, math.inf),
+  'shift': (0, math.inf),
+  'rand_augment.num_ops': (0, math.inf),
+  'rand_augment.magnitude': (0, MAX_MAGNITUDE),
+  'color_jitter.brightness': (0, math.inf),
+  'color_jitter.contrast': (0, math.inf),
+  'color_jitter.saturation': (0, math.inf),
+  'color_jitter.hue': (0, 0.5),
+  'random_erasing.probability': (0, 1),
+  'mixup_alpha': (0, math.inf),
+  'cutmix_alpha': (0, math.inf),
+}
+_RANGE_LIMITS = {'random_erasing.area': 1, 'random_erasing.aspect': math.inf}
+
+
+def augment(
+  config: ml_collections.ConfigDict,
+  keys: chex.PRNGKey,
+  batch: Mapping[str, jax.Array],
+  num_classes: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> dict[str, jax.Array]:
+  """Augments and normalises one training batch, on the device that holds it.
+
+  What is on is decided while tracing: what is off costs nothing. The order is crop, flip, shift,
+  RandAugment, colour jitter, normalisation, random erasing, mixup or cutmix.
+
+  Args:
+    config: the experiment's `config.augment`, valid by `validate`. Zeros and False turn off:
+      `crop_padding` (pixels), `flip`, `shift` (pixels), `rand_augment.{num_ops, magnitude}`,
+      `color_jitter.{brightness, contrast, saturation, hue}`,
+      `random_erasing.{probability, area, aspect}`, `mixup_alpha`, `cutmix_alpha`.
+    keys: [B], one key per example.
+    batch: entries of the kinds in `vit_jax.data.kinds`, as `kinds.stack` gives them: 'image' uint8
+      [B, H, W, C], 'label' int32 [B] or float32 [B, K] and so on; others pass through.
+    num_classes: K.
+    mean: per channel, of images in [0, 1].
+    std: per channel, of images in [0, 1].
+
+  Returns:
+    The batch with 'image' float32 [B, H, W, C] and, if mixup or cutmix is on, 'label' float32
+    [B, K]. A mask or box is moved with its image, and a box ends at the image's border, where crops
+    and shifts leave its centre inside. Entries that can't follow an augmentation are left out, such
+    as a mask or box with RandAugment, mixup or cutmix.
+
+  Raises:
+    FieldError: an odd number of images, or images without labels, with mixup or cutmix on.
+    UsageError: the batch holds views, which are for `augment_views`.
+  """
+  if views := [name for name, _, _ in kinds.entries(batch) if '/' in name]:
+    raise UsageError(f'{views[0]} holds views of examples, which augment_views augments')
+  others = {name: value for name, value in batch.items() if name not in kinds.KINDS}
+  batch = augment_records(config, keys, batch, mean, std)
+  if config.mixup_alpha or config.cutmix_alpha:
+    batch |= _mix(config, stream(keys, 'mix'), batch, num_classes)
+  return others | batch
+
+
+def validate(config: ml_collections.ConfigDict, targets: Collection[str] = ()) -> None:
+  """Checks `config.augment`.
+
+  Args:
+    config: as for `augment`.
+    targets: the entries of a record that the task needs, which not every augmentation leaves.
+
+  Raises:
+    FieldError: the first field that is out of range, or that a target can't follow.
+  """
+  for field, (low, high) in _BOUNDS.items():
+    value = get_field(config, field)
+    if not (low <= value <= high and math.isfinite(value)):
+      allowed = f'at least {low}' if high == math.inf else f'from {low} to {high}'
+      raise FieldError(field, f'{value!r} is not {allowed}')
+  for field, limit in _RANGE_LIMITS.items():
+    value = tuple(get_field(config, field))
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= limit or value[1] == math.inf:
+      top = '' if limit == math.inf else f' <= {limit}'
+      raise FieldError(field, f'{value!r} is not (low, high), 0 < low <= high{top}')
+  for kind in map(kinds.kind_of, targets):
+    for field in kind.cannot_follow:
+      if value := get_field(config, field):
+        raise FieldError(
+          field,
+          f'{value!r}, but the task has {kind.plural}, which would not fit any more; 0 is off',
+        )
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+  """Returns (images - mean) / std, float32, of images [..., C], uint8 or float in [0, 1].
+
+  `mean` and `std` are per channel, in the units of images in [0, 1].
+  """
+  return kinds.KINDS['image'].normalize(images, mean, std)
+
+
+def normalize_batch(
+  batch: Mapping[str, jax.Array], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, jax.Array]:
+  """Returns a batch, or views of it, as `augment` does with everything off: for evaluation."""
+  return kinds.normalize(batch, mean, std)
+
+
+def _mix(config, keys, batch, num_classes):
+  """Returns the entries of a batch that mixup, cutmix or one of the two changes."""
+  if 'label' not in batch:
+    field = 'mixup_alpha' if config.mixup_alpha else 'cutmix_alpha'
+    raise FieldError(field, f'{config[field]!r}, but the images have no labels to mix; 0 is off')
+  labels = batch['label']
+  if labels.ndim == 1:
+    labels = jax.nn.one_hot(labels, num_classes)
+  mixed = {}
+  for name, kind, images in kinds.entries(batch):
+    if kind.has_pixels:
+      if config.mixup_alpha and config.cutmix_alpha:
+        mixed[name], mixed['label'] = mixup_or_cutmix(
+          keys, images, labels, config.mixup_alpha, config.cutmix_alpha
+        )
+      elif config.mixup_alpha:
+        mixed[name], mixed['label'] = mixup(keys, images, labels, config.mixup_alpha)
+      else:
+        mixed[name], mixed['label'] = cutmix(keys, images, labels, config.cutmix_alpha)
+  return mixed

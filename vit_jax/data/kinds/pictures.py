@@ -1,0 +1,148 @@
+"""Kinds with pixels or cells: images, videos, masks."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image as pillow
+
+from vit_jax.data.kinds.kind import Geometry, Kind, Move, Size, Window
+
+VOID = 255  # the id of what no class is given for, in masks of any dtype
+
+_BICUBIC = pillow.Resampling.BICUBIC
+
+
+class _Picture(Kind):
+  """A grid of pixels or cells; `rows` is the axis of their rows, from the end."""
+
+  is_spatial = True
+  rows: int
+  fill = 0  # outside the picture
+
+  def size(self, value: np.ndarray) -> Size:
+    return value.shape[self.rows], value.shape[self.rows + 1]
+
+  def move(self, value: jax.Array, move: Move, size: Size) -> jax.Array:
+    del size
+    first = value.ndim + self.rows
+    border, start = [(0, 0)] * value.ndim, [0] * value.ndim
+    border[first : first + 2] = [(move.padding, move.padding)] * 2
+    start[first : first + 2] = move.offset
+    padded = jnp.pad(value, border, constant_values=self.fill)
+    return jax.lax.dynamic_slice(padded, start, value.shape)
+
+  def flip(self, value: jax.Array, flip: jax.Array) -> jax.Array:
+    return jnp.where(flip, jnp.flip(value, self.rows + 1), value)
+
+
+class Image(_Picture):
+  """uint8 [H, W, 1 or 3]; normalised, float32."""
+
+  form, plural = 'uint8 [height, width, 1 or 3]', 'images'
+  has_pixels = True
+  rows = -3
+
+  def is_valid(self, value: np.ndarray) -> bool:
+    return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3)
+
+  def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
+    """Resizes by Pillow's bicubic with antialiasing, as timm does for vision transformers."""
+    if channels in (0, value.shape[-1]) and not geometry.changes(value.shape[:2]):
+      return value
+    image = pillow.fromarray(value[:, :, 0] if value.shape[-1] == 1 else value)
+    if channels == 1:
+      image = image.convert('L')
+    image = _resize(image, geometry)
+    if channels == 3:
+      image = image.convert('RGB')
+    array = np.asarray(image)
+    return array[:, :, None] if array.ndim == 2 else array
+
+  def map_images(self, function: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
+    return function(value)
+
+  def normalize(self, value: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Returns (value - mean) / std, float32, of images [..., C], uint8 or float in [0, 1]."""
+    return (as_fractions(value) - jnp.float32(mean)) / jnp.float32(std)
+
+
+class Video(Image):
+  """uint8 [T, H, W, 1 or 3]; every frame is cropped, flipped and coloured alike."""
+
+  form, plural = 'uint8 [frames, height, width, 1 or 3]', 'videos'
+
+  def is_valid(self, value: np.ndarray) -> bool:
+    return value.ndim == 4 and len(value) > 0 and super().is_valid(value[0])
+
+  def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
+    return np.stack([super(Video, self).fit(frame, geometry, channels) for frame in value])
+
+  def map_images(self, function: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
+    return jax.vmap(function)(value)
+
+
+class Mask(_Picture):
+  """Class ids [H, W], uint8, or int32 where there are more; normalised, int32.
+
+  Ids are never blended: a resized mask has at each pixel the id of the nearest one. `VOID` marks
+  pixels of no class, and is what lies outside the picture.
+  """
+
+  form, plural = 'uint8 or int32 [height, width]', 'masks'
+  cannot_follow = ('rand_augment.num_ops', 'mixup_alpha', 'cutmix_alpha')
+  rows = -2
+  fill = VOID
+
+  def is_valid(self, value: np.ndarray) -> bool:
+    return value.dtype in (np.uint8, np.int32) and value.ndim == 2
+
+  def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
+    del channels
+    if not geometry.changes(value.shape):
+      return value
+    left, top, right, bottom = geometry.window
+    rows, row_inside = _nearest(value.shape[0], top, bottom, geometry.size[0])
+    columns, column_inside = _nearest(value.shape[1], left, right, geometry.size[1])
+    inside = row_inside[:, None] & column_inside
+    return np.where(inside, value[rows[:, None], columns], value.dtype.type(VOID))
+
+  def restore(self, value: np.ndarray, window: Window, size: Size) -> np.ndarray:
+    """Returns a mask [h, w] of a window as one of the whole picture, void outside the window."""
+    left, top, right, bottom = window
+    width, height = right - left, bottom - top
+    whole = -left / width, -top / height, (1 - left) / width, (1 - top) / height
+    return self.fit(value, Geometry(whole, tuple(size)))
+
+  def normalize(self, value: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    del mean, std
+    return value.astype(jnp.int32)
+
+
+def as_fractions(images: jax.Array) -> jax.Array:
+  """Returns images, uint8 or float in [0, 1], as float32 in [0, 1]."""
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 255
+  return images.astype(jnp.float32)
+
+
+def _resize(image: pillow.Image, geometry: Geometry) -> pillow.Image:
+  """Cuts out and resizes, or resizes and cuts out, as `geometry` says."""
+  if geometry.resized:
+    image = image.resize(geometry.resized[::-1], _BICUBIC)
+  part = geometry.part((image.height, image.width))
+  if part != (0, 0, *image.size):
+    image = image.crop(part)
+  size = geometry.size[::-1]
+  return image if image.size == size else image.resize(size, _BICUBIC)
+
+
+def _nearest(stored: int, low: float, high: float, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns for each of `wanted` pixels from `low` to `high`, in fractions of a side of `stored`
+  pixels, the index of the pixel that its centre lies in, and whether there is one.
+  """
+  centres = (low + (np.arange(wanted) + 0.5) / wanted * (high - low)) * stored
+  # A centre that lies on the edge of two pixels, but for rounding, is in the second.
+  index = np.floor(centres + 1e-6).astype(int)
+  return index.clip(0, stored - 1), (index >= 0) & (index < stored)

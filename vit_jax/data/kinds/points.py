@@ -1,0 +1,40 @@
+"""Point clouds."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.data.kinds.kind import Kind
+
+
+class Points(Kind):
+  """float32 [N, 3], x, y and z of points in space, which no crop or flip of an image moves.
+
+  Normalised, their mean is 0 and the farthest lies at a distance of 1.
+  """
+
+  form, plural = 'float32 [points, 3]', 'points'
+  cannot_follow = (
+    'crop_padding',
+    'flip',
+    'shift',
+    'rand_augment.num_ops',
+    'color_jitter.brightness',
+    'color_jitter.contrast',
+    'color_jitter.saturation',
+    'color_jitter.hue',
+    'random_erasing.probability',
+    'mixup_alpha',
+    'cutmix_alpha',
+  )
+
+  def is_valid(self, value: np.ndarray) -> bool:
+    return value.dtype == np.float32 and value.ndim == 2 and value.shape[1] == 3
+
+  def normalize(self, value: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    del mean, std
+    centred = value - value.mean(axis=-2, keepdims=True)  # [..., N, 3]
+    radius = jnp.linalg.norm(centred, axis=-1).max(axis=-1)[..., None, None]
+    return centred / jnp.where(radius > 0, radius, 1)

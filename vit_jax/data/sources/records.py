@@ -1,0 +1,64 @@
+"""Random access to records.
+
+A record is a dict with an entry of one or more of the kinds in `vit_jax.data.kinds`, by name:
+`image` uint8 [H, W, C] with C 1 or 3; `video` uint8 [T, H, W, C]; `mask`, uint8 or int32 [H, W];
+`box` float32 [4], round the one object that is marked in each image; `label`, an int or, multi-hot,
+float32 [num_classes]; `points` float32 [N, 3]. All records of a source have the same entries.
+Sources pickle to little, so that worker processes can have them.
+"""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Record = dict[str, Any]
+
+
+class Source(abc.ABC):
+  """Records by index.
+
+  Attributes:
+    class_names: name of each label, or of each id in masks; empty without either.
+    image_shape: (height, width, channels) of the stored images or frames, None where they differ;
+      () without images.
+  """
+
+  class_names: tuple[str, ...] = ()
+  image_shape: tuple[int | None, int | None, int] | tuple[()] = ()
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def read(self, indices: Sequence[int]) -> Iterator[Record]:
+    """Yields records, decoded one by one, which may be read from disk together."""
+
+  def __getitem__(self, index: int) -> Record:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return next(self.read([index]))
+
+
+class ArraySource(Source):
+  """Records from arrays in memory, each [N, ...], by the names of entries."""
+
+  def __init__(self, arrays: Mapping[str, np.ndarray], class_names: Sequence[str] = ()):
+    self.class_names, self._arrays = tuple(class_names), dict(arrays)
+    pictures = [arrays[name] for name in ('image', 'video') if name in arrays]
+    self.image_shape = pictures[0].shape[-3:] if pictures else ()
+
+  def __len__(self) -> int:
+    return len(next(iter(self._arrays.values())))
+
+  def read(self, indices: Sequence[int]) -> Iterator[Record]:
+    for i in indices:
+      yield {
+        name: array[i] if array.ndim > 1 else array[i].item()
+        for name, array in self._arrays.items()
+      }
