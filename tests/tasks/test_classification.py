@@ -1,4 +1,4 @@
-"""Losses and accuracies against NumPy, and the (sum, count) contract of tasks."""
+"""Losses and accuracies against NumPy, and that sums add up."""
 
 import functools
 
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 
-from configs.common import get_config
-from vit_jax.errors import UsageError
-from vit_jax.tasks import build_task
+from vit_jax import tasks
+from vit_jax.errors import FieldError
 from vit_jax.tasks.classification import top_k_hits
 
 BATCH, NUM_CLASSES = 12, 7
@@ -18,9 +17,14 @@ BATCH, NUM_CLASSES = 12, 7
 
 @functools.cache
 def build(loss='softmax', label_smoothing=0.0, num_classes=NUM_CLASSES, train=True):
-  config = get_config()
-  config.loss.update(name=loss, label_smoothing=label_smoothing)
-  return jax.jit(functools.partial(build_task(config, num_classes), train=train))
+  """Returns (logits, batch) -> sums."""
+  options = {'name': loss, 'label_smoothing': label_smoothing}
+  task = tasks.build('classification', options, num_classes)
+
+  def sums(logits, batch):
+    return task.loss(task.name_outputs(logits), batch, rng=None, train=train)
+
+  return jax.jit(sums)
 
 
 def one_hot(labels):
@@ -224,17 +228,34 @@ def test_top5_is_there_for_more_than_five_classes(num_classes, there):
 
 @pytest.mark.parametrize('smoothing', [-0.1, 1.0, 1.5, float('nan')])
 def test_smoothing_out_of_range_is_refused(smoothing):
-  with pytest.raises(UsageError, match=r'^config.loss.label_smoothing: .* is not in \[0, 1\)$'):
+  problem = r'(nan is not a number|.* is not in \[0, 1\))'
+  with pytest.raises(FieldError, match=f'^label_smoothing: {problem}$'):
     build(label_smoothing=smoothing)
 
 
 def test_unknown_loss_is_refused():
-  with pytest.raises(UsageError, match=r"^config.loss.name: 'sofmax' .* mean 'softmax'\?$"):
+  with pytest.raises(FieldError, match=r"^name: 'sofmax' .* mean 'softmax'\?$"):
     build(loss='sofmax')
 
 
-def test_unknown_task_is_refused():
-  config = get_config()
-  config.task = 'clasification'
-  with pytest.raises(UsageError, match=r"^config.task: .* did you mean 'classification'\?$"):
-    build_task(config, NUM_CLASSES)
+def test_logits_of_another_shape_are_refused_while_they_are_traced():
+  for shape in ((BATCH, NUM_CLASSES + 1), (BATCH, 3, NUM_CLASSES)):
+    with pytest.raises(FieldError, match=r'^classifier: the model gives outputs of shape .* an'):
+      build()(np.zeros(shape, np.float32), make_batch(make_labels('int')[0]))
+
+
+def test_metrics_have_their_direction_and_unit():
+  metrics = tasks.build('classification', {}, NUM_CLASSES).metrics
+  assert list(metrics) == ['loss', 'accuracy', 'top5_accuracy']
+  assert [m.higher_is_better for m in metrics.values()] == [False, True, True]
+  assert [m.unit for m in metrics.values()] == ['', '%', '%']
+  assert list(tasks.build('classification', {}, 5).metrics) == ['loss', 'accuracy']
+
+
+def test_predictions_are_shown_by_their_probability():
+  task = tasks.build('classification', {}, 3)
+  row = np.float32([0.25, 0.625, 0.125])
+  assert task.lines(row, ['a', 'b', 'c'], top=2) == ['   62.50 %  b', '   25.00 %  a']
+  assert task.entry(row, ['a', 'b', 'c'], top=1) == {
+    'predictions': [{'class': 'b', 'label': 1, 'probability': 0.625}]
+  }

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
 from scipy.special import log_softmax
 
-from vit_jax.errors import UsageError
-from vit_jax.tasks import build_task, localization
+from vit_jax import models, tasks
+from vit_jax.errors import FieldError
+from vit_jax.tasks import localization
 
 BATCH, CLASSES = 7, 4
 
@@ -85,6 +85,11 @@ def batch_and_outputs(seed=0):
   return {'logits': rng.normal(0, 2, (BATCH, CLASSES)).astype(np.float32), 'box': near}, batch
 
 
+def sums_of(outputs, batch, train=False, num_classes=CLASSES, **options):
+  """What the task adds up."""
+  return tasks.build('localization', options, num_classes).loss(outputs, batch, None, train)
+
+
 def box_losses(boxes, targets):
   return {
     'mse': ((boxes - targets) ** 2).sum(1) / 4,
@@ -96,10 +101,8 @@ def box_losses(boxes, targets):
 @pytest.mark.parametrize('divisor', [1.0, 20.0])
 @pytest.mark.parametrize('box_loss', ['mse', 'l1', 'giou'])
 def test_metrics_restated_in_numpy(box_loss, divisor):
-  config = tiny_config(task='localization')
-  config.loss.update(box=box_loss, class_divisor=divisor)
   outputs, batch = batch_and_outputs()
-  metrics = build_task(config, CLASSES)(outputs, batch, False)
+  metrics = sums_of(outputs, batch, box=box_loss, class_divisor=divisor)
 
   weight = batch['weight']
   class_losses = -log_softmax(outputs['logits'], axis=1)[np.arange(BATCH), batch['label']]
@@ -131,34 +134,71 @@ def test_the_three_thresholds_tell_boxes_apart():
   boxes = np.stack([np.float32((0.5, 0.5, 0.4, side)) for side in sides])
   batch = {'label': np.zeros(4, np.int32), 'box': target, 'weight': np.ones(4, np.float32)}
   outputs = {'logits': np.zeros((4, 2), np.float32), 'box': boxes}
-  metrics = build_task(tiny_config(task='localization'), 2)(outputs, batch, False)
+  metrics = sums_of(outputs, batch, num_classes=2)
   assert [float(metrics[name][0]) for name in ('iou50', 'iou75', 'iou90')] == [3, 2, 1]
   assert float(metrics['iou'][0]) == pytest.approx(0.4 + 0.6 + 0.8 + 0.95, abs=1e-5)
 
 
 def test_labels_are_smoothed_in_training_alone_and_many_classes_have_a_top_5():
-  config = tiny_config(task='localization', **{'loss.label_smoothing': 0.3})
   outputs, batch = batch_and_outputs()
   outputs['logits'] = np.tile(outputs['logits'], (1, 2))
-  task = build_task(config, 2 * CLASSES)
-  train, test = task(outputs, batch, True), task(outputs, batch, False)
+  options = {'num_classes': 2 * CLASSES, 'label_smoothing': 0.3}
+  train, test = (sums_of(outputs, batch, train=train, **options) for train in (True, False))
   assert train['class_loss'][0] != test['class_loss'][0]
   assert train['box_loss'] == test['box_loss']
   assert 'top5_accuracy' in test
 
 
+def test_every_sum_is_of_a_metric_with_its_direction():
+  task = tasks.build('localization', {}, 9)
+  outputs, batch = batch_and_outputs()
+  outputs['logits'] = np.tile(outputs['logits'], (1, 3))[:, :9]
+  assert task.loss(outputs, batch, None, False).keys() == task.metrics.keys()
+  lower = {name for name, metric in task.metrics.items() if not metric.higher_is_better}
+  assert lower == {'loss', 'class_loss', 'box_loss'}
+  shares = {name for name, metric in task.metrics.items() if metric.unit == '%'}
+  assert shares == {'accuracy', 'top5_accuracy', 'iou50', 'iou75', 'iou90'}
+
+
+def test_a_prediction_is_mapped_back_to_the_image_and_shown():
+  task = tasks.build('localization', {}, 2)
+  seen = {'probabilities': np.float32([0.25, 0.75]), 'box': np.float32([0.5, 0.5, 0.5, 1.0])}
+  found = task.to_image(seen, (0.25, 0.0, 0.75, 1.0), (20, 40))
+  np.testing.assert_allclose(found['box'], (0.5, 0.5, 0.25, 1.0))
+  assert task.lines(found, ['a', 'b'], top=1) == [
+    '   75.00 %  b',
+    '  box (centre x, y, width, height): 50.00 % 50.00 % 25.00 % 100.00 %',
+  ]
+  assert task.entry(found, ['a', 'b'], top=1) == {
+    'predictions': [{'class': 'b', 'label': 1, 'probability': 0.75}],
+    'box': [0.5, 0.5, 0.25, 1.0],
+  }
+
+
 @pytest.mark.parametrize(
-  ('changes', 'message'),
+  ('options', 'message'),
   [
-    ({'loss.box': 'gious'}, r"config\.loss\.box: 'gious' is not one of .*did you mean 'giou'"),
-    ({'loss.class_divisor': 0.0}, r'config\.loss\.class_divisor: 0\.0 is not a number above 0'),
-    ({'loss.name': 'hinge'}, r"config\.loss\.name: 'hinge' is not one of"),
-    (
-      {'loss.box': 'giou', 'model.head.box_sigmoid': False},
-      r"config\.loss\.box: 'giou' .*config\.model\.head\.box_sigmoid=True",
-    ),
+    ({'box': 'gious'}, r"^box: 'gious' is not one of .*did you mean 'giou'"),
+    ({'class_divisor': 0.0}, r'^class_divisor: 0\.0 is not a number above 0'),
+    ({'name': 'hinge'}, r"^name: 'hinge' is not one of"),
+    ({'class_divisors': 1.0}, r"^class_divisors: no such field .*did you mean 'class_divisor'"),
+    ({'class_divisor': 'ten'}, r"^class_divisor: 'ten' is not a number"),
   ],
 )
-def test_mistakes(changes, message):
-  with pytest.raises(UsageError, match=message):
-    build_task(tiny_config(task='localization', **changes), CLASSES)
+def test_mistakes(options, message):
+  with pytest.raises(FieldError, match=message):
+    tasks.build('localization', options, CLASSES)
+
+
+def test_the_giou_needs_sides_above_0():
+  backbone = {'name': 'resnet18', 'num_filters': 2}
+  for box_sigmoid in (False, True):
+    head = {'name': 'localization', 'box_sigmoid': box_sigmoid}
+    model = models.build({**backbone, 'head': head}, num_classes=CLASSES)
+    tasks.build('localization', {'box': 'mse'}, CLASSES).check_model(model)
+    giou = tasks.build('localization', {'box': 'giou'}, CLASSES)
+    if box_sigmoid:
+      giou.check_model(model)
+    else:
+      with pytest.raises(FieldError, match=r"^box: 'giou' .*head\.box_sigmoid=True"):
+        giou.check_model(model)

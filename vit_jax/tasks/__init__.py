@@ -1,39 +1,73 @@
-"""Tasks: what is learnt. A task turns model outputs and a batch into a loss and other metrics."""
+"""Tasks: what is learnt. `config.task` names one, `config.loss` has its options."""
 
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from vit_jax.errors import check_choice
-from vit_jax.tasks import classification, localization
+from vit_jax.models import ModelConfig, fields
+from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.localization import Localization
+from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
 
-# (outputs, batch, train) -> {name: (sum, count)}; the quotient of 'loss' is what is minimised.
-# While it is traced, it raises UsageError for outputs that it can't use.
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
-Task = Callable[[Any, dict[str, jax.Array], bool], Metrics]
+__all__ = [
+  'TASKS',
+  'Apply',
+  'Batch',
+  'Metric',
+  'Outputs',
+  'Sums',
+  'Task',
+  'build',
+  'default_options',
+  'find',
+  'task_for',
+]
 
-# A module of a task has make_task(config, num_classes) -> Task; TARGETS, the entries of a record
-# that it learns; and HEAD, the key in models.HEADS of what it needs on a model's features, or None.
-_TASKS = {'classification': classification, 'localization': localization}
+# What config.task can be.
+TASKS = {
+  'classification': Classification,
+  'localization': Localization,
+}
 
 
-def task_module(config: ConfigDict) -> ModuleType:
-  """Returns the module of the task that `config.task` names.
+def find(name: str) -> type[Task]:
+  """Returns a task's class by its name; FieldError, of 'task', if there is none."""
+  check_choice('task', name, TASKS)
+  return TASKS[name]
+
+
+def default_options(name: str) -> ConfigDict:
+  """Returns the options of a task with their defaults: `config.loss`."""
+  return fields.defaults(find(name))
+
+
+def build(name: str, options: Mapping[str, Any], num_classes: int) -> Task:
+  """Builds a task.
+
+  Args:
+    name: a key of `TASKS`.
+    options: by name; those left out have their defaults.
+    num_classes: of the data.
 
   Raises:
-    UsageError: an unknown task.
+    FieldError: there is no such task, or an option is unknown or has a wrong value.
   """
-  check_choice('config.task', config.task, _TASKS)
-  return _TASKS[config.task]
+  cls = find(name)
+  return cls(num_classes=num_classes, **fields.check(cls, options, cls.NOT_CONFIG))
 
 
-def build_task(config: ConfigDict, num_classes: int) -> Task:
-  """Builds the task that `config.task` names.
+def task_for(config: ModelConfig, **options: Any) -> Task:
+  """Returns the task that a loaded model does: that of its head, or else classification.
+
+  Args:
+    config: of the model.
+    **options: of the task.
 
   Raises:
-    UsageError: an unknown task, or an option of it that is out of range.
+    FieldError: as `build`.
   """
-  return task_module(config).make_task(config, num_classes)
+  head = (config.to_dict().get('head') or {}).get('name')
+  name = next(name for name, task in TASKS.items() if head == task.HEAD)
+  return build(name, options, config.num_classes)

@@ -1,14 +1,16 @@
 """Image classification: softmax or sigmoid cross-entropy, top-1 and top-5 accuracy."""
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from ml_collections import ConfigDict
 
-from vit_jax.errors import UsageError, check_choice
-
-TARGETS = ('label',)
-HEAD = None
+from vit_jax.errors import FieldError, check_choice
+from vit_jax.tasks.task import Batch, Metric, Outputs, Sums, Task
 
 
 def softmax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -31,7 +33,12 @@ def softmax_twice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy(jax.nn.softmax(logits), labels)
 
 
-_LOSSES = {'softmax': softmax_loss, 'sigmoid': sigmoid_loss, 'softmax_twice': softmax_twice_loss}
+_LOSSES = {'softmax': softmax_loss, 'softmax_twice': softmax_twice_loss, 'sigmoid': sigmoid_loss}
+_PROBABILITIES = {
+  'softmax': jax.nn.softmax,
+  'softmax_twice': jax.nn.softmax,  # the second is part of the loss
+  'sigmoid': jax.nn.sigmoid,
+}
 
 
 def top_k_hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
@@ -51,39 +58,81 @@ def top_k_hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   return ((weights == best) & (best > 0)).any(axis=-1).astype(jnp.float32)
 
 
-def make_task(config: ConfigDict, num_classes: int):
-  """Returns (logits [B, K], batch, train) -> 'loss', 'accuracy', 'top5_accuracy' as (sum, count).
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+  """Learns one class or several classes of each image.
 
-  `batch['label']` is int [B] or float [B, K]; `batch['weight']` [B] is 0 on padding. Labels
-  are smoothed in training alone; top-5 is there for more than five classes.
+  A batch's `label` is int [B] or float [B, K]. Outputs are `logits` [B, K]; a prediction is float32
+  probabilities [N, K]. Top-5 accuracy is there for more than five classes.
 
-  Args:
-    config: the experiment; reads `loss.name` and `loss.label_smoothing`.
-    num_classes: K.
-
-  Raises:
-    UsageError: an unknown loss or a smoothing outside [0, 1); when called, logits of another shape.
+  Attributes:
+    name: 'softmax', 'sigmoid' (binary cross-entropy summed over classes), or 'softmax_twice' (a
+      common mistake).
+    label_smoothing: share of each label that is spread over all classes in training, in [0, 1),
+      whatever the loss.
   """
-  check_choice('config.loss.name', config.loss.name, _LOSSES)
-  loss_fn, smoothing = _LOSSES[config.loss.name], config.loss.label_smoothing
-  if not 0 <= smoothing < 1:
-    raise UsageError(f'config.loss.label_smoothing: {smoothing} is not in [0, 1)')
 
-  def task(logits, batch, train):
-    labels, weight = batch['label'], batch['weight']
-    if logits.shape != (*weight.shape, num_classes):
-      raise UsageError(
-        f'config.model.classifier: {config.model.classifier!r} gives outputs of shape '
-        f'{logits.shape[1:]} an image, and the task {config.task} needs ({num_classes},)'
-      )
+  name: str = 'softmax'
+  label_smoothing: float = 0.0
+
+  TARGETS: ClassVar[tuple[str, ...]] = ('label',)
+
+  def __post_init__(self):
+    check_choice('name', self.name, _LOSSES)
+    if not 0 <= self.label_smoothing < 1:
+      raise FieldError('label_smoothing', f'{self.label_smoothing} is not in [0, 1)')
+
+  @property
+  def metrics(self) -> dict[str, Metric]:
+    metrics = {
+      'loss': Metric(label='loss'),
+      'accuracy': Metric(unit='%', higher_is_better=True, label='accuracy'),
+    }
+    if self.num_classes > 5:
+      metrics['top5_accuracy'] = Metric(unit='%', higher_is_better=True)
+    return metrics
+
+  def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
+    del rng
+    logits, labels, weight = outputs['logits'], batch['label'], batch['weight']
+    self._check_shape(logits)
     if labels.ndim == 1:
-      labels = jax.nn.one_hot(labels, num_classes)
+      labels = jax.nn.one_hot(labels, self.num_classes)
+    targets = optax.smooth_labels(labels, self.label_smoothing if train else 0.0)
     values = {
-      'loss': loss_fn(logits, optax.smooth_labels(labels, smoothing if train else 0.0)),
+      'loss': _LOSSES[self.name](logits, targets),
       'accuracy': top_k_hits(logits, labels, 1),
     }
-    if num_classes > 5:
+    if 'top5_accuracy' in self.metrics:
       values['top5_accuracy'] = top_k_hits(logits, labels, 5)
     return {name: ((value * weight).sum(), weight.sum()) for name, value in values.items()}
 
-  return task
+  def _check_shape(self, logits: jax.Array) -> None:
+    if logits.shape[1:] != (self.num_classes,):
+      raise FieldError(
+        'classifier',
+        f'the model gives outputs of shape {logits.shape[1:]} an image, and a class is told by '
+        f'({self.num_classes},)',
+      )
+
+  def predict(self, outputs: Outputs) -> Any:
+    self._check_shape(outputs['logits'])
+    return _PROBABILITIES[self.name](outputs['logits'])
+
+  def probabilities(self, prediction: Any) -> Any:
+    return prediction
+
+  def lines(self, prediction: Any, class_names: Sequence[str], top: int) -> list[str]:
+    labels = _most_probable(prediction, top)
+    return [f'{100 * prediction[label]:8.2f} %  {class_names[label]}' for label in labels]
+
+  def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+    predictions = [
+      {'class': class_names[label], 'label': label, 'probability': float(prediction[label])}
+      for label in _most_probable(prediction, top)
+    ]
+    return {'predictions': predictions}
+
+
+def _most_probable(probabilities: np.ndarray, top: int) -> list[int]:
+  return np.argsort(-probabilities, kind='stable')[:top].tolist()

@@ -1,16 +1,18 @@
 """Localization: the class and the box of the one object in an image."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from vit_jax.errors import UsageError, check_choice
-from vit_jax.tasks import classification
-
-TARGETS = ('label', 'box')
-HEAD = 'localization'
+from vit_jax.data.kinds import KINDS, Size, Window
+from vit_jax.errors import FieldError, check_choice
+from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.task import Batch, Metric, Outputs, Sums
 
 _IOU_THRESHOLDS = (50, 75, 90)  # per cent
 
@@ -73,39 +75,73 @@ def _divide(part: jax.Array, whole: jax.Array) -> jax.Array:
   return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0)
 
 
-def make_task(config: ConfigDict, num_classes: int):
-  """Returns ({'logits': [B, K], 'box': [B, 4]}, batch, train) -> metrics as (sum, count).
+@dataclasses.dataclass(frozen=True)
+class Localization(Classification):
+  """Learns the class and the box of the one object in each image.
 
-  `batch` is that of classification with `box` float32 [B, 4], fractions (cx, cy, w, h) of the
-  image. Metrics are those of classification, with `class_loss` for its loss; `box_loss`; `loss`,
-  class_loss / loss.class_divisor + box_loss; `iou`, its mean; and `iou50`, `iou75`, `iou90`, the
-  share of boxes with an IoU over that many per cent.
+  A batch is that of classification with `box` float32 [B, 4], (cx, cy, w, h) in fractions of the
+  image's sides. Outputs are `logits` [B, K] and `box` [B, 4]; a prediction is a dict of
+  `probabilities` [N, K] and `box` [N, 4]. Metrics are those of classification, with `class_loss`
+  for its loss; `box_loss`; `loss`, class_loss / class_divisor + box_loss; `iou`, its mean; and
+  `iou50`, `iou75`, `iou90`, the share of boxes with an IoU over that many per cent.
 
-  Args:
-    config: the experiment; reads `loss` and `model.head.box_sigmoid`.
-    num_classes: K.
-
-  Raises:
-    UsageError: an unknown loss, a number out of range; when called, outputs of another shape.
+  Attributes, beside those of classification:
+    box: the loss of boxes: 'mse' or 'l1' of their four numbers, or 'giou' (arXiv 1902.09630).
+    class_divisor: what the loss of the class is divided by, above 0.
   """
-  classify, loss = classification.make_task(config, num_classes), config.loss
-  check_choice('config.loss.box', loss.box, _BOX_LOSSES)
-  if not 0 < loss.class_divisor < math.inf:
-    raise UsageError(f'config.loss.class_divisor: {loss.class_divisor} is not a number above 0')
-  if loss.box == 'giou' and not config.model.head.box_sigmoid:
-    raise UsageError(
-      "config.loss.box: 'giou' learns from sides above 0 alone; it needs "
-      'config.model.head.box_sigmoid=True'
-    )
 
-  def task(outputs, batch, train):
-    metrics, weight = classify(outputs['logits'], batch, train), batch['weight']
+  box: str = 'mse'
+  class_divisor: float = 1.0
+
+  TARGETS: ClassVar[tuple[str, ...]] = ('label', 'box')
+  HEAD: ClassVar[str | None] = 'localization'
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_choice('box', self.box, _BOX_LOSSES)
+    if not 0 < self.class_divisor < math.inf:
+      raise FieldError('class_divisor', f'{self.class_divisor} is not a number above 0')
+
+  def check_model(self, model: nn.Module) -> None:
+    if self.box == 'giou' and not model.box_sigmoid:
+      raise FieldError(
+        'box', "'giou' learns from sides above 0 alone; it needs model.head.box_sigmoid=True"
+      )
+
+  @property
+  def metrics(self) -> dict[str, Metric]:
+    share = Metric(unit='%', higher_is_better=True)
+    return super().metrics | {
+      'class_loss': Metric(),
+      'box_loss': Metric(),
+      'iou': Metric(higher_is_better=True, label='mean IoU of boxes'),
+      **{f'iou{t}': share for t in _IOU_THRESHOLDS},
+    }
+
+  def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
+    metrics, weight = super().loss(outputs, batch, rng, train), batch['weight']
     class_loss, count = metrics['loss']
     overlap = iou(outputs['box'], batch['box'])
-    values = {'box_loss': _BOX_LOSSES[loss.box](outputs['box'], batch['box']), 'iou': overlap}
+    values = {'box_loss': _BOX_LOSSES[self.box](outputs['box'], batch['box']), 'iou': overlap}
     values |= {f'iou{t}': (overlap > t / 100).astype(jnp.float32) for t in _IOU_THRESHOLDS}
     sums = {name: ((value * weight).sum(), count) for name, value in values.items()}
-    total = class_loss / loss.class_divisor + sums['box_loss'][0]
+    total = class_loss / self.class_divisor + sums['box_loss'][0]
     return metrics | {'loss': (total, count), 'class_loss': (class_loss, count)} | sums
 
-  return task
+  def predict(self, outputs: Outputs) -> Any:
+    return {'probabilities': super().predict(outputs), 'box': outputs['box']}
+
+  def probabilities(self, prediction: Any) -> Any:
+    return prediction['probabilities']
+
+  def to_image(self, prediction: Any, window: Window, size: Size) -> Any:
+    return prediction | {'box': KINDS['box'].restore(prediction['box'], window, size)}
+
+  def lines(self, prediction: Any, class_names: Sequence[str], top: int) -> list[str]:
+    numbers = ' '.join(f'{100 * number:.2f} %' for number in prediction['box'].tolist())
+    classes = super().lines(prediction['probabilities'], class_names, top)
+    return [*classes, f'  box (centre x, y, width, height): {numbers}']
+
+  def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+    classes = super().entry(prediction['probabilities'], class_names, top)
+    return classes | {'box': prediction['box'].tolist()}

@@ -1,0 +1,124 @@
+"""`Task`: what is learnt, from the targets to how a prediction is shown; and `Metric`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from vit_jax.data.kinds import Size, Window
+
+Batch = Mapping[str, jax.Array]
+Outputs = dict[str, jax.Array]
+# Metric's name -> the sums over examples that it is computed from.
+Sums = dict[str, tuple[jax.Array, ...]]
+# apply(images, **keywords of the model) -> outputs of the model by name.
+Apply = Callable[..., Outputs]
+
+
+def mean(total: Any, count: Any) -> Any:
+  """Returns the mean of `count` values, which has the sum `total`."""
+  return total / count
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A number that tells how well a task is learnt.
+
+  Attributes:
+    unit: '%' of a share of 1, which is shown as per cent; '' of other numbers.
+    higher_is_better: whether a higher value is the better one.
+    label: of its panel among a run's curves; '' for a metric that isn't drawn.
+    value: function of the sums, added up over batches and devices, that returns the number.
+  """
+
+  unit: str = ''
+  higher_is_better: bool = False
+  label: str = ''
+  value: Callable[..., Any] = mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Base class of tasks.
+
+  Dataclass fields, but for those in `NOT_CONFIG`, are the fields of an experiment's `config.loss`,
+  with their defaults; construction raises FieldError for a value that one can't have.
+
+  Attributes:
+    num_classes: of the data.
+  """
+
+  num_classes: int
+
+  NOT_CONFIG: ClassVar[tuple[str, ...]] = ('num_classes',)
+  # Kinds of data in a record that it learns, beside the image.
+  TARGETS: ClassVar[tuple[str, ...]] = ()
+  # What it puts on a model's features, a key of `models.HEADS`; None: the model's own head.
+  HEAD: ClassVar[str | None] = None
+  # Whether `outputs` is given a teacher: the moving average of the parameters that train.
+  TEACHER: ClassVar[bool] = False
+
+  def check_model(self, model: nn.Module) -> None:
+    """Raises FieldError, naming a field of this task, for a model that it can't train."""
+    del model
+
+  @classmethod
+  def name_outputs(cls, outputs: Any) -> Outputs:
+    """Returns what a model's call gave, by name: a head's dict, or a backbone's own 'logits'."""
+    return {'logits': outputs} if cls.HEAD is None else outputs
+
+  def outputs(
+    self, apply: Apply, batch: Batch, rng: jax.Array, train: bool, teacher: Apply | None = None
+  ) -> Outputs:
+    """Runs the model on a batch.
+
+    Args:
+      apply: the model with the parameters that train, or those that are evaluated. It may be called
+        several times, each with draws of its own for dropout.
+      batch: `image` float32 [B, H, W, C], normalised, in training augmented; `weight` float32 [B],
+        0 on padding; and `TARGETS`.
+      rng: [B], a key for each example, the same however many devices share the batch.
+      train: whether this is training; `apply` knows it.
+      teacher: as `apply`, of the moving average, without dropout and gradients; in evaluation it is
+        `apply`. None unless `TEACHER`.
+    """
+    del rng, train, teacher
+    return apply(batch['image'])
+
+  def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
+    """Returns sums by the names of `metrics`; 'loss' is (sum, count), whose quotient is minimised.
+
+    Args are those of `outputs`, and what it returned.
+
+    Raises:
+      FieldError: on tracing, naming the field of the model that makes outputs which don't fit.
+    """
+    raise NotImplementedError
+
+  @property
+  def metrics(self) -> dict[str, Metric]:
+    """The metrics by name, 'loss' first; progress shows the first two."""
+    raise NotImplementedError
+
+  def predict(self, outputs: Outputs) -> Any:
+    """Returns predictions of N images, an array [N, ...] or a dict of such; can be traced."""
+    raise NotImplementedError
+
+  def probabilities(self, prediction: Any) -> Any:
+    """Returns the probabilities of classes, [..., K], that a prediction has."""
+    raise NotImplementedError
+
+  def to_image(self, prediction: Any, window: Window, size: Size) -> Any:
+    """Returns the prediction of a part of an image, `window`, as one of the whole, of `size`."""
+    del window, size
+    return prediction
+
+  def lines(self, prediction: Any, class_names: Sequence[str], top: int) -> list[str]:
+    """Returns the prediction of one image in lines of text, with up to `top` classes."""
+    raise NotImplementedError
+
+  def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+    """Returns what `lines` does as values by name, for JSON."""
+    raise NotImplementedError
