@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.checkpoints import Checkpointer, read_params
 from vit_jax.errors import UsageError
+from vit_jax.run.checkpoints import Checkpointer, read_variables
 from vit_jax.train.state import TrainState
 
 
@@ -122,12 +122,12 @@ def test_a_damaged_file_never_gives_a_wrong_state(saved, tmp_path, capsys, how):
 
 
 def test_parameters_alone_are_those_of_the_best(saved):
-  assert_same(read_params(saved), make_state(2).params)
+  assert_same(read_variables(saved), {'params': make_state(2).params})
 
 
 def test_parameters_alone_are_those_of_an_older_best(tmp_path):
   save(tmp_path / 'c', [1, 1, 1])
-  assert_same(read_params(tmp_path / 'c'), make_state(1).params)
+  assert_same(read_variables(tmp_path / 'c'), {'params': make_state(1).params})
 
 
 def test_parameters_alone_are_the_moving_average_where_there_is_one(tmp_path):
@@ -135,7 +135,7 @@ def test_parameters_alone_are_the_moving_average_where_there_is_one(tmp_path):
   state = make_state(1)
   checkpointer.save(state.replace(ema_params=make_state(7).params), {'best': None})
   checkpointer.close()
-  assert_same(read_params(tmp_path / 'c'), make_state(7).params)
+  assert_same(read_variables(tmp_path / 'c'), {'params': make_state(7).params})
 
 
 def test_a_model_without_a_state_is_saved_as_before_there_was_one(saved, tmp_path):
@@ -155,18 +155,18 @@ def test_a_damaged_file_never_gives_wrong_parameters(saved, tmp_path, capsys, ho
     copy = tmp_path / how / str(name).replace('/', '_')
     shutil.copytree(saved, copy)
     damage(copy / name, how)
-    params = read_params(copy)
+    variables = read_variables(copy)
     out = capsys.readouterr()
     assert out.err == ''
     fell_back = 'falling back to that of step 1' in out.out
-    assert_same(params, make_state(1 if fell_back else 2).params)
+    assert_same(variables, {'params': make_state(1 if fell_back else 2).params})
     fallbacks += fell_back
   assert fallbacks >= 2
 
 
 def test_no_parameters_without_a_checkpoint(tmp_path):
   with pytest.raises(UsageError, match=r'c: no checkpoint yet'):
-    read_params(tmp_path / 'c')
+    read_variables(tmp_path / 'c')
 
 
 def test_a_step_whose_checkpoint_was_damaged_can_be_saved_again(saved, tmp_path):

@@ -95,12 +95,12 @@ def _first_intact(
   return None, []
 
 
-def read_params(directory: Path) -> Any:
-  """Returns the evaluation parameters, NumPy arrays, of the best checkpoint.
+def read_variables(directory: Path) -> dict[str, Any]:
+  """Returns the variables that were evaluated, NumPy arrays, of the best checkpoint.
 
-  Beside them stands the model state, if any, under the names of its collections ('batch_stats').
-  They alone are read, without the optimiser's state. Where that checkpoint is damaged, or none
-  was evaluated yet, they are those of the newest intact one. Any process may call it.
+  Their 'params' are the moving average where the run keeps one. They alone are read, without the
+  optimiser's state. Where that checkpoint is damaged, or none was evaluated yet, they are those of
+  the newest intact one. Any process may call it.
 
   Raises:
     UsageError: there is no checkpoint, or all are damaged.
@@ -128,9 +128,9 @@ def read_params(directory: Path) -> Any:
       item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
     found = trees.restore(state, args=args)
-    params, model_state = found[part], found.get('model_state', {})
-    _verify({'params': params, **model_state}, meta['eval_crc32'])
-    return params | model_state
+    variables = {'params': found[part], **found.get('model_state', {})}
+    _verify(variables, meta['eval_crc32'])
+    return variables
 
   directory = directory.resolve()
   steps = [int(path.name) for path in directory.glob('[0-9]*') if path.name.isdecimal()]
@@ -139,8 +139,8 @@ def read_params(directory: Path) -> Any:
   best = None
   with contextlib.suppress(Exception), _quiet():  # whatever damage there is, `read` will meet it
     best = (metas.restore(directory / str(max(steps)) / 'meta')['best'] or {}).get('step')
-  params, _ = _first_intact(directory, _in_turn(steps, best), read)
-  return params
+  variables, _ = _first_intact(directory, _in_turn(steps, best), read)
+  return variables
 
 
 def _entries(state: Any) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""The run directory: which configurations are the same."""
+
+import json
+
+import pytest
+from conftest import tiny_config
+
+from vit_jax import config_fields
+from vit_jax.errors import UsageError
+from vit_jax.models import Backbone
+from vit_jax.models.vit import ViT
+from vit_jax.run import directory
+
+FORMER = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'
+
+
+@pytest.fixture
+def there(tmp_path):
+  """A folder with the config.json of a tiny run, with these changes."""
+
+  def write(**changes):
+    config = tiny_config(**changes)
+    (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+    return tmp_path
+
+  return write
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'alike'),
+  [
+    (FORMER, ViT.NO_DECAY, True),
+    (FORMER, Backbone.NO_DECAY, False),
+    (Backbone.NO_DECAY, FORMER, False),
+    (FORMER, '', False),
+    (FORMER, 'bias', False),
+    ('bias', Backbone.NO_DECAY, False),
+  ],
+)
+def test_the_former_default_of_no_decay_is_the_model_s(there, old, new, alike):
+  workdir = there(**{'optimizer.no_decay': old})
+  config = tiny_config(**{'optimizer.no_decay': new})
+  if alike:
+    directory.check(workdir, config)
+  else:
+    with pytest.raises(UsageError, match=r'optimizer\.no_decay '):
+      directory.check(workdir, config)
+
+
+def test_a_resnet_s_run_of_an_earlier_version_goes_on(there):
+  config = tiny_config(**{'optimizer.no_decay': Backbone.NO_DECAY})
+  config_fields.set_model(config, 'resnet18')
+  former = there(**{'optimizer.no_decay': FORMER})
+  content = json.loads((former / 'config.json').read_text())
+  content['model'] = {'name': 'resnet18', 'num_filters': 64}
+  (former / 'config.json').write_text(json.dumps(content))
+  directory.check(former, config)
+  config.optimizer.no_decay = 'bias'
+  with pytest.raises(UsageError, match=r'optimizer\.no_decay '):
+    directory.check(former, config)
+
+
+def test_fields_that_one_side_lacks_do_not_matter(there):
+  """As config.model.head and the options of another task, which earlier versions wrote."""
+  workdir = there()
+  content = json.loads((workdir / 'config.json').read_text())
+  content['model']['head'] = {'hidden_size': 512}
+  content['loss'] |= {'box': 'mse', 'class_divisor': 1.0}
+  (workdir / 'config.json').write_text(json.dumps(content))
+  directory.check(workdir, tiny_config())
+  with pytest.raises(UsageError, match=r'model\.num_layers 1 there, 2 now'):
+    directory.check(workdir, tiny_config(**{'model.num_layers': 2}))
+
+
+def test_lists_and_tuples_are_the_same(there):
+  directory.check(there(freeze=('a', 'b')), tiny_config(freeze=('a', 'b')))
+  with pytest.raises(UsageError, match='freeze '):
+    directory.check(there(freeze=('a', 'b')), tiny_config(freeze=('b',)))

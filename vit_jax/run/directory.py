@@ -1,0 +1,140 @@
+"""The run directory: whose it is, and the small files in it."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax import models
+from vit_jax.data import FOLDERS
+from vit_jax.errors import UsageError
+from vit_jax.models import ModelConfig
+
+# Fields that change how fast or from where a run reads, not what it computes; beside `reference`.
+_FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
+
+# What earlier versions wrote into each run's config. It means the same as the default of a backbone
+# that has none of the other parameters.
+_FORMER_NO_DECAY = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'
+
+
+def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  return {
+    name: value
+    for key, sub in tree.items()
+    for name, value in _flatten(sub, f'{prefix}.{key}' if prefix else key).items()
+  }
+
+
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+  return json.loads(config.to_json_best_effort())
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes `text` so that the file is either the old or the new one, whatever happens."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` as `write_text` does."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+  """Returns the configuration of the run in `workdir`.
+
+  Raises:
+    UsageError: there is none, or it can't be read.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise UsageError(f'--workdir: {workdir} holds no run (no config.json)')
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise UsageError(f'{path}: not valid JSON ({e})') from e
+
+
+def has_checkpoints(workdir: Path) -> bool:
+  """Whether a run in `workdir` saved anything."""
+  return any((workdir / 'checkpoints').glob('[0-9]*'))
+
+
+def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None:
+  """Raises UsageError unless `workdir` holds a run of the same configuration.
+
+  Fields that only one of the two versions of the project has are left out.
+
+  Args:
+    workdir: the run directory.
+    config: the resolved configuration.
+    only: compares just these sections, for those who only read the run.
+  """
+  old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
+  # A TFDS data set is the same wherever it is; a folder of images is known by its place.
+  is_folder = config.data.name in FOLDERS
+  free = _FREE_FIELDS if is_folder else _FREE_FIELDS | {'data.dir'}
+  alike = _FORMER_NO_DECAY, models.backbone(config.model.name).NO_DECAY
+  differing = [
+    f'{name} {old[name]!r} there, {new[name]!r} now'
+    for name in sorted((old.keys() & new.keys()) - free)
+    if old[name] != new[name] and (not only or name.startswith(only))
+    if name != 'optimizer.no_decay' or (old[name], new[name]) != alike
+    if not name.startswith('reference.')
+  ]
+  if differing:
+    raise UsageError(
+      f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing)}); '
+      'give another --workdir'
+    )
+
+
+def _lock(workdir: Path) -> int:
+  """Locks `workdir` until this process ends."""
+  descriptor = os.open(workdir, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    raise UsageError(f'--workdir: another process is training in {workdir}') from e
+  return descriptor
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict, model_config: ModelConfig) -> Iterator[None]:
+  """Makes `workdir` this experiment's, and no other process's until the end of the context.
+
+  It must be new or empty, or hold a run of the same configuration, or one that saved nothing.
+
+  Args:
+    workdir: the run directory.
+    config: the resolved configuration, which is written to config.json.
+    model_config: of the model that trains, which is written to model.json for those who load it.
+
+  Raises:
+    UsageError: it can't be written, is in use, or holds something else.
+  """
+  if (workdir / 'config.json').exists():
+    if has_checkpoints(workdir):
+      check(workdir, config)
+  elif workdir.is_dir() and any(workdir.iterdir()):
+    raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(workdir)
+    write_json(workdir / 'config.json', _as_json(config))
+    write_json(workdir / 'model.json', model_config.to_dict())
+  except OSError as e:
+    raise UsageError(f'--workdir: {workdir} cannot be written ({e.strerror})') from e
+  try:
+    yield
+  finally:
+    os.close(descriptor)

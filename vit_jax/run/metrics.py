@@ -1,0 +1,54 @@
+"""Descriptions of metrics (unit, direction, label), and their values as text."""
+
+import json
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# By name: `unit` ('%' of a share of 1, or ''), `higher_is_better`, and `label`, that of its panel
+# among the curves or ''; see `vit_jax.tasks.Metric`.
+Descriptions = Mapping[str, Mapping[str, Any]]
+
+_NONE: Descriptions = types.MappingProxyType({})
+# The metrics that runs of earlier versions have in their curves.
+LABELS = {'loss': 'loss', 'accuracy': 'accuracy', 'iou': 'mean IoU of boxes'}
+
+
+def describe(name: str, descriptions: Descriptions) -> Mapping[str, Any]:
+  """Returns the description of a metric.
+
+  Args:
+    name: of the metric, as 'accuracy' or, in metrics.jsonl, 'test/accuracy'.
+    descriptions: of a run; empty where it recorded none, as runs of earlier versions.
+  """
+  name = name.rpartition('/')[2]
+  if name in descriptions:
+    return descriptions[name]
+  is_share = name.endswith('accuracy') or re.fullmatch(r'iou\d+', name)
+  return {
+    'unit': '%' if is_share else '',
+    'higher_is_better': not name.endswith('loss'),
+    'label': LABELS.get(name, ''),
+  }
+
+
+def read_descriptions(workdir: Path) -> Descriptions:
+  """Returns the descriptions that a finished run recorded; empty where it didn't."""
+  try:
+    return json.loads((workdir / 'results.json').read_text()).get('metrics', {})
+  except (OSError, ValueError, AttributeError):
+    return {}
+
+
+def format_value(name: str, value: float, descriptions: Descriptions = _NONE) -> str:
+  """Returns '98.10 %' for shares, four digits of other metrics."""
+  if describe(name, descriptions)['unit'] == '%':
+    return f'{100 * value:.2f} %'
+  return f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'
+
+
+def format_values(values: Mapping[str, float], descriptions: Descriptions = _NONE) -> str:
+  """Returns 'loss 0.123  accuracy 98.10 %' for a line of text."""
+  return '  '.join(f'{name} {format_value(name, v, descriptions)}' for name, v in values.items())

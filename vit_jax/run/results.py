@@ -1,0 +1,103 @@
+"""The results of a finished run: results.json and the summary table."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vit_jax import host_memory
+from vit_jax.data import FOLDERS
+from vit_jax.run.metrics import format_value, format_values
+
+
+def _versions() -> dict[str, str]:
+  names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+  return {'python': platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def _metrics_at(history: list[dict[str, Any]], step: int) -> dict[str, float]:
+  lines = [line for line in history if line['step'] == step]
+  return {k: v for line in lines for k, v in line.items() if k.startswith(('train/', 'test/'))}
+
+
+def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
+  """Returns the content of results.json.
+
+  Args:
+    run: the loop's `Run`, at its end.
+    history: lines of metrics.jsonl.
+  """
+  best, config = run.meta['best'], run.config
+  steps_per_second = run.timed_steps / run.seconds if run.timed_steps else None
+  return {
+    'model': config.model.name,
+    'dataset': Path(config.data.dir).name if config.data.name in FOLDERS else config.data.name,
+    'step': run.step,
+    'epochs': run.step * config.batch_size / len(run.experiment.sets['train'][0]),
+    'stopped_early': run.meta['stopped'],
+    'final': _metrics_at(history, run.step),
+    'best': {'step': best['step'], **_metrics_at(history, best['step'])},
+    'monitor': config.monitor,
+    'metrics': run.experiment.descriptions,
+    'reference': config.reference.to_dict(),
+    'parameters': sum(x.size for x in jax.tree.leaves(run.state.params)),
+    'flops_per_image': run.experiment.flops_per_image(run.state),
+    'training': {
+      'seconds': run.seconds,  # of this process, without compilation and evaluation
+      'steps_per_second': steps_per_second,
+      'images_per_second': steps_per_second and steps_per_second * config.batch_size,
+      'resident': run.experiment.resident,
+    },
+    'device': {
+      'kind': jax.devices()[0].device_kind,
+      'platform': jax.default_backend(),
+      'count': jax.device_count(),
+      'processes': jax.process_count(),
+    },
+    'dtype': config.dtype,
+    'peak_host_memory_mib': host_memory.peak_mib(),
+    'versions': _versions(),
+  }
+
+
+def against_reference(results: dict[str, Any]) -> dict[str, tuple[float | None, float]]:
+  """Returns metric -> (the run's value, None where it has none; the published value).
+
+  Values on the test split are those of the best evaluation, others those at the end of the run.
+
+  Args:
+    results: the content of results.json.
+  """
+  ours = results['final'] | {k: v for k, v in results['best'].items() if k.startswith('test/')}
+  ours['steps_per_second'] = results['training']['steps_per_second']
+  published = {k: v for k, v in results['reference'].items() if k != 'source'}
+  return {name: (ours.get(name), value) for name, value in published.items()}
+
+
+def _published(results: dict[str, Any]) -> str:
+  parts, metrics = [], results.get('metrics', {})
+  for name, (ours, published) in against_reference(results).items():
+    here = '' if ours is None else f' (here {format_value(name, ours, metrics)})'
+    parts.append(f'{name} {format_value(name, published, metrics)}{here}')
+  return '  '.join([*parts, results['reference'].get('source', '')]).rstrip()
+
+
+def table(results: dict[str, Any]) -> str:
+  """Returns the summary that a run ends with."""
+  speed = results['training']['images_per_second']
+  test = {k: v for k, v in results['final'].items() if k.startswith('test/')}
+  best = {k: v for k, v in results['best'].items() if k.startswith('test/')}
+  device, metrics = results['device'], results.get('metrics', {})
+  rows = {
+    'steps': f'{results["step"]}' + (' (stopped early)' if results['stopped_early'] else ''),
+    'final': format_values(test, metrics),
+    'best': f'{format_values(best, metrics)}  (step {results["best"]["step"]})',
+    **({'published': _published(results)} if results.get('reference') else {}),
+    'parameters': f'{results["parameters"]:,}',
+    'speed': f'{speed:,.0f} images/s' if speed else 'not measured: one dispatch, which compiled',
+    'device': f'{device["count"]} x {device["kind"]}, {results["dtype"]}',
+  }
+  width = max(map(len, rows))
+  return '\n'.join(f'  {name:<{width}}  {value}' for name, value in rows.items())
