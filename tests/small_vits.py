@@ -2,14 +2,14 @@
 
 import functools
 
-import flax
 import jax
 import numpy as np
 
-from vit_jax.models.vit import ViT
-from vit_jax.weights import model_config, table
+from vit_jax import models
+from vit_jax.models import ModelConfig
+from vit_jax.weights import rules
 
-SQUARE = {
+_FIELDS = {
   'name': 'vit',
   'hidden_size': 8,
   'mlp_dim': 12,
@@ -29,43 +29,56 @@ SQUARE = {
   'class_names': None,
   'preprocess': None,
 }
-WIDE = SQUARE | {
-  'patches': {'size': (4, 2)},
-  'image_size': (8, 6),
-  'channels': 1,
-  'num_layers': 1,
-  'activation': 'gelu_exact',
-  'norm_epsilon': 1e-12,
-  'class_names': ['cat', 'dög', 'cat'],
-  'preprocess': {'mean': (0.4567,), 'std': (0.3,), 'crop': 'resize'},
-}
+SQUARE = ModelConfig.from_dict(_FIELDS)
+WIDE = ModelConfig.from_dict(
+  _FIELDS
+  | {
+    'patches': {'size': (4, 2)},
+    'image_size': (8, 6),
+    'channels': 1,
+    'num_layers': 1,
+    'activation': 'gelu_exact',
+    'norm_epsilon': 1e-12,
+    'class_names': ['cat', 'dög', 'cat'],
+    'preprocess': {'mean': (0.4567,), 'std': (0.3,), 'crop': 'resize'},
+  }
+)
 
 
-def random_params(config, seed=0):
-  """A parameter tree of this config, normally distributed."""
+def random_variables(config, seed=0):
+  """Variables of this config, normally distributed."""
   rng = np.random.default_rng(seed)
-  shapes = model_config.parameter_shapes(config)
-  flat = {name: 0.3 * rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
-  return flax.traverse_util.unflatten_dict(flat, sep='/')
+  shapes = config.variable_shapes()
+  flat = {name: 0.3 * rng.normal(size=s).astype(np.float32) for name, s in sorted(shapes.items())}
+  return models.unflatten(flat)
 
 
-def logits(params, config, images):
+def logits(variables, config, images):
   """What the model computes."""
-  apply = functools.partial(ViT.from_config(config).apply, train=False)
+  apply = functools.partial(config.model.apply, train=False)
   quick = {'xla_backend_optimization_level': 0}  # to compile, which is all the time that it takes
-  return np.asarray(jax.jit(apply, compiler_options=quick)({'params': params}, images))
+  return np.asarray(jax.jit(apply, compiler_options=quick)(variables, images))
 
 
 def random_images(config, seed=0):
   """Two images that fit."""
-  shape = (2, *config['image_size'], config['channels'])
+  shape = (2, *config.image_size, config.channels)
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def assert_same(first, second):
   """The same names, and the same bits under each."""
-  first, second = table.flatten(first), table.flatten(second)
+  first, second = rules.flatten(first), rules.flatten(second)
   assert first.keys() == second.keys()
   for name in first:
     assert first[name].dtype == second[name].dtype == np.float32
     assert first[name].tobytes() == second[name].tobytes(), name
+
+
+def assert_same_tensors(model, other):
+  """The same names in two PyTorch models, and the same bits under each."""
+  first, second = model.state_dict(), other.state_dict()
+  assert first.keys() == second.keys()
+  for name in first:
+    assert first[name].dtype == second[name].dtype
+    assert first[name].numpy().tobytes() == second[name].numpy().tobytes(), name

@@ -1,83 +1,88 @@
-"""Weights in and out: `load(path) -> (params, model config)`, `save(params, config, path)`.
+"""Weights in and out: `load(path) -> (variables, config)`, `save(variables, config, path)`.
 
-The model config is a dict that the model's `from_config` takes; see `model_config`. The running
-statistics of a model that has them are beside its parameters, under 'batch_stats'.
+Variables are Flax's, {'params': ..., 'batch_stats': ...}, and the config is a `models.ModelConfig`.
+`formats` know bytes and metadata, of any model; `tables`, one file a backbone, know names.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.weights import augreg, huggingface, run, scenic, timm, torchvision
-
-# A format is a module with `load`, `looks_like`, which tells its files and folders by their name or
-# what is in them, and, where it can be written, `save` and SUFFIXES, the endings of its files. A
-# path is of the first format that it looks like.
-FORMATS = {
-  'run': run,
-  'augreg': augreg,
-  'torchvision': torchvision,
-  'timm': timm,
-  'scenic': scenic,
-  'huggingface': huggingface,
-}
-WRITABLE = {name: module for name, module in FORMATS.items() if hasattr(module, 'save')}
+from vit_jax.models import ModelConfig
+from vit_jax.models.variables import Variables
+from vit_jax.weights import files, formats, hub, state_dicts, tables
+from vit_jax.weights.formats import FORMATS, WRITABLE
 
 
 def detect(path: str | os.PathLike) -> str:
-  """Returns the name in `FORMATS` of what `path` looks like.
+  """Returns the name in `FORMATS` of a file's or folder's format.
+
+  Of a state dict it reads the names of the tensors, and of a folder, or a name on the hub,
+  config.json.
 
   Raises:
-    UsageError: it looks like none of them, or can't be read where that is needed to tell.
+    UsageError: it is of none, or can't be read where that is needed to tell.
   """
-  name, local = os.fspath(path), Path(path)
-  for format, module in FORMATS.items():
-    if module.looks_like(name):
-      return format
-  if local.is_dir():
-    raise UsageError(
-      f'{name}: a folder without weights: no model.json (of a run), config.json (Hugging Face) or '
-      'checkpoint_STEP (scenic)'
-    )
-  if '://' not in name and not local.exists():
-    raise UsageError(f'{name}: no such file or folder; models on the hub are named hf:OWNER/NAME')
-  suffixes = dict.fromkeys(suffix for module in WRITABLE.values() for suffix in module.SUFFIXES)
-  raise UsageError(
-    f'{name}: not a file of a kind that is known by its name '
-    f'({", ".join(suffixes)}, checkpoint_STEP); --from says its format'
-  )
+  found = formats.holding(path)
+  if len(found) == 1:
+    return found[0]
+  if state_dicts.holds(os.fspath(path)):
+    known = [table for table in tables.all_tables() if table.format in found]
+    return tables.find_by_names(files.read_tensor_names(path), path, known).format
+  owners = {table.format for table in tables.owners(*hub.read_config(path), found)}
+  return owners.pop() if len(owners) == 1 else tables.find(state_dicts.read(path), owners).format
 
 
 def load(
   path: str | os.PathLike, *, format: str | None = None, allow: str | None = None, **known: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns (params, model config) of a file or folder of a `format`, or of the one it looks like.
+) -> tuple[Variables, ModelConfig]:
+  """Returns the variables, float32, and the config of a model.
 
-  See the modules in `FORMATS` for paths, `allow` and `known`.
+  Args:
+    path: a local file or folder, gs:// or https:// of a file, or a name on Hugging Face's hub; see
+      the modules in `formats`.
+    format: a key of `FORMATS`; None for what it is by its content.
+    allow: a regular expression for the whole names of tensors that may be missing, left over or of
+      another shape; they are left out.
+    **known: entries of the model config that the file may leave open, as `num_heads`, `image_size`,
+      `classifier`, `activation`, `norm_epsilon`; and `class_names` and `preprocess`, which stand
+      before the file's.
 
   Raises:
-    UsageError: it can't be read, isn't such a model, or tensors don't fit.
+    FieldError: for an argument that is wrong, or contradicts the file, or has to be given.
+    UsageError: the path can't be read, isn't such a model, or tensors don't fit.
   """
-  format = format or detect(path)
-  check_choice('format', format, FORMATS)
-  return FORMATS[format].load(path, allow=allow, **known)
+  if format is not None:
+    check_choice('format', format, FORMATS)
+  found = [format] if format else formats.holding(path)
+  source = FORMATS[found[0]].read(path)
+  return tables.find(source, found).load(source, known, allow)
 
 
 def save(
-  params: dict[str, Any],
-  config: Mapping[str, Any],
+  variables: Variables,
+  config: ModelConfig,
   path: str | os.PathLike,
   *,
   format: str,
   allow: str | None = None,
+  label: object = None,
 ) -> None:
-  """Writes a model in a `format`, a key of `WRITABLE`.
+  """Writes a model.
+
+  Args:
+    variables: of the model.
+    config: its config.
+    path: a local file, or for some formats a folder.
+    format: a key of `WRITABLE`.
+    allow: a regular expression for the paths of variables that may be left out.
+    label: what messages about the model begin with; None for `path`.
 
   Raises:
-    UsageError: the format has no place for it, or the path can't be written or is named as a file
-      of another format.
+    FieldError: the format isn't one, or `allow` no regular expression.
+    UsageError: the format has no place for the model, or the path can't be written or is named as a
+      file of another format.
   """
   check_choice('format', format, WRITABLE)
   suffix = Path(path).suffix
@@ -86,4 +91,20 @@ def save(
     raise UsageError(
       f'{path}: {suffix} is for files of the format {" or ".join(named)}, not {format}'
     )
-  WRITABLE[format].save(params, config, path, allow=allow)
+  label = path if label is None else label
+  table = tables.find_for_model(config, format, label)
+  tensors = table.convert(variables, config, label, allow)
+  WRITABLE[format].write(path, tensors, config, table)
+
+
+def transformers_class(config: ModelConfig, path: object) -> str:
+  """Returns the name of the class in Hugging Face's transformers that computes a model's logits.
+
+  Args:
+    config: of a model with a head.
+    path: where it is from, for messages.
+
+  Raises:
+    UsageError: there is none.
+  """
+  return tables.find_for_model(config, 'huggingface', path).classifier_class(config, path)

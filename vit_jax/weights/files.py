@@ -24,6 +24,8 @@ Tensors = dict[str, np.ndarray]
 # Where this project's model config stands in formats that let a file say more than its tensors.
 CONFIG_KEY = 'vit_jax'
 
+_MAX_HEADER = 100_000_000  # bytes of a .safetensors file's header, as its readers have it
+
 _SAFETENSORS_DTYPES = {
   'F64': np.float64,
   'F32': np.float32,
@@ -41,7 +43,7 @@ def reading(path: object, what: str) -> Iterator[None]:
   """Turns every way in which parsing a foreign file can fail into one UsageError.
 
   Parsers raise whatever their authors thought of for a damaged file, so that no list of types is
-  long enough.
+  long enough. Nothing else goes inside: a fault of this project's own has to keep its traceback.
   """
   try:
     yield
@@ -167,9 +169,6 @@ def format_torch(content: Mapping[str, Any], path: object, **metadata: str) -> b
   return buffer.getvalue()
 
 
-STATE_DICTS = ('.safetensors', '.pth', '.pt', '.bin')  # endings of what `read_state_dict` reads
-
-
 def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
   """Whether a path, of a file and not of a folder or on the hub, ends in one of these."""
   return path.endswith(suffixes) and not path.startswith('hf:') and not Path(path).is_dir()
@@ -180,8 +179,8 @@ def is_safetensors(path: str | os.PathLike) -> bool:
   return os.fspath(path).endswith('.safetensors')
 
 
-def read_state_dict(path: str | os.PathLike) -> tuple[Tensors, str | None]:
-  """Returns the tensors of a .safetensors or PyTorch file, and the model config that it carries.
+def read_state_dict(path: str | os.PathLike) -> tuple[Tensors, Any]:
+  """Returns the tensors of a .safetensors or PyTorch file, and what it has under `CONFIG_KEY`.
 
   Raises:
     UsageError: it can't be read, or PyTorch, which reads all but .safetensors, isn't installed.
@@ -190,13 +189,39 @@ def read_state_dict(path: str | os.PathLike) -> tuple[Tensors, str | None]:
   if is_safetensors(path):
     with reading(path, 'a .safetensors file'):
       tensors, metadata = parse_safetensors(data)
-      return tensors, metadata.get(CONFIG_KEY)
+    return tensors, metadata.get(CONFIG_KEY)
   with reading(path, 'tensors saved by PyTorch'):
     content, metadata = parse_torch(data, path)
-    tensors = arrays_in(content.get('state_dict') or content.get('model') or content)
-    return tensors, content.get(CONFIG_KEY) or metadata.get(CONFIG_KEY)
+  around = (content.get('state_dict'), content.get('model'))
+  inner = next((tree for tree in around if isinstance(tree, Mapping) and tree), content)
+  metadata = metadata if isinstance(metadata, Mapping) else {}
+  return arrays_in(inner), content.get(CONFIG_KEY) or metadata.get(CONFIG_KEY)
+
+
+def read_tensor_names(path: str | os.PathLike) -> list[str]:
+  """Returns the names of the tensors that `read_state_dict` does; of .safetensors reads no more.
+
+  Raises:
+    UsageError: as `read_state_dict`.
+  """
+  if not is_safetensors(path):
+    return list(read_state_dict(path)[0])
+  length = int.from_bytes(read(path, 8), 'little')
+  if length > _MAX_HEADER:
+    raise UsageError(f'{path}: cannot be read as a .safetensors file (a header of {length} bytes)')
+  data = read(path, 8 + length)
+  with reading(path, 'a .safetensors file'):
+    header = json.loads(data[8:])
+  if not isinstance(header, dict):
+    raise UsageError(f'{path}: cannot be read as a .safetensors file (its header is no object)')
+  return [name for name in header if name != '__metadata__']
 
 
 def arrays_in(tree: Mapping[Any, Any]) -> Tensors:
   """Returns the entries of a dict that are arrays under a name."""
   return {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
+
+
+def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+  """Writes an object; errors are those of `write`."""
+  write(path, json.dumps(content, indent=2).encode())

@@ -25,33 +25,46 @@ def is_name(path: str) -> bool:
   return '://' not in path and path.count('/') == 1 and not Path(path).exists()
 
 
-def find(path: str | os.PathLike) -> tuple[Path, Path]:
-  """Returns the paths of the config and the weights, after a download if need be.
+def is_folder(path: str | os.PathLike) -> bool:
+  """Whether it is a local folder with config.json, and no run's, which has model.json too."""
+  folder = Path(path)
+  return (folder / CONFIG).exists() and not (folder / 'model.json').exists()
+
+
+def read_config(path: str | os.PathLike) -> tuple[dict[str, Any], Path]:
+  """Returns (config.json's content, its path) of a folder or of a name on the hub.
+
+  Raises:
+    UsageError: there is no such folder or name, or the file can't be read.
+  """
+  file = _folder(path, [CONFIG]) / CONFIG
+  return read_json(file, "a model's config.json"), file
+
+
+def find_weights(path: str | os.PathLike) -> Path:
+  """Returns the path of the weights, or of their index, after a download if need be.
 
   Raises:
     UsageError: there is no such folder or name, or it has no weights.
   """
+  for whole, index, shards in _WEIGHTS:
+    # Pickled weights are asked for only where there are no others.
+    folder = _folder(path, [CONFIG, PREPROCESSOR, whole, index, shards])
+    for name in (whole, index):
+      if (folder / name).is_file():
+        return folder / name
+  names = ' or '.join(whole for whole, _, _ in _WEIGHTS)
+  raise UsageError(f'{os.fspath(path).removeprefix("hf:")}: no {names} there')
+
+
+def _folder(path: str | os.PathLike, patterns: list[str]) -> Path:
+  """Returns the folder, which for a name on the hub is in Hugging Face's cache, filled."""
   name = os.fspath(path)
-  folder = Path(name)
-  if is_name(name):
-    name = name.removeprefix('hf:')
-    with files.reading(name, 'a folder or a model on the Hugging Face hub'):
-      folder = _download(name)
-  for whole, index, _ in _WEIGHTS:
-    for weights in (whole, index):
-      if (folder / weights).is_file():
-        return folder / CONFIG, folder / weights
-  raise UsageError(f'{name}: no {" or ".join(whole for whole, _, _ in _WEIGHTS)} there')
-
-
-def _download(name: str) -> Path:
-  """Returns the folder in Hugging Face's cache, filled; pickled weights only where need be."""
-  for patterns in _WEIGHTS:
-    allowed = [CONFIG, PREPROCESSOR, *patterns]
-    folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed))
-    if any((folder / weights).is_file() for weights in patterns):
-      break
-  return folder
+  if not is_name(name):
+    return Path(path)
+  name = name.removeprefix('hf:')
+  with files.reading(name, 'a folder or a model on the Hugging Face hub'):
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -63,8 +76,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
   data = files.read(path)
   with files.reading(path, what):
     content = json.loads(data)
-    if not isinstance(content, dict):
-      raise TypeError(f'a {type(content).__name__}, not an object')
+  if not isinstance(content, dict):
+    raise UsageError(f'{path}: cannot be read as {what} (not an object)')
   return content
 
 
@@ -78,11 +91,11 @@ def read_weights(path: Path) -> files.Tensors:
 def _shards(index: Path) -> list[Path]:
   """Returns the files that an index names, each of which lies beside it."""
   what = 'an index of shards'
-  content = read_json(index, what)
+  names = read_json(index, what).get('weight_map')
+  if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    raise UsageError(f'{index}: cannot be read as {what} (its weight_map names no files)')
   suffix = Path(index.name.removesuffix('.index.json')).suffix
-  with files.reading(index, what):
-    names = sorted(set(content['weight_map'].values()))
-    for name in names:
-      if Path(name).name != name or Path(name).suffix != suffix:
-        raise UsageError(f'{index}: {name!r} is not the name of a {suffix} file in this folder')
-    return [index.with_name(name) for name in names]
+  for name in (names := sorted(set(names.values()))):
+    if Path(name).name != name or Path(name).suffix != suffix:
+      raise UsageError(f'{index}: {name!r} is not the name of a {suffix} file in this folder')
+  return [index.with_name(name) for name in names]

@@ -1,238 +1,361 @@
-"""Parameter path here <-> tensor name there, with the reshape: one table a format, applied here.
+"""`Table`: one backbone in one format; `Source`: what a format has read of a file or folder.
 
-A table lists modules, `{}` standing for the number of the layer. Where one tensor there is several
-parameters here (PyTorch's fused query, key and value), they are its equal parts along axis 0.
+A format knows bytes and metadata, of any backbone, and gives a `Source`. A table knows the names of
+one backbone's tensors, and derives the model's config from them and from the metadata. The tables
+are in the folder `tables`.
 """
 
-import itertools
+import contextlib
+import dataclasses
+import functools
+import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Self
 
-import flax
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.errors import UsageError
-from vit_jax.weights.model_config import Shape, parameter_shapes
+from vit_jax import models
+from vit_jax.errors import FieldError, UsageError
+from vit_jax.models import ModelConfig, Preprocessing
+from vit_jax.models import fields as fields_lib
+from vit_jax.models.backbone import Shape
+from vit_jax.models.variables import Variables
+from vit_jax.weights import files, rules
+from vit_jax.weights.rules import Module
 
-Params = dict[str, Any]
+# Entries of a model config that no parameter depends on, whatever the backbone.
+IMAGES = ('image_size', 'class_names', 'preprocess')
 
 
-class Layout(NamedTuple):
-  """How an array here becomes one there: runs of axes merge into one, then axes are permuted.
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a format has read.
 
   Attributes:
-    merge: how many axes here each axis of the merged array takes.
-    order: the merged axes in their order there.
+    path: of the tensors, for messages.
+    tensors: name -> array.
+    entries: of the model config, stated beside the tensors and not checked yet; with `name`, that
+      of the backbone, where this project wrote them.
+    their_config: config.json; None where the format has none.
+    entries_path: of `entries` and `their_config`, for messages; None where it is `path`.
+    table: whose tensors they are, where that need not be told from them.
   """
 
-  merge: tuple[int, ...]
-  order: tuple[int, ...]
+  path: object
+  tensors: files.Tensors
+  entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  their_config: Mapping[str, Any] | None = None
+  entries_path: object = None
+  table: 'Table | None' = None
 
-  def their_shape(self, ours: Shape) -> Shape:
-    """Returns the shape there of an array of shape `ours` here."""
-    axes = iter(ours)
-    merged = [math.prod(itertools.islice(axes, count)) for count in self.merge]
-    return tuple(merged[axis] for axis in self.order)
+  def replace(self, **changes: Any) -> Self:
+    """Returns a copy with other values in some fields."""
+    return dataclasses.replace(self, **changes)
 
-  def to_theirs(self, array: np.ndarray) -> np.ndarray:
-    """Returns the array as it is laid out there."""
-    inverse = np.argsort(self.order)
-    theirs = self.their_shape(array.shape)
-    return array.reshape([theirs[axis] for axis in inverse]).transpose(self.order)
-
-  def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-    """Returns an array from there, of shape `shape` here."""
-    return array.transpose(np.argsort(self.order)).reshape(shape)
+  @property
+  def metadata_path(self) -> object:
+    """The path of what is stated beside the tensors."""
+    return self.path if self.entries_path is None else self.entries_path
 
 
-_AS_IS = {rank: Layout((1,) * rank, tuple(range(rank))) for rank in range(1, 5)}
+class Table:
+  """Base class: the tensors of one backbone in one format.
+
+  A subclass has the attributes, `describe` and `modules`; the rest is for what differs.
+
+  Attributes:
+    format: a key of `formats.FORMATS`.
+    models: names in `models.BACKBONES`.
+    title: what the format calls the model, as "timm's VisionTransformer".
+    marks: the tensors that identify the model: name, as `canonical` returns it -> number of axes.
+    stated: the backbone's fields that can't be read off its tensors. This project writes them into
+      the metadata of a file, and callers of `weights.load` may give them.
+    separator: between the modules in a tensor's name.
+  """
+
+  format: ClassVar[str]
+  models: ClassVar[tuple[str, ...]]
+  title: ClassVar[str]
+  marks: ClassVar[Mapping[str, int]]
+  stated: ClassVar[tuple[str, ...]] = ()
+  separator: ClassVar[str] = '.'
+
+  # Which files are this table's.
+
+  def owns_config(self, config: Mapping[str, Any]) -> bool:
+    """Whether a config.json may be of this model."""
+    del config
+    return False
+
+  def canonical(self, name: str) -> str:
+    """Returns the one name that is used here for a tensor that several have been used for."""
+    return name
+
+  def missing_mark(self, names: Iterable[str]) -> str | None:
+    """Returns a tensor that the model has and that isn't among the names; None where all are."""
+    names = {self.canonical(name) for name in names}
+    return next((mark for mark in self.marks if mark not in names), None)
+
+  # Reading.
+
+  def tidy(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> files.Tensors:
+    """Returns the tensors without what isn't read, and with what the models here always have.
+
+    Args:
+      tensors: by their canonical names; may be changed.
+      entries: of the model config, as the file states them and the caller knows them.
+      source: that they are of.
+    """
+    del entries, source
+    return tensors
+
+  def read_config(self, source: Source) -> Mapping[str, Any]:
+    """Returns entries of the model config that config.json states and the format can't read."""
+    del source
+    return {}
+
+  def describe(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> dict[str, Any]:
+    """Returns the model config, as `ModelConfig.from_dict` takes it.
+
+    Args: those of `tidy`, which has returned the tensors. Entries stand before what is told here.
+
+    Raises:
+      FieldError: for what the caller has to settle.
+      UsageError: these aren't the tensors of such a model.
+    """
+    raise NotImplementedError
+
+  def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
+    """Returns modules and their names in this format; may include ones that the model lacks.
+
+    Args:
+      config: of the model.
+      names: of the tensors in a file that is read, where there are several ways to name them.
+    """
+    raise NotImplementedError
+
+  # Writing.
+
+  def writes(self, config: ModelConfig) -> bool:
+    """Whether it is this table that a model is written by."""
+    return config.name in self.models
+
+  def check_place(self, config: ModelConfig, path: object) -> None:
+    """Raises UsageError for a model with a field's value that the format has no place for."""
+    del config, path
+
+  def finish(self, tensors: files.Tensors, config: ModelConfig) -> files.Tensors:
+    """Returns the tensors as they are written: with names and tensors that only others read."""
+    del config
+    return tensors
+
+  def their_config(self, config: ModelConfig) -> dict[str, Any]:
+    """Returns the fields of config.json, in formats that have it."""
+    raise NotImplementedError
+
+  # What all tables do with these.
+
+  def load(
+    self, source: Source, known: Mapping[str, Any], allow: str | None
+  ) -> tuple[Variables, ModelConfig]:
+    """Returns what `weights.load` does.
+
+    Args:
+      source: of this model.
+      known: entries of the model config that the caller gives.
+      allow: as for `rules.check`.
+
+    Raises:
+      UsageError: the tensors aren't such a model's, don't say enough, or don't fit.
+    """
+    tensors = {self.canonical(name): array for name, array in source.tensors.items()}
+    for mark in self.marks:
+      shape_of(tensors, mark, self.marks[mark], source.path, self.title)
+    self.check_overrides(known, source)
+    entries = self.metadata_entries(source)
+    open_fields = {n: v for n, v in known.items() if n in (*entries, *self.stated, *IMAGES)}
+    open_fields = check_entries(open_fields, entries.get('name') or self.models[0])
+    entries = combine(entries, open_fields, source.metadata_path)
+    tensors = self.tidy(tensors, entries, source)
+    with errors_of_file(source.metadata_path, known):
+      described = self.describe(tensors, entries, source)
+      told = {n: v for n, v in described.items() if n not in entries}
+      others = {n: v for n, v in known.items() if n not in entries}
+      config = ModelConfig.from_dict(described | combine(told, others, source.path))
+      shapes = variable_shapes(config)
+    found = rules.expand(self.modules(config, tensors.keys()), self.separator)
+    return rules.to_ours(tensors, found, shapes, source.path, allow), config
+
+  def convert(
+    self, variables: Variables, config: ModelConfig, path: object, allow: str | None
+  ) -> files.Tensors:
+    """Returns a model's tensors for a file at `path`.
+
+    Raises:
+      UsageError: the format has no place for the model, or variables don't fit.
+    """
+    self.check_place(config, path)
+    found = rules.expand(self.modules(config), self.separator)
+    tensors = rules.to_theirs(variables, found, variable_shapes(config), path, allow)
+    return self.finish(tensors, config)
+
+  def own_config(self, config: ModelConfig) -> dict[str, Any]:
+    """Returns the entries of a model config that a file states about itself."""
+    entries = config.to_dict()
+    return {name: entries[name] for name in ('name', *self.stated, *IMAGES)}
+
+  def metadata_entries(self, source: Source) -> dict[str, Any]:
+    """Returns the entries that a source states, of the right types.
+
+    Raises:
+      UsageError: they aren't, or are of another model.
+    """
+    entries = dict(source.entries)
+    if 'name' in entries and entries['name'] not in self.models:
+      names = ' or '.join(self.models)
+      raise UsageError(f'{source.metadata_path}: its model config is not one of a model {names}')
+    entries = {n: v for n, v in entries.items() if n in (*self.stated, *IMAGES)}
+    with errors_of_file(source.metadata_path):
+      return check_entries({**entries, **self.read_config(source)}, self.models[0])
+
+  def check_overrides(self, known: Mapping[str, Any], source: Source) -> None:
+    """Raises FieldError for what the caller gives and the model hasn't."""
+    fields = {*fields_lib.names(models.backbone(self.models[0])), *IMAGES}
+    for name in sorted(known.keys() - fields):
+      raise FieldError(name, f'{known[name]!r}, but {source.path} is {self.title}, without that')
 
 
-class Rule(NamedTuple):
-  """One tensor there and the parameters here that it holds; no layout means the same one."""
-
-  ours: tuple[str, ...]
-  theirs: str
-  layout: Layout | None = None
-
-  def their_shape(self, shapes: Mapping[str, Shape]) -> Shape:
-    """Returns the tensor's shape, given those of all parameters here."""
-    parts = [self._layout(shapes[name]).their_shape(shapes[name]) for name in self.ours]
-    return sum(part[0] for part in parts), *parts[0][1:]
-
-  def to_theirs(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the tensor, given all parameters here."""
-    arrays = [params[name] for name in self.ours]
-    return np.concatenate([self._layout(a.shape).to_theirs(a) for a in arrays])
-
-  def to_ours(
-    self, tensor: np.ndarray, shapes: Mapping[str, Shape]
-  ) -> Iterable[tuple[str, np.ndarray]]:
-    """Returns the parameters by name, given the tensor and the shapes here."""
-    parts = np.split(tensor, len(self.ours))
-    for name, part in zip(self.ours, parts, strict=True):
-      yield name, self._layout(shapes[name]).to_ours(part, shapes[name])
-
-  def _layout(self, shape: Shape) -> Layout:
-    return self.layout or _AS_IS[len(shape)]
+def variable_shapes(config: ModelConfig) -> Mapping[str, Shape]:
+  """Returns path -> shape of a model's variables."""
+  shaping = config.replace(class_names=None, preprocess=None)
+  return _trace(json.dumps(shaping.to_dict(), sort_keys=True))
 
 
-class Module(NamedTuple):
-  """One line of a table: a module here, its name there, and (leaf here, leaf there, layout)s."""
-
-  ours: str | tuple[str, ...]
-  theirs: str
-  leaves: Sequence[tuple[str, str, Layout | None]]
+@functools.lru_cache(maxsize=16)  # reading and writing a file ask several times
+def _trace(config: str) -> Mapping[str, Shape]:
+  return types.MappingProxyType(ModelConfig.from_dict(json.loads(config)).variable_shapes())
 
 
-def tensor(ours: str, theirs: str) -> Module:
-  """Returns the line of a parameter that is named and laid out as a whole."""
-  our_module, _, our_leaf = ours.rpartition('/')
-  their_module, _, their_leaf = theirs.rpartition('.')
-  return Module(our_module, their_module, [(our_leaf, their_leaf, None)])
-
-
-_VECTOR = Layout((1,), (0,))
-FLAX_NORM = (('scale', 'scale', None), ('bias', 'bias', None))
-FLAX_DENSE = (('kernel', 'kernel', None), ('bias', 'bias', None))
-# PyTorch: [out, in], where here it is [in, out], either of them as [heads, width of a head].
-NORM = (('scale', 'weight', _VECTOR), ('bias', 'bias', _VECTOR))
-DENSE = (('kernel', 'weight', Layout((1, 1), (1, 0))), ('bias', 'bias', _VECTOR))
-TO_HEADS = (('kernel', 'weight', Layout((1, 2), (1, 0))), ('bias', 'bias', Layout((2,), (0,))))
-FROM_HEADS = (('kernel', 'weight', Layout((2, 1), (1, 0))), ('bias', 'bias', _VECTOR))
-# PyTorch's running statistics of batch normalisation.
-STATISTICS = (('mean', 'running_mean', _VECTOR), ('var', 'running_var', _VECTOR))
-# PyTorch: [out, in, height, width]; here [height, width, in, out].
-CONV = (('kernel', 'weight', Layout((1, 1, 1, 1), (3, 2, 0, 1))), ('bias', 'bias', _VECTOR))
-
-
-def expand(table: Sequence[Module], num_layers: int, separator: str = '.') -> list[Rule]:
-  """Returns the rules that a table stands for in a model of `num_layers` layers."""
-  rules = []
-  for ours, theirs, leaves in table:
-    for layer in range(num_layers) if '{}' in theirs else [None]:
-      for our_leaf, their_leaf, layout in leaves:
-        modules = [ours] if isinstance(ours, str) else ours
-        names = tuple('/'.join(filter(None, (m.format(layer), our_leaf))) for m in modules)
-        parts = filter(None, (theirs.format(layer), their_leaf))
-        rules.append(Rule(names, separator.join(parts), layout))
-  return rules
-
-
-def to_ours(
-  tensors: Mapping[str, np.ndarray],
-  rules: Sequence[Rule],
-  config: Mapping[str, Any],
-  path: object,
-  allow: str | None,
-) -> Params:
-  """Returns the float32 parameter tree of a model of this config from the tensors of a file.
+def check_entries(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """Returns entries of a model config, some of them, in the types that it has.
 
   Args:
-    tensors: name there -> array.
-    rules: which of them is what here; those for parameters that the model lacks don't count.
-    config: the model's.
-    path: the file, for messages.
-    allow: a regular expression; missing, unexpected and misshapen tensors whose whole name it
-      matches are left out of the tree.
+    entries: as read from a file.
+    name: of the backbone.
 
   Raises:
-    UsageError: with a table of every such tensor that `allow` doesn't match.
+    FieldError: an entry has another type.
   """
-  shapes = parameter_shapes(config)
-  rules = [rule for rule in rules if shapes.keys() >= set(rule.ours)]
-  expected = {rule.theirs: rule.their_shape(shapes) for rule in rules}
-  fitting = check(tensors, expected, path, allow)
-  flat = {}
-  for rule in rules:
-    if rule.theirs in fitting:
-      flat.update(rule.to_ours(_float32(tensors[rule.theirs]), shapes))
-  return flax.traverse_util.unflatten_dict(flat, sep='/')
+  cls = models.backbone(name)
+  fields = {n: v for n, v in entries.items() if n not in IMAGES and v is not None}
+  checked = {**entries, **fields_lib.check(cls, fields, fields_lib.names(cls))}
+  if (size := entries.get('image_size')) is not None:
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_positive, size)):
+      raise FieldError('image_size', f'{size!r} is not (height, width)')
+    checked['image_size'] = tuple(size)
+  if (names := entries.get('class_names')) is not None:
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+      raise FieldError('class_names', f'{names!r} is not a list of texts')
+    checked['class_names'] = tuple(names)
+  preprocess = entries.get('preprocess')
+  if preprocess is not None and not isinstance(preprocess, Preprocessing):
+    checked['preprocess'] = Preprocessing.from_dict(preprocess)
+  return checked
 
 
-def to_theirs(
-  params: Params,
-  rules: Sequence[Rule],
-  config: Mapping[str, Any],
-  path: object,
-  allow: str | None,
-) -> dict[str, np.ndarray]:
-  """Returns name there -> float32 array; the inverse of `to_ours`.
+def _is_positive(value: Any) -> bool:
+  return type(value) is int and value > 0
+
+
+def combine(stated: Mapping[str, Any], known: Mapping[str, Any], path: object) -> dict[str, Any]:
+  """Returns the entries of a model config in a file's metadata, with those that the caller gives.
+
+  In class names and preprocessing, on which no parameter depends, the caller's take precedence.
 
   Raises:
-    UsageError: with a table of every parameter that `allow` doesn't match and that the model lacks
-      or the format has no place for.
+    FieldError: the two contradict each other in something else.
   """
-  flat = flatten(params)
-  placed = {name for rule in rules for name in rule.ours}
-  expected = {name: s for name, s in parameter_shapes(config).items() if name in placed}
-  fitting = check(flat, expected, path, allow)
-  return {
-    rule.theirs: rule.to_theirs(fitting) for rule in rules if fitting.keys() >= set(rule.ours)
-  }
+  known = {name: fields_lib.plain(value) for name, value in known.items()}
+  for name in (stated.keys() & known.keys()) - {'class_names', 'preprocess'}:
+    theirs, ours = stated[name], known[name]
+    if theirs is not None and not _is_same(theirs, ours):
+      raise FieldError(name, f'{ours!r}, but {path} says {theirs!r}')
+  return {**stated, **known}
 
 
-def flatten(params: Params) -> dict[str, np.ndarray]:
-  """Returns path -> array on the host of a tree of arrays."""
-  flat = flax.traverse_util.flatten_dict(params, sep='/')
-  return {name: _float32(np.asarray(leaf)) for name, leaf in flat.items()}
+def _is_same(first: Any, second: Any) -> bool:
+  numbers = all(type(value) in (int, float) for value in (first, second))
+  return first == second or (numbers and math.isclose(first, second, rel_tol=1e-6))
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-  floats = jnp.issubdtype(array.dtype, jnp.floating)
-  return np.ascontiguousarray(array, np.float32) if floats else array
-
-
-def check(
-  arrays: Mapping[str, np.ndarray],
-  expected: Mapping[str, Shape],
-  path: object,
-  allow: str | None,
-  option: str = '--allow',
-) -> dict[str, np.ndarray]:
-  """Returns the arrays that are floats and as expected.
+@contextlib.contextmanager
+def errors_of_file(path: object, known: Collection[str] = ()) -> Iterator[None]:
+  """Makes errors about fields those of the file at `path`, but for fields that the caller gave.
 
   Args:
-    arrays: name -> array.
-    expected: name -> shape.
-    path: the file, for messages.
-    allow: a regular expression; names that it matches whole may be missing, left over, misshapen
-      or of another type.
-    option: what sets `allow`, for messages.
-
-  Raises:
-    UsageError: with a table of all others that are, or where `allow` isn't a regular expression.
+    path: of the file.
+    known: names of the caller's fields, whose errors stay FieldErrors. So do those of `Unsettled`.
   """
   try:
-    allowed = re.compile(allow or '(?!)')
-  except re.error as e:
-    raise UsageError(f'{option}: {allow!r} is not a regular expression ({e})') from e
-  problems, fitting = [], {}
-  for name in sorted({*arrays, *expected}):
-    if name not in arrays:
-      problems.append(('missing', name, '', _text(expected[name])))
-    elif name not in expected:
-      problems.append(('unexpected', name, _text(arrays[name].shape), ''))
-    elif arrays[name].shape != expected[name]:
-      problems.append(('misshapen', name, _text(arrays[name].shape), _text(expected[name])))
-    elif not jnp.issubdtype(arrays[name].dtype, jnp.floating):
-      problems.append(('not floats', name, str(arrays[name].dtype), 'float32'))
-    else:
-      fitting[name] = arrays[name]
-  problems = [row for row in problems if not allowed.fullmatch(row[1])]
-  if problems:
-    rows = [('', 'tensor', 'found', 'expected'), *problems]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    raise UsageError(
-      f'{path}: tensors that do not fit: {len(problems)}; {option}=REGEX leaves out those whose '
-      'whole name it matches\n' + '\n'.join(lines)
-    )
-  return fitting
+    yield
+  except Unsettled:
+    raise
+  except FieldError as e:
+    if e.field.partition('.')[0] in known:
+      raise
+    raise UsageError(f'{path}: {e}') from e
 
 
-def _text(shape: Shape) -> str:
-  return 'x'.join(map(str, shape)) or 'scalar'
+class Unsettled(FieldError):
+  """The file leaves a field open, which the caller has to give."""
+
+
+def shape_of(
+  tensors: Mapping[str, np.ndarray], name: str, rank: int, path: object, title: str
+) -> Shape:
+  """Returns the shape of a tensor that a model needs.
+
+  Raises:
+    UsageError: it isn't there, has another number of axes, or no elements.
+  """
+  if name not in tensors:
+    raise UsageError(f'{path}: {not_such(title, name)}; {some_names(tensors)}')
+  shape = tensors[name].shape
+  if len(shape) != rank or not all(shape):
+    raise UsageError(f'{path}: not {title}: {name} has the shape {shape}, not one of {rank} axes')
+  return shape
+
+
+def not_such(title: str, missing: str) -> str:
+  """Returns, in words, that tensors aren't those of a model."""
+  return f'not {title}: no {missing!r}'
+
+
+def some_names(names: Iterable[str]) -> str:
+  """Returns some of the names of tensors, in words."""
+  return f'its tensors are {", ".join(sorted(names)[:4]) or "none at all"}, ...'
+
+
+def read_own_config(text: object, path: object) -> dict[str, Any]:
+  """Returns the entries of a model config that a file states about itself.
+
+  Args:
+    text: JSON, as `Table.own_config` gives it; None where a file states nothing.
+    path: of the file, for messages.
+
+  Raises:
+    UsageError: it is something else.
+  """
+  if text is None:
+    return {}
+  with files.reading(path, 'a file with a model config'):
+    entries = json.loads(text)
+  if not isinstance(entries, dict):
+    raise UsageError(f'{path}: its model config is not an object')
+  return {'name': None, **entries}

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from small_vits import SQUARE, WIDE, random_params
+from small_vits import SQUARE, WIDE, random_variables
 
 from vit_jax import weights
 from vit_jax.data.preprocess import make_preprocess
 from vit_jax.errors import UsageError
+from vit_jax.models import Preprocessing
+from vit_jax.weights import files
+from vit_jax.weights.table import Table
 
 FILES = {'augreg': 'm.npz', 'huggingface': 'folder', 'timm': 'm.safetensors', 'scenic': 'm.msgpack'}
 IMAGENET = {
@@ -22,45 +25,58 @@ PROCESSOR = 'preprocessor_config.json'
 
 @pytest.mark.parametrize('format', FILES)
 def test_formats_keep_what_is_done_to_images(tmp_path, format):
-  config = SQUARE | {'preprocess': IMAGENET}
-  weights.save(random_params(config), config, tmp_path / FILES[format], format=format)
+  config = SQUARE.replace(preprocess=Preprocessing(**IMAGENET))
+  weights.save(random_variables(config), config, tmp_path / FILES[format], format=format)
   assert weights.load(tmp_path / FILES[format])[1] == config
   its_config = weights.load(tmp_path / FILES[format], preprocess=None)[1]
-  assert its_config['preprocess'] is None
+  assert its_config.preprocess is None
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'std': (0.5, 0.0, 0.5)}, 'preprocess='),
-    ({'std': (float('nan'),)}, 'preprocess='),
-    ({'mean': (float('inf'),)}, 'preprocess='),
-    ({'mean': ()}, 'preprocess='),
-    ({'mean': 0.5}, 'preprocess='),
-    ({'mean': ('0.5',)}, 'preprocess='),
-    ({'crop': 'inception'}, 'preprocess='),
-    ({'crop_fraction': 0}, 'preprocess='),
-    ({'crop_fraction': 1.01}, 'preprocess='),
-    ({'crop_fraction': '0.8'}, 'preprocess='),
-    ({'crop': 'resize'}, 'preprocess='),
-    ({'size': 3}, 'preprocess='),
-    ({'mean': (0.5, 0.5)}, r'preprocess\.mean has 2 values for 3 channels'),
-    ({'std': (0.5,) * 4}, r'preprocess\.std has 4 values for 3 channels'),
+    ({'std': (0.5, 0.0, 0.5)}, r'preprocess\.std: '),
+    ({'std': (float('nan'),)}, r'preprocess\.std: '),
+    ({'mean': (float('inf'),)}, r'preprocess\.mean: '),
+    ({'mean': ()}, r'preprocess\.mean: '),
+    ({'mean': 0.5}, r'preprocess\.mean: '),
+    ({'mean': ('0.5',)}, r'preprocess\.mean: '),
+    ({'crop': 'inception'}, r'preprocess\.crop: '),
+    ({'crop_fraction': 0}, r'preprocess\.crop_fraction: '),
+    ({'crop_fraction': 1.01}, r'preprocess\.crop_fraction: '),
+    ({'crop_fraction': '0.8'}, r'preprocess\.crop_fraction: '),
+    ({'crop': 'resize'}, r'preprocess\.crop_fraction: '),
+    ({'size': 3}, r'preprocess\.size: '),
+    ({'mean': (0.5, 0.5)}, r'preprocess\.mean: 2 values, but images have 3 channels'),
+    ({'std': (0.5,) * 4}, r'preprocess\.std: 4 values, but images have 3 channels'),
   ],
 )
-def test_values_that_it_cannot_have_are_one_line(tmp_path, change, message):
-  config = SQUARE | {'preprocess': IMAGENET | change}
+def test_values_that_it_cannot_have_are_one_line(tmp_path, monkeypatch, change, message):
+  bad, good = IMAGENET | change, tmp_path / 'good.msgpack'
+  weights.save(random_variables(SQUARE), SQUARE, good, format='scenic')
+  own_config = Table.own_config
+  monkeypatch.setattr(
+    Table, 'own_config', lambda self, config: own_config(self, config) | {'preprocess': bad}
+  )
   for format, name in FILES.items():
-    with pytest.raises(UsageError, match=message) as error:
-      weights.save(random_params(SQUARE), config, tmp_path / name, format=format)
+    weights.save(random_variables(SQUARE), SQUARE, tmp_path / name, format=format)
+    if format == 'huggingface':
+      path = tmp_path / name / 'config.json'
+      path.write_text(
+        json.dumps(json.loads(path.read_text()) | {files.CONFIG_KEY: {'preprocess': bad}})
+      )
+    with pytest.raises(UsageError, match=f'^{tmp_path}.*{message}') as error:
+      weights.load(tmp_path / name)
     assert '\n' not in str(error.value)
+  with pytest.raises(UsageError, match=f'^{message}'):
+    weights.load(good, preprocess=bad)
 
 
 def read(folder, config=SQUARE, **processor):
   """What comes of a folder with this preprocessor_config.json."""
-  weights.save(random_params(config), config, folder, format='huggingface')
+  weights.save(random_variables(config), config, folder, format='huggingface')
   (folder / PROCESSOR).write_text(json.dumps(processor))
-  return weights.load(folder)[1]['preprocess']
+  return weights.load(folder)[1].preprocess.to_dict()
 
 
 def test_hugging_face_defaults_may_be_left_out(tmp_path):
@@ -113,9 +129,9 @@ def test_hugging_face_normalisation_in_other_units_is_the_same_here(tmp_path, pr
   [
     ({'rescale_factor': 0}, f"{PROCESSOR}: cannot be read as an image processor's config"),
     ({'rescale_factor': 'x'}, f"{PROCESSOR}: cannot be read as an image processor's config"),
-    ({'image_std': [1, 0, 1]}, rf'{PROCESSOR}: .*preprocess=|ZeroDivision'),
-    ({'image_mean': [0.1, 0.2]}, r'preprocess\.mean has 2 values for 3 channels'),
-    ({'image_mean': []}, 'preprocess='),
+    ({'image_std': [1, 0, 1]}, rf'{PROCESSOR}: std: '),
+    ({'image_mean': [0.1, 0.2]}, r'preprocess\.mean: 2 values, but images have 3 channels'),
+    ({'image_mean': []}, f'{PROCESSOR}: .*image_mean'),
   ],
 )
 def test_hugging_face_values_that_make_no_sense_are_one_line(tmp_path, processor, message):
@@ -128,18 +144,17 @@ def test_hugging_face_values_that_make_no_sense_are_one_line(tmp_path, processor
 
 
 def test_nothing_is_written_where_nothing_is_known(tmp_path):
-  weights.save(random_params(SQUARE), SQUARE, tmp_path, format='huggingface')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path, format='huggingface')
   assert not (tmp_path / PROCESSOR).exists()
-  assert weights.load(tmp_path)[1]['preprocess'] is None
+  assert weights.load(tmp_path)[1].preprocess is None
 
 
 def test_what_hugging_face_has_no_words_for_is_found_again_here(tmp_path):
   preprocess = {'mean': (0.1307,), 'std': (0.3081,), 'crop': 'central', 'crop_fraction': 0.9}
-  weights.save(
-    random_params(WIDE), WIDE | {'preprocess': preprocess}, tmp_path, format='huggingface'
-  )
+  config = WIDE.replace(preprocess=Preprocessing(**preprocess))
+  weights.save(random_variables(WIDE), config, tmp_path, format='huggingface')
   assert not (tmp_path / PROCESSOR).exists()
-  assert weights.load(tmp_path)[1]['preprocess'] == preprocess
+  assert weights.load(tmp_path)[1].preprocess.to_dict() == preprocess
   theirs = json.loads((tmp_path / 'config.json').read_text())
   for own in ([], {'preprocess': {'mean': 'x'}}):
     (tmp_path / 'config.json').write_text(json.dumps(theirs | {'vit_jax': own}))
@@ -149,8 +164,8 @@ def test_what_hugging_face_has_no_words_for_is_found_again_here(tmp_path):
 
 def load_processor(folder, config, preprocess):
   transformers = pytest.importorskip('transformers')
-  config = config | {'preprocess': preprocess}
-  weights.save(random_params(config), config, folder, format='huggingface')
+  config = config.replace(preprocess=Preprocessing(**preprocess))
+  weights.save(random_variables(config), config, folder, format='huggingface')
   return transformers.AutoImageProcessor.from_pretrained(folder)
 
 
@@ -164,7 +179,7 @@ def load_processor(folder, config, preprocess):
 )
 def test_hugging_face_s_processor_gives_the_same_pixels(tmp_path, channels, mean, std, crop):
   """Of an image of another size: the same bicubic resize and crop, and (x / 255 - mean) / std."""
-  config = SQUARE | {'image_size': (28, 28), 'channels': channels}
+  config = SQUARE.replace(image_size=(28, 28), channels=channels)
   processor = load_processor(tmp_path, config, {'mean': mean, 'std': std} | crop)
   for height, width in ((64, 64), (50, 71), (67, 40)):
     image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
@@ -189,7 +204,7 @@ def test_hugging_face_s_vit_processor_reads_it_too(tmp_path):
 
 def test_what_transformers_writes_is_read(tmp_path):
   transformers = pytest.importorskip('transformers')
-  weights.save(random_params(SQUARE), SQUARE, tmp_path, format='huggingface')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path, format='huggingface')
   transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
   expected = {'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.5, 0.5), 'crop': 'resize'}
-  assert weights.load(tmp_path)[1]['preprocess'] == expected
+  assert weights.load(tmp_path)[1].preprocess.to_dict() == expected

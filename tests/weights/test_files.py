@@ -6,10 +6,10 @@ import sys
 import flax
 import numpy as np
 import pytest
-from small_vits import SQUARE, random_params
+from small_vits import SQUARE, assert_same, random_variables
 
 from vit_jax import weights
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.weights import files
 
 FILES = {'augreg': 'm.npz', 'timm': 'm.safetensors', 'scenic': 'm.msgpack'}
@@ -25,7 +25,7 @@ def refused(path, match, **options):
 
 def saved(folder, format):
   path = folder / FILES[format]
-  weights.save(random_params(SQUARE), SQUARE, path, format=format)
+  weights.save(random_variables(SQUARE), SQUARE, path, format=format)
   return path
 
 
@@ -39,7 +39,7 @@ def test_truncated_files(tmp_path, format, share):
 
 
 def test_truncated_hugging_face_folders(tmp_path):
-  weights.save(random_params(SQUARE), SQUARE, tmp_path, format='huggingface')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path, format='huggingface')
   for name in ('model.safetensors', 'config.json'):
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
@@ -53,7 +53,8 @@ def test_truncated_hugging_face_folders(tmp_path):
 def test_a_damaged_array_in_an_archive(tmp_path):
   path = saved(tmp_path, 'augreg')
   data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 0xFF
+  array = np.load(path)['embedding/kernel'].tobytes()
+  data[data.index(array) + len(array) // 2] ^= 0xFF
   path.write_bytes(data)
   refused(path, 'cannot be read as an .npz file')
 
@@ -72,6 +73,16 @@ class Bomb:
 
   def __reduce__(self):
     return open, (str(self.mark), 'w')
+
+
+def test_a_state_dict_by_any_name_where_the_format_is_given(tmp_path):
+  pytest.importorskip('torch')
+  variables = random_variables(SQUARE)
+  weights.save(variables, SQUARE, tmp_path / 'm.pth', format='timm')
+  path = (tmp_path / 'm.pth').rename(tmp_path / 'model_best.pth.tar')
+  assert_same(weights.load(path, format='timm')[0], variables)
+  (tmp_path / 'text.tar').write_text('no weights')
+  refused(tmp_path / 'text.tar', 'cannot be read as tensors saved by PyTorch', format='timm')
 
 
 @pytest.fixture
@@ -101,7 +112,7 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path, bomb, name, saved_by):
 def test_a_pickle_bomb_in_a_hugging_face_folder_does_not_go_off(tmp_path, bomb):
   pytest.importorskip('torch')
   mark, data = bomb
-  weights.save(random_params(SQUARE), SQUARE, tmp_path, format='huggingface')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path, format='huggingface')
   (tmp_path / 'model.safetensors').unlink()
   (tmp_path / 'pytorch_model.bin').write_bytes(data)
   with pytest.raises(UsageError, match=r'pytorch_model\.bin: cannot be read as tensors'):
@@ -206,15 +217,15 @@ def test_paths_that_are_not_there(tmp_path):
 def test_nothing_is_written_under_the_name_of_another_format(tmp_path):
   for format, name in (('timm', 'm.npz'), ('augreg', 'm.pth'), ('huggingface', 'm.safetensors')):
     with pytest.raises(UsageError, match=rf'{name}: .* not {format}$'):
-      weights.save(random_params(SQUARE), SQUARE, tmp_path / name, format=format)
+      weights.save(random_variables(SQUARE), SQUARE, tmp_path / name, format=format)
     assert not (tmp_path / name).exists()
 
 
 def test_files_of_hugging_face_folders_say_what_to_give(tmp_path):
-  weights.save(random_params(SQUARE), SQUARE, tmp_path / 'hf', format='huggingface')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path / 'hf', format='huggingface')
   refused(tmp_path / 'hf' / 'model.safetensors', 'a Hugging Face file; give its folder')
   (tmp_path / 'hf' / 'config.json').write_text('{"architecture": "vit_tiny_patch16_224"}')
-  with pytest.raises(UsageError, match="model_type is None; only 'vit' is read; --from=timm reads"):
+  with pytest.raises(FieldError, match=r"^format: 'huggingface', but .*, which 'timm' reads$"):
     weights.load(tmp_path / 'hf', format='huggingface')
 
 
@@ -223,7 +234,7 @@ def test_without_pytorch_one_line_says_what_to_install(tmp_path, monkeypatch):
   (tmp_path / 'm.pth').write_bytes(b'')
   refused(tmp_path / 'm.pth', r'this kind of file needs PyTorch; pip install torch$')
   with pytest.raises(UsageError, match=r'pip install torch$'):
-    weights.save(random_params(SQUARE), SQUARE, tmp_path / 'n.pth', format='timm')
+    weights.save(random_variables(SQUARE), SQUARE, tmp_path / 'n.pth', format='timm')
 
 
 def test_what_stands_there_stays_until_the_new_file_is_whole(tmp_path, monkeypatch):
@@ -231,7 +242,7 @@ def test_what_stands_there_stays_until_the_new_file_is_whole(tmp_path, monkeypat
   before = path.read_bytes()
   monkeypatch.setattr('pathlib.Path.replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'full')))
   with pytest.raises(UsageError, match=r'cannot be written \(full\)'):
-    weights.save(random_params(SQUARE, 1), SQUARE, path, format='augreg')
+    weights.save(random_variables(SQUARE, 1), SQUARE, path, format='augreg')
   assert path.read_bytes() == before
   with pytest.raises(UsageError, match='only local files'):
-    weights.save(random_params(SQUARE), SQUARE, 'gs://bucket/m.npz', format='augreg')
+    weights.save(random_variables(SQUARE), SQUARE, 'gs://bucket/m.npz', format='augreg')

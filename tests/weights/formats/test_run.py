@@ -6,12 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from accuracies import assert_accuracy
 from conftest import tiny_config
 from small_vits import assert_same, logits, random_images
 
 from vit_jax import weights
 from vit_jax.errors import UsageError
-from vit_jax.models import MODELS
 from vit_jax.train import loop
 
 
@@ -25,7 +25,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_says_all_about_its_model(run):
-  params, config = weights.load(run[0])
+  variables, config = weights.load(run[0])
   assert weights.detect(run[0]) == 'run'
   expected = {
     'name': 'vit',
@@ -41,12 +41,12 @@ def test_a_run_says_all_about_its_model(run):
     'preprocess': {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'},
   }
   assert {name: config[name] for name in expected} == expected
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == run[1]['parameters']
+  assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == run[1]['parameters']
 
 
 def test_what_a_run_says_cannot_be_otherwise(run):
-  assert weights.load(run[0], num_heads=2)[1]['num_heads'] == 2
-  with pytest.raises(UsageError, match=r'^--num_heads: 4, but .* says 2$'):
+  assert weights.load(run[0], num_heads=2)[1].backbone.num_heads == 2
+  with pytest.raises(UsageError, match=r'^num_heads: 4, but .* says 2$'):
     weights.load(run[0], num_heads=4)
 
 
@@ -59,23 +59,23 @@ def test_loading_a_run_is_silent(run, caplog, capfd):
 def test_what_is_loaded_has_the_accuracy_that_was_reported(run):
   from vit_jax.data import load_source
 
-  params, config = weights.load(run[0])
+  variables, config = weights.load(run[0])
   source = load_source('digits', 'test')
   images = np.stack([record['image'] for record in source.read(range(len(source)))])
   labels = [record['label'] for record in source.read(range(len(source)))]
-  guesses = logits(params, config, (images / 255 - 0.5) / 0.5).argmax(-1)
-  assert np.mean(guesses == labels) == pytest.approx(run[1]['final']['test/accuracy'])
+  scores = logits(variables, config, (images / 255 - 0.5) / 0.5)
+  assert_accuracy(run[1]['final']['test/accuracy'], scores, labels)
 
 
 @pytest.mark.parametrize('format', sorted(weights.WRITABLE.keys() - {'torchvision'}))
 def test_a_run_goes_into_every_format_for_vits(run, tmp_path, format):
   name = {'timm': 'm.safetensors', 'augreg': 'm.npz', 'scenic': 'm.msgpack'}.get(format, 'folder')
-  params, config = weights.load(run[0])
-  weights.save(params, config, tmp_path / name, format=format)
+  variables, config = weights.load(run[0])
+  weights.save(variables, config, tmp_path / name, format=format)
   again, its_config = weights.load(tmp_path / name)
-  assert_same(again, params)
+  assert_same(again, variables)
   images = random_images(config)
-  assert np.array_equal(logits(again, its_config, images), logits(params, config, images))
+  assert np.array_equal(logits(again, its_config, images), logits(variables, config, images))
 
 
 def test_a_token_learner_run_loads_too(tmp_path):
@@ -86,11 +86,10 @@ def test_a_token_learner_run_loads_too(tmp_path):
   config.model.tokenizer.num_tokens = 2
   config.update(batch_size=64, num_steps=1)
   loop.train_and_evaluate(config, tmp_path / 'run')
-  params, config = weights.load(tmp_path / 'run')
-  model = MODELS[config['name']].from_config(config)
-  assert model.apply({'params': params}, random_images(config)).shape == (2, 10)
+  variables, config = weights.load(tmp_path / 'run')
+  assert config.model.apply(variables, random_images(config)).shape == (2, 10)
   with pytest.raises(UsageError, match="a model 'token_learner' has no place there"):
-    weights.save(params, config, tmp_path / 'm.npz', format='augreg')
+    weights.save(variables, config, tmp_path / 'm.npz', format='augreg')
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,15 @@ def test_a_token_learner_run_loads_too(tmp_path):
     (lambda run: shutil.rmtree(run / 'checkpoints'), r'checkpoints: no checkpoint yet'),
     (lambda run: (run / 'model.json').write_text('{'), r'model\.json: cannot be read as'),
     (lambda run: change(run, mlp_dim=17), r'tensors that do not fit: 3'),
-    (lambda run: change(run, name='cnn'), r"model name: 'cnn' is not one of"),
+    (lambda run: change(run, name='cnn'), r"model\.json: name: 'cnn' is not one of"),
+    (lambda run: change(run, name=['vit']), r"model\.json: name: \['vit'\] is not one of"),
+    (lambda run: change(run, patches={}), r'model\.json: patches\.size: None is not \(height'),
+    (lambda run: change(run, patches={'size': None}), r'patches\.size: None is not \(height'),
+    (lambda run: change(run, patches={'size': 'x'}), r"patches\.size: 'x' is not \(height"),
+    (lambda run: change(run, num_classes='10'), r"num_classes: '10' is not a whole number"),
+    (lambda run: change(run, num_classes=2.5), r'num_classes: 2\.5 is not a whole number'),
+    (lambda run: change(run, head={'hidden_size': 3}), r'head\.name: None is not one of'),
+    (lambda run: change(run, head=3), r'model\.json: head: 3 is not a dict'),
   ],
 )
 def test_damaged_runs_end_in_one_line(run, tmp_path, damage, message):

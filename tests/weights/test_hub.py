@@ -4,10 +4,11 @@ import json
 
 import huggingface_hub
 import pytest
-from small_vits import SQUARE, assert_same, random_params
+from small_vits import SQUARE, assert_same, random_variables
 
 from vit_jax import weights
 from vit_jax.errors import UsageError
+from vit_jax.models import Preprocessing
 from vit_jax.weights import files
 
 SHARDS = ('model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors')
@@ -16,8 +17,8 @@ INDEX = 'model.safetensors.index.json'
 
 def save_in_shards(folder):
   """Writes a model with every other tensor in either file; returns its parameters."""
-  params = random_params(SQUARE)
-  weights.save(params, SQUARE, folder, format='huggingface')
+  variables = random_variables(SQUARE)
+  weights.save(variables, SQUARE, folder, format='huggingface')
   whole = folder / 'model.safetensors'
   tensors, _ = files.parse_safetensors(whole.read_bytes())
   whole.unlink()
@@ -25,7 +26,7 @@ def save_in_shards(folder):
   for name, part in zip(SHARDS, parts, strict=True):
     (folder / name).write_bytes(files.format_safetensors(part))
   write_index(folder, {n: shard for shard, part in zip(SHARDS, parts, strict=True) for n in part})
-  return params
+  return variables
 
 
 def write_index(folder, weight_map):
@@ -39,15 +40,15 @@ def refused(folder, match):
 
 
 def test_shards_are_read_as_one(tmp_path):
-  params = save_in_shards(tmp_path)
+  variables = save_in_shards(tmp_path)
   loaded, config = weights.load(tmp_path)
   assert config == SQUARE
-  assert_same(loaded, params)
+  assert_same(loaded, variables)
 
 
 def test_a_whole_file_goes_before_an_index(tmp_path):
   save_in_shards(tmp_path)
-  other = random_params(SQUARE, seed=1)
+  other = random_variables(SQUARE, seed=1)
   weights.save(other, SQUARE, tmp_path, format='huggingface')
   assert_same(weights.load(tmp_path)[0], other)
 
@@ -93,9 +94,10 @@ def hub(tmp_path, monkeypatch):
   """A folder that stands for the hub's; what is asked for comes into another, as from the hub."""
   remote, cache = tmp_path / 'remote', tmp_path / 'cache'
   cache.mkdir()
+  remote.mkdir()
 
   def download(name, allow_patterns):
-    assert name in ('some/vit', 'timm/vit')
+    assert name.startswith(('some/', 'timm/'))
     names = [path.name for path in remote.iterdir()]
     for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
       (cache / name).write_bytes((remote / name).read_bytes())
@@ -107,13 +109,13 @@ def hub(tmp_path, monkeypatch):
 
 def test_shards_come_from_the_hub_and_nothing_that_is_not_needed(hub):
   remote, cache = hub
-  params = save_in_shards(remote)
+  variables = save_in_shards(remote)
   for name in ('pytorch_model.bin', 'tf_model.h5', 'optimizer.safetensors'):
     (remote / name).write_bytes(b'large')
   (remote / 'preprocessor_config.json').write_text('{"image_mean": [0.4, 0.5, 0.6]}')
   loaded, config = weights.load('some/vit')
-  assert_same(loaded, params)
-  assert config['preprocess']['mean'] == (0.4, 0.5, 0.6)
+  assert_same(loaded, variables)
+  assert config.preprocess.mean == (0.4, 0.5, 0.6)
   assert {path.name for path in cache.iterdir()} == {
     *SHARDS, INDEX, 'config.json', 'preprocessor_config.json'}  # fmt: skip
 
@@ -121,13 +123,13 @@ def test_shards_come_from_the_hub_and_nothing_that_is_not_needed(hub):
 def test_pickled_weights_come_from_the_hub_where_there_are_no_others(hub):
   torch = pytest.importorskip('torch')
   remote, cache = hub
-  weights.save(random_params(SQUARE), SQUARE, remote, format='huggingface')
+  weights.save(random_variables(SQUARE), SQUARE, remote, format='huggingface')
   whole = remote / 'model.safetensors'
   tensors, _ = files.parse_safetensors(whole.read_bytes())
   torch.save({n: torch.from_numpy(a.copy()) for n, a in tensors.items()},
              remote / 'pytorch_model.bin')  # fmt: skip
   whole.unlink()
-  assert_same(weights.load('hf:some/vit')[0], random_params(SQUARE))
+  assert_same(weights.load('hf:some/vit')[0], random_variables(SQUARE))
   assert {path.name for path in cache.iterdir()} == {'config.json', 'pytorch_model.bin'}
 
 
@@ -149,7 +151,7 @@ TIMM = {
 def save_as_timm_does(folder, config, theirs):
   """Writes the two files that timm puts on the hub; the weights say nothing themselves."""
   folder.mkdir(exist_ok=True)
-  weights.save(random_params(config), config, folder / 'model.safetensors', format='timm')
+  weights.save(random_variables(config), config, folder / 'model.safetensors', format='timm')
   tensors, _ = files.parse_safetensors((folder / 'model.safetensors').read_bytes())
   (folder / 'model.safetensors').write_bytes(files.format_safetensors(tensors))
   (folder / 'config.json').write_text(json.dumps(theirs))
@@ -158,18 +160,18 @@ def save_as_timm_does(folder, config, theirs):
 @pytest.mark.parametrize('path', ['timm/vit', 'hf:timm/vit', 'folder'])
 def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
   pooling = {'classifier': 'gap', 'class_token': True, 'fc_norm': True}
-  config = SQUARE | pooling | {'activation': 'gelu_exact'}
+  config = SQUARE.replace(**pooling, activation='gelu_exact')
   save_as_timm_does(hub[0], config, TIMM)
   path = hub[0] if path == 'folder' else path
   assert weights.detect(path) == 'timm'
-  params, its_config = weights.load(path)
+  variables, its_config = weights.load(path)
   preprocess = {'mean': (0.4, 0.5, 0.6), 'std': (0.1, 0.2, 0.3)}
-  assert its_config == config | {
-    'class_names': ['ant', 'bee', 'fly'],
-    'preprocess': preprocess | {'crop': 'central', 'crop_fraction': 0.9},
-  }
-  assert_same(params, random_params(config))
-  with pytest.raises(UsageError, match=r"^--classifier: 'token', but .* says 'gap'$"):
+  assert its_config == config.replace(
+    class_names=['ant', 'bee', 'fly'],
+    preprocess=Preprocessing(**preprocess, crop='central', crop_fraction=0.9),
+  )
+  assert_same(variables, random_variables(config))
+  with pytest.raises(UsageError, match=r"^classifier: 'token', but .* says 'gap'$"):
     weights.load(path, classifier='token')
 
 
@@ -182,23 +184,23 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
   ],
 )
 def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop, fraction):
-  config = SQUARE | {'activation': 'gelu_exact'}
+  config = SQUARE.replace(activation='gelu_exact')
   theirs = {'architecture': 'vit', 'labels': None} | TIMM['pretrained_cfg'] | changes
   save_as_timm_does(tmp_path / 'm', config, theirs)
   _, its_config = weights.load(tmp_path / 'm', num_heads=2)
-  assert its_config['preprocess']['crop'] == crop
-  assert its_config['preprocess'].get('crop_fraction') == fraction
-  assert its_config['classifier'] == 'token'
+  assert its_config.preprocess.crop == crop
+  assert its_config.preprocess.crop_fraction == fraction
+  assert its_config.backbone.classifier == 'token'
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'global_pool': 'attn'}, r"config\.json: global_pool: 'attn' is not one of token, avg"),
-    ({'model_args': {'num_heads': 'two'}}, r"config\.json: its model config has num_heads='two'"),
+    ({'model_args': {'num_heads': 'two'}}, r"config\.json: num_heads: 'two' is not a whole number"),
     ({'pretrained_cfg': 3}, r"config\.json: cannot be read as timm's config\.json"),
     ({'model_args': {'act_layer': 'silu'}}, r"config\.json: act_layer: 'silu' is not one of gelu"),
-    ({'label_names': ['ant']}, '1 class names for 3 classes'),
+    ({'label_names': ['ant']}, 'class_names: 1 names for 3 classes'),
   ],
 )
 def test_timm_configs_that_say_something_else(tmp_path, changes, message):
@@ -219,22 +221,36 @@ def test_timm_configs_that_say_something_else(tmp_path, changes, message):
 )
 def test_the_activation_of_timm_models(tmp_path, changes, activation):
   save_as_timm_does(tmp_path / 'm', SQUARE, TIMM | {'global_pool': 'token'} | changes)
-  assert weights.load(tmp_path / 'm')[1]['activation'] == activation
+  assert weights.load(tmp_path / 'm')[1].backbone.activation == activation
 
 
 def test_what_a_timm_model_was_made_with_counts_before_what_it_came_from(tmp_path):
-  config = SQUARE | {'image_size': (12, 8), 'channels': 1}
+  config = SQUARE.replace(image_size=(12, 8), channels=1)
   made_with = {'num_heads': 2, 'img_size': [12, 8], 'in_chans': 1}
   save_as_timm_does(
     tmp_path / 'm', config, TIMM | {'global_pool': 'token', 'model_args': made_with}
   )
   _, its_config = weights.load(tmp_path / 'm')
-  assert (its_config['image_size'], its_config['preprocess']) == ((12, 8), None)
+  assert (its_config.image_size, its_config.preprocess) == ((12, 8), None)
 
 
 @pytest.mark.parametrize('name', ['checkpoint_x', 'vit.npz', 'vit.bin', 'vit'])
-def test_names_on_the_hub_may_look_like_files(name):
+def test_names_on_the_hub_may_look_like_files(hub, name):
+  (hub[0] / 'config.json').write_text('{"model_type": "vit"}')
   assert weights.detect(f'hf:some/{name}') == 'huggingface'
+
+
+def test_config_json_tells_whose_a_name_on_the_hub_is(hub):
+  remote, cache = hub
+  (remote / 'model.safetensors').write_bytes(b'large')
+  (remote / 'config.json').write_text('{"architecture": "vit_tiny_patch16_224"}')
+  assert weights.detect('some/model') == 'timm'
+  assert {path.name for path in cache.iterdir()} == {'config.json'}
+  (remote / 'config.json').write_text('{"model_type": "deit"}')
+  with pytest.raises(
+    UsageError, match=r"config\.json: model_type is 'deit', architecture is None; "
+  ):
+    weights.detect('timm/model')
 
 
 @pytest.mark.parametrize('name', ['hf.pt', 'm.npz', 'checkpoint_3', 'with_others'])

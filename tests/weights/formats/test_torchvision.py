@@ -1,52 +1,52 @@
 """torchvision's files: every bit kept, what the file says, and what is refused, without PyTorch."""
 
-import flax
+import json
+
 import numpy as np
 import pytest
-from small_vits import SQUARE, assert_same, random_params
+from small_vits import SQUARE, assert_same, random_variables
 
 from vit_jax import weights
 from vit_jax.errors import UsageError
-from vit_jax.weights import files, model_config
+from vit_jax.models import ModelConfig
+from vit_jax.weights import files
 from vit_jax.weights.adapt import adapt
 
-CONFIG = {
-  'name': 'resnet18',
-  'num_filters': 2,
-  'num_classes': 3,
-  'channels': 3,
-  'image_size': (224, 224),
-  'class_names': None,
-  'preprocess': {
-    'mean': (0.485, 0.456, 0.406),
-    'std': (0.229, 0.224, 0.225),
-    'crop': 'central',
-    'crop_fraction': 0.875,
-  },
-}
-GREY = CONFIG | {
-  'name': 'resnet34',
-  'channels': 1,
-  'image_size': (48, 32),
-  'class_names': ['cat', 'dög', 'cat'],
-  'preprocess': {'mean': (0.4567,), 'std': (0.3,), 'crop': 'resize'},
-}
+CONFIG = ModelConfig.from_dict(
+  {
+    'name': 'resnet18',
+    'num_filters': 2,
+    'num_classes': 3,
+    'image_size': (224, 224),
+    'preprocess': {
+      'mean': (0.485, 0.456, 0.406),
+      'std': (0.229, 0.224, 0.225),
+      'crop': 'central',
+      'crop_fraction': 0.875,
+    },
+  }
+)
+GREY = ModelConfig.from_dict(
+  CONFIG.to_dict()
+  | {
+    'name': 'resnet34',
+    'channels': 1,
+    'image_size': (48, 32),
+    'class_names': ['cat', 'dög', 'cat'],
+    'preprocess': {'mean': (0.4567,), 'std': (0.3,), 'crop': 'resize'},
+  }
+)
 MODELS = {
   'rgb': CONFIG,
   'grey': GREY,
-  'without a head': CONFIG | {'num_classes': 0, 'preprocess': None},
+  'without a head': CONFIG.replace(num_classes=0, preprocess=None),
 }
-
-
-def random_resnet(config, seed=0):
-  """A tree of this config, normally distributed, statistics too."""
-  return random_params(config, seed)
 
 
 def saved(folder, config=CONFIG, **changes):
   """Path of a file whose tensors are changed; None leaves one out."""
   path = folder / 'm.safetensors'
-  weights.save(random_resnet(config), config, path, format='torchvision')
+  weights.save(random_variables(config), config, path, format='torchvision')
   tensors, metadata = files.parse_safetensors(path.read_bytes())
   tensors = {n: t for n, t in (tensors | changes).items() if t is not None}
   path.write_bytes(files.format_safetensors(tensors, **metadata))
@@ -56,15 +56,15 @@ def saved(folder, config=CONFIG, **changes):
 @pytest.mark.parametrize('model', MODELS)
 def test_every_bit_and_word_is_kept(tmp_path, model):
   config, path = MODELS[model], tmp_path / 'm.safetensors'
-  params = random_resnet(config)
-  assert set(params['batch_stats']['layer4_0']['downsample_bn']) == {'mean', 'var'}
+  variables = random_variables(config)
+  assert set(variables['batch_stats']['layer4_0']['downsample_bn']) == {'mean', 'var'}
   for _ in range(2):
-    weights.save(params, config, path, format='torchvision')
+    weights.save(variables, config, path, format='torchvision')
     assert weights.detect(path) == 'torchvision'
     loaded, its_config = weights.load(path)
     assert its_config == config
-    assert_same(loaded, params)
-    params, config = loaded, its_config
+    assert_same(loaded, variables)
+    variables, config = loaded, its_config
 
 
 def test_a_bare_state_dict_is_one_of_imagenet(tmp_path):
@@ -75,13 +75,15 @@ def test_a_bare_state_dict_is_one_of_imagenet(tmp_path):
   bare = {name: tensors[name] for name in tensors.keys() - counters}  # as very old files
   path.write_bytes(files.format_safetensors(bare))
   assert weights.load(path)[1] == CONFIG
-  assert weights.load(path, image_size=(64, 96))[1] == CONFIG | {'image_size': (64, 96)}
+  assert weights.load(path, image_size=(64, 96))[1] == CONFIG.replace(image_size=(64, 96))
 
 
 def test_the_name_of_a_file_is_not_what_tells(tmp_path):
-  weights.save(random_params(SQUARE), SQUARE, tmp_path / 'vit.safetensors', format='timm')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path / 'vit.safetensors', format='timm')
   assert weights.detect(tmp_path / 'vit.safetensors') == 'timm'
-  with pytest.raises(UsageError, match=r"not torchvision's ResNet: no 'conv1\.weight'"):
+  with pytest.raises(
+    UsageError, match=r"not torchvision's ResNet: no 'conv1\.weight'; its tensors"
+  ):
     weights.load(tmp_path / 'vit.safetensors', format='torchvision')
   with pytest.raises(UsageError, match=r"not timm's VisionTransformer"):
     weights.load(saved(tmp_path), format='timm')
@@ -96,7 +98,10 @@ def test_the_name_of_a_file_is_not_what_tells(tmp_path):
     ({'fc.bias': np.zeros(4, np.float32)}, r'misshapen +fc\.weight'),
     ({'layer1.2.conv1.weight': np.zeros((2, 2, 3, 3), np.float32)}, r'of 3-2-2-2 basic blocks'),
     ({'layer1.0.conv3.weight': np.zeros(1, np.float32)}, r'of 2-2-2-2 bottleneck blocks is none'),
-    ({'conv1.weight': np.zeros(3, np.float32)}, r'cannot be read as a ResNet'),
+    (
+      {'conv1.weight': np.zeros(3, np.float32)},
+      r'ResNet: conv1\.weight has the shape \(3,\)',
+    ),
     ({'conv1.bias': np.zeros(2, np.float32)}, r'unexpected +conv1\.bias'),
   ],
 )
@@ -106,17 +111,21 @@ def test_tensors_that_do_not_fit(tmp_path, changes, message):
 
 
 def test_options_and_models_that_have_no_place(tmp_path):
-  with pytest.raises(UsageError, match=r'^--num_heads: 3, but .*m\.safetensors is a ResNet'):
+  with pytest.raises(
+    UsageError, match=r"^num_heads: 3, but .*m\.safetensors is torchvision's ResNet"
+  ):
     weights.load(saved(tmp_path), num_heads=3)
-  with pytest.raises(UsageError, match="a model 'vit' has no place there; resnet18 and resnet34"):
-    weights.save(random_params(SQUARE), SQUARE, tmp_path / 'n.pth', format='torchvision')
-  localizer = CONFIG | {'head': {'name': 'localization'}}
+  with pytest.raises(
+    UsageError, match="a model 'vit' has no place there; 'resnet18' and 'resnet34' have"
+  ):
+    weights.save(random_variables(SQUARE), SQUARE, tmp_path / 'n.pth', format='torchvision')
+  localizer = ModelConfig.from_dict(CONFIG.to_dict() | {'head': {'name': 'localization'}})
   with pytest.raises(UsageError, match='a model for localization has no place there'):
-    weights.save(random_resnet(CONFIG), localizer, tmp_path / 'n.pth', format='torchvision')
+    weights.save(random_variables(CONFIG), localizer, tmp_path / 'n.pth', format='torchvision')
   for format in weights.WRITABLE.keys() - {'torchvision'}:
     with pytest.raises(UsageError, match="a model 'resnet18' has no place there"):
-      weights.save(random_resnet(CONFIG), CONFIG, tmp_path / 'n', format=format)
-  text = model_config.to_json(SQUARE)
+      weights.save(random_variables(CONFIG), CONFIG, tmp_path / 'n', format=format)
+  text = json.dumps({'name': 'vit', 'num_heads': 2})
   tensors, _ = files.parse_safetensors(saved(tmp_path).read_bytes())
   data = files.format_safetensors(tensors, **{files.CONFIG_KEY: text})
   (tmp_path / 'm.safetensors').write_bytes(data)
@@ -124,19 +133,14 @@ def test_options_and_models_that_have_no_place(tmp_path):
     weights.load(tmp_path / 'm.safetensors')
 
 
-def shapes_of(params):
-  flat = flax.traverse_util.flatten_dict(params, sep='/')
-  return {name: leaf.shape for name, leaf in flat.items()}
-
-
 def test_other_classes_mean_a_new_head_and_all_else_stays():
-  params, target = random_resnet(CONFIG), CONFIG | {'num_classes': 7}
-  fitted, notes = adapt(params, CONFIG, shapes_of(random_resnet(target)), target, 'm.pth')
+  variables, target = random_variables(CONFIG), CONFIG.replace(num_classes=7)
+  fitted, notes = adapt(variables, CONFIG, target, 'm.pth')
   assert notes == ['head: new, 7 classes']
-  assert_same(fitted, {n: leaf for n, leaf in params.items() if n != 'output_projection'})
-  fitted, notes = adapt(params, CONFIG, shapes_of(params), CONFIG, 'm.pth')
+  params = {n: tree for n, tree in variables['params'].items() if n != 'output_projection'}
+  assert_same(fitted, variables | {'params': params})
+  fitted, notes = adapt(variables, CONFIG, CONFIG, 'm.pth')
   assert not notes
-  assert_same(fitted, params)
-  grey = CONFIG | {'channels': 1}
+  assert_same(fitted, variables)
   with pytest.raises(UsageError, match=r'misshapen +conv1/kernel +7x7x3x2 +7x7x1x2'):
-    adapt(params, CONFIG, shapes_of(random_resnet(grey)), grey, 'm.pth')
+    adapt(variables, CONFIG, CONFIG.replace(channels=1, preprocess=None), 'm.pth')

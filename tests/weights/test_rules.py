@@ -1,62 +1,46 @@
 """Layouts against NumPy's own words, and the table of what doesn't fit."""
 
-import flax
-import jax
 import numpy as np
 import pytest
+from small_vits import SQUARE
 
 from vit_jax.errors import UsageError
-from vit_jax.models.vit import ViT
-from vit_jax.weights import model_config, table
+from vit_jax.weights import rules
 
-CONFIG = {
-  'name': 'vit',
-  'hidden_size': 8,
-  'mlp_dim': 12,
-  'num_layers': 2,
-  'num_heads': 2,
-  'patches': {'size': (4, 2)},
-  'classifier': 'token',
-  'num_classes': 3,
-  'channels': 3,
-  'image_size': (8, 6),
-}
+CONFIG = SQUARE.replace(patches={'size': (4, 2)}).replace(image_size=(8, 6))
 
 
 @pytest.fixture(scope='module')
-def params():
+def shapes():
+  return CONFIG.variable_shapes()
+
+
+@pytest.fixture(scope='module')
+def arrays(shapes):
   rng = np.random.default_rng(0)
-  shapes = model_config.parameter_shapes(CONFIG)
   return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 @pytest.fixture
-def rules(params):
-  return [table.Rule((name,), name) for name in params]
-
-
-def test_shapes_are_those_that_init_gives():
-  images = jax.ShapeDtypeStruct((1, *CONFIG['image_size'], 3), np.float32)
-  variables = jax.eval_shape(ViT.from_config(CONFIG).init, jax.random.key(0), images)
-  flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
-  assert model_config.parameter_shapes(CONFIG) == {name: a.shape for name, a in flat.items()}
+def same_names(shapes):
+  return [rules.Rule((name,), name) for name in shapes]
 
 
 def test_a_linear_layer_with_heads_computes_the_same():
   rng = np.random.default_rng(0)
   x, weight, bias = rng.normal(size=(5, 8)), rng.normal(size=(8, 8)), rng.normal(size=8)
-  (_, _, to_kernel), (_, _, to_bias) = table.TO_HEADS
+  (_, _, to_kernel), (_, _, to_bias) = rules.TO_HEADS
   kernel, split_bias = to_kernel.to_ours(weight, (8, 2, 4)), to_bias.to_ours(bias, (2, 4))
   ours = np.einsum('nd,dhk->nhk', x, kernel) + split_bias
   np.testing.assert_allclose(ours.reshape(5, 8), x @ weight.T + bias, rtol=1e-12)
-  out = table.FROM_HEADS[0][2].to_ours(weight, (2, 4, 8))
+  out = rules.FROM_HEADS[0][2].to_ours(weight, (2, 4, 8))
   np.testing.assert_allclose(np.einsum('nhk,hkd->nd', x.reshape(5, 2, 4), out), x @ weight.T)
 
 
 def test_a_patch_kernel_computes_the_same():
   rng = np.random.default_rng(0)
   patch, weight = rng.normal(size=(4, 2, 3)), rng.normal(size=(8, 3, 4, 2))
-  kernel = table.CONV[0][2].to_ours(weight, (4, 2, 3, 8))
+  kernel = rules.CONV[0][2].to_ours(weight, (4, 2, 3, 8))
   expected = np.einsum('hwc,ochw->o', patch, weight)
   np.testing.assert_allclose(np.einsum('hwc,hwco->o', patch, kernel), expected)
 
@@ -64,11 +48,11 @@ def test_a_patch_kernel_computes_the_same():
 @pytest.mark.parametrize(
   ('layout', 'ours', 'theirs'),
   [
-    (table.CONV[0][2], (4, 2, 3, 8), (8, 3, 4, 2)),
-    (table.TO_HEADS[0][2], (8, 2, 4), (8, 8)),
-    (table.TO_HEADS[1][2], (2, 4), (8,)),
-    (table.FROM_HEADS[0][2], (2, 4, 6), (6, 8)),
-    (table.DENSE[0][2], (8, 12), (12, 8)),
+    (rules.CONV[0][2], (4, 2, 3, 8), (8, 3, 4, 2)),
+    (rules.TO_HEADS[0][2], (8, 2, 4), (8, 8)),
+    (rules.TO_HEADS[1][2], (2, 4), (8,)),
+    (rules.FROM_HEADS[0][2], (2, 4, 6), (6, 8)),
+    (rules.DENSE[0][2], (8, 12), (12, 8)),
   ],
 )
 def test_layouts_know_the_shape_there_and_come_back(layout, ours, theirs):
@@ -79,7 +63,7 @@ def test_layouts_know_the_shape_there_and_come_back(layout, ours, theirs):
 
 
 def test_fused_tensors_are_equal_parts():
-  rule = table.Rule(('q', 'k', 'v'), 'qkv', table.TO_HEADS[0][2])
+  rule = rules.Rule(('q', 'k', 'v'), 'qkv', rules.TO_HEADS[0][2])
   shapes = dict.fromkeys('qkv', (8, 2, 4))
   tensor = np.random.default_rng(0).normal(size=rule.their_shape(shapes))
   assert tensor.shape == (24, 8)
@@ -88,8 +72,8 @@ def test_fused_tensors_are_equal_parts():
   np.testing.assert_array_equal(rule.to_theirs(parts), tensor)
 
 
-def spoil(params):
-  spoilt = dict(params)
+def spoil(arrays):
+  spoilt = dict(arrays)
   del spoilt['cls']
   spoilt['extra'] = np.zeros((2, 3), np.float32)
   spoilt['output_projection/kernel'] = np.zeros((8, 4), np.float32)
@@ -97,11 +81,11 @@ def spoil(params):
   return spoilt
 
 
-def test_everything_that_does_not_fit_is_in_one_table(params, rules):
+def test_everything_that_does_not_fit_is_in_one_table(shapes, arrays, same_names):
   with pytest.raises(UsageError) as error:
-    table.to_ours(spoil(params), rules, CONFIG, 'a.npz', None)
+    rules.to_ours(spoil(arrays), same_names, shapes, 'a.npz', None)
   title, header, *rows = str(error.value).splitlines()
-  assert title.startswith('a.npz: tensors that do not fit: 4; --allow=REGEX')
+  assert title.startswith('a.npz: tensors that do not fit: 4; allow=REGEX')
   assert header.split() == ['tensor', 'found', 'expected']
   assert [row.split() for row in rows] == [
     ['missing', 'cls', '1x1x8'],
@@ -111,28 +95,30 @@ def test_everything_that_does_not_fit_is_in_one_table(params, rules):
   ]
 
 
-def test_allow_lets_named_ones_through_and_no_others(params, rules):
+def test_allow_lets_named_ones_through_and_no_others(shapes, arrays, same_names):
   allow = 'cls|extra|output_projection/.*'
-  tree = table.to_ours(spoil(params), rules, CONFIG, 'a.npz', allow)
-  kept = {n for n in params if n != 'cls' and not n.startswith('output_projection')}
-  assert table.flatten(tree).keys() == kept
+  tree = rules.to_ours(spoil(arrays), same_names, shapes, 'a.npz', allow)
+  kept = {n for n in arrays if n != 'cls' and not n.startswith('output_projection')}
+  assert rules.flatten(tree).keys() == kept
   with pytest.raises(UsageError, match='tensors that do not fit: 1') as error:
-    table.to_ours(spoil(params), rules, CONFIG, 'a.npz', 'cls|ext|output_projection/.*')
+    rules.to_ours(spoil(arrays), same_names, shapes, 'a.npz', 'cls|ext|output_projection/.*')
   assert 'unexpected' in str(error.value)
 
 
-def test_parameters_without_a_place_are_refused_in_a_table(params, rules):
-  without_head = [rule for rule in rules if not rule.theirs.startswith('output_projection')]
-  tree = {'more': {'kernel': np.zeros(1)}, **params}
+def test_parameters_without_a_place_are_refused_in_a_table(shapes, arrays, same_names):
+  without_head = [rule for rule in same_names if not rule.theirs.startswith('output_projection')]
+  variables = {'params': {'more': {'kernel': np.zeros(1)}, **arrays}}
   with pytest.raises(UsageError, match='tensors that do not fit: 3'):
-    table.to_theirs(tree, without_head, CONFIG, 'b', None)
-  allowed = table.to_theirs(tree, without_head, CONFIG, 'b', 'more/kernel|output_projection/.*')
-  assert len(allowed) == len(params) - 2
+    rules.to_theirs(variables, without_head, shapes, 'b', None)
+  allowed = rules.to_theirs(
+    variables, without_head, shapes, 'b', 'more/kernel|output_projection/.*'
+  )
+  assert len(allowed) == len(arrays) - 2
 
 
-def test_half_precision_is_widened_without_loss(params, rules):
-  half = {name: array.astype(np.float16) for name, array in params.items()}
-  flat = table.flatten(table.to_ours(half, rules, CONFIG, 'a', None))
+def test_half_precision_is_widened_without_loss(shapes, arrays, same_names):
+  half = {name: array.astype(np.float16) for name, array in arrays.items()}
+  flat = rules.flatten(rules.to_ours(half, same_names, shapes, 'a', None))
   for name, array in flat.items():
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, half[name])

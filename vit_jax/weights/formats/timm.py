@@ -1,0 +1,117 @@
+"""timm's models: state dicts, .safetensors or .pth, and folders or names on Hugging Face's hub.
+
+github.com/huggingface/pytorch-image-models. On the hub, most of what the tensors don't tell is in
+config.json; interpolation isn't taken over, which is bicubic here. What `write` writes has it in
+the file's metadata.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.errors import UsageError
+from vit_jax.models import ModelConfig
+from vit_jax.weights import files, hub, state_dicts
+from vit_jax.weights.table import Source, Table
+
+SUFFIXES = state_dicts.SUFFIXES
+ON_HUB = True
+
+
+def holds(path: str) -> bool:
+  """Whether it is a state dict or a folder with config.json."""
+  return state_dicts.holds(path) or hub.is_folder(path)
+
+
+def read(path: str | os.PathLike) -> Source:
+  """Returns what is in a file, or in a folder or under a name on the hub."""
+  return state_dicts.read(path)
+
+
+def write(
+  path: str | os.PathLike, tensors: files.Tensors, config: ModelConfig, table: Table
+) -> None:
+  """Writes a state dict, .safetensors or .pth."""
+  own = json.dumps(table.own_config(config))
+  if files.is_safetensors(path):
+    data = files.format_safetensors(tensors, **{files.CONFIG_KEY: own})
+  else:
+    data = files.format_torch({'state_dict': tensors, files.CONFIG_KEY: own}, path)
+  files.write(path, data)
+
+
+class TimmTable(Table):
+  """A backbone in timm; config.json has what is done to images, and how the model was made."""
+
+  format = 'timm'
+
+  def owns_config(self, config: Mapping[str, Any]) -> bool:
+    """Whether it is timm's: the tensors tell whose model it is."""
+    return 'architecture' in config
+
+  def read_config(self, source: Source) -> dict[str, Any]:
+    """Returns what config.json states of images and classes."""
+    if source.their_config is None:
+      return {}
+    config, entries = source.their_config, {}
+    cfg, made_with = pretrained_cfg(source), model_args(source)
+    channels, *size = _list(cfg, 'input_size', source) or (3,)
+    size = made_with.get('img_size', size)
+    if size:
+      entries['image_size'] = (size, size) if isinstance(size, int) else size
+    if isinstance(names := config.get('label_names', cfg.get('label_names')), list):
+      entries['class_names'] = names
+    if 'mean' in cfg and 'std' in cfg and made_with.get('in_chans', channels) == channels:
+      entries['preprocess'] = {'mean': cfg['mean'], 'std': cfg['std'], 'crop': 'resize'}
+      if cfg.get('crop_mode') != 'squash':
+        fraction = {'crop_fraction': cfg['crop_pct']} if 'crop_pct' in cfg else {}
+        entries['preprocess'] |= {'crop': 'central', **fraction}
+    return entries
+
+
+def pretrained_cfg(source: Source) -> Mapping[str, Any]:
+  """Returns what config.json states of the pretrained model; older ones have it all in one."""
+  return _dict(source.their_config.get('pretrained_cfg', source.their_config), source)
+
+
+def model_args(source: Source) -> Mapping[str, Any]:
+  """Returns the arguments that, by config.json, the model was made with."""
+  return _dict((source.their_config or {}).get('model_args', {}), source)
+
+
+def choice(source: Source, name: str, value: Any, allowed: Mapping[str, str]) -> str:
+  """Returns a value of config.json as it is called here.
+
+  Args:
+    source: with a config.json.
+    name: of the value, for messages.
+    value: in it.
+    allowed: value there -> value here.
+
+  Raises:
+    UsageError: it is another value.
+  """
+  if not isinstance(value, str) or value not in allowed:
+    raise UsageError(
+      f'{source.metadata_path}: {name}: {value!r} is not one of {", ".join(allowed)}'
+    )
+  return allowed[value]
+
+
+def _dict(value: Any, source: Source) -> Mapping[str, Any]:
+  if not isinstance(value, dict):
+    raise _unreadable(value, source)
+  return value
+
+
+def _list(cfg: Mapping[str, Any], name: str, source: Source) -> list[Any]:
+  if not isinstance(cfg.get(name, []), list):
+    raise _unreadable(cfg[name], source)
+  return cfg.get(name, [])
+
+
+def _unreadable(value: Any, source: Source) -> UsageError:
+  return UsageError(
+    f"{source.metadata_path}: cannot be read as timm's config.json ({value!r} is of another type)"
+  )
