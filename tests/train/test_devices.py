@@ -41,8 +41,15 @@ def assert_same_losses(workdir, expected):
   losses = column(workdir, 'train/loss')
   assert len(losses) == 20
   np.testing.assert_allclose(losses, column(expected, 'train/loss'), rtol=1e-4)
-  for name in ('test/loss', 'test/accuracy'):
-    np.testing.assert_allclose(column(workdir, name), column(expected, name), rtol=1e-4)
+  assert_same_evaluation(workdir, expected)
+
+
+def assert_same_evaluation(workdir, expected):
+  test_loss, accuracy = 'test/loss', 'test/accuracy'
+  np.testing.assert_allclose(column(workdir, test_loss), column(expected, test_loss), rtol=1e-4)
+  # Of the 360 images two may be so close to a tie that other roundings settle them otherwise.
+  images = 360 * (column(workdir, accuracy) - column(expected, accuracy))
+  np.testing.assert_allclose(images, 0, atol=2.1)
 
 
 @pytest.mark.parametrize('resident', ['yes', 'no'])
@@ -91,8 +98,7 @@ def test_processes_dispatch_the_same_steps_and_resume_together(one_device, tmp_p
   (tmp_path / 'results.json').unlink()
   outputs = run_two_processes(*several)
   assert 'going on after step 13' in outputs[0]
-  for name in ('test/loss', 'test/accuracy'):
-    np.testing.assert_allclose(column(tmp_path, name), column(one_device, name), rtol=1e-4)
+  assert_same_evaluation(tmp_path, one_device)
 
 
 def test_two_processes_start_from_the_weights_of_a_run_and_stream(one_device, train, tmp_path):

@@ -8,7 +8,10 @@ import pytest
 from flax import traverse_util
 
 from configs.common import get_config
+from vit_jax import models
 from vit_jax.errors import UsageError
+from vit_jax.models.backbone import Backbone
+from vit_jax.models.vit import ViT
 from vit_jax.train.optimizers import learning_rate_factors, make_optimizer
 from vit_jax.train.partition import merge, split
 
@@ -40,9 +43,17 @@ NOT_DECAYED = (
 )
 
 
+def make_model(num_layers):
+  fields = models.default_config('token_learner').to_dict() | {'num_layers': num_layers}
+  return models.build(fields, num_classes=3)
+
+
+MODEL = make_model(11)
+
+
 def make_config(**optimizer):
-  config = get_config()
-  config.optimizer.update(optimizer)
+  config = get_config('vit')
+  config.optimizer.update({'no_decay': ViT.NO_DECAY, **optimizer})
   return config
 
 
@@ -59,9 +70,9 @@ def random_params(paths=DECAYED + NOT_DECAYED, seed=0):
   return unflatten({path: rng.normal(size=(2, 3)).astype(np.float32) for path in paths})
 
 
-def train(config, params, gradients, schedule=lambda step: 0.1):
+def train(config, params, gradients, schedule=lambda step: 0.1, model=MODEL):
   """Returns the parameters after each step, flat, and the last state."""
-  tx = make_optimizer(config, params, schedule)
+  tx = make_optimizer(config, model, params, schedule)
   trainable, frozen = split(config.freeze, params)
   state = tx.init(trainable)
   trajectory = []
@@ -259,7 +270,7 @@ def test_shapes_stand_for_parameters():
   config = make_config(weight_decay=0.1, layer_decay=0.5)
   params = random_params()
   shapes = jax.eval_shape(lambda: params)
-  optimizers = [make_optimizer(config, p, lambda step: 0.1) for p in (params, shapes)]
+  optimizers = [make_optimizer(config, MODEL, p, lambda step: 0.1) for p in (params, shapes)]
   updates = [tx.update(params, tx.init(params), params) for tx in optimizers]
   jax.tree.map(np.testing.assert_array_equal, *updates)
 
@@ -281,15 +292,15 @@ BELOW_HEAD = {
 
 
 def test_learning_rates_fall_with_each_layer_below_the_head():
-  factors = learning_rate_factors(random_params(), layer_decay=0.5)
+  factors = learning_rate_factors(MODEL, random_params(), layer_decay=0.5)
   assert factors == {path: 0.5 ** BELOW_HEAD.get(path, 0) for path in DECAYED + NOT_DECAYED}
 
 
 def test_the_head_is_the_last_layer_alone():
   params = random_params(('cls', 'pre_logits/kernel', *DECAYED))
-  factors = learning_rate_factors(params, head_lr_factor=10.0)
+  factors = learning_rate_factors(MODEL, params, head_lr_factor=10.0)
   assert {p for p, factor in factors.items() if factor != 1} == {'output_projection/kernel'}
-  both = learning_rate_factors(params, layer_decay=0.5, head_lr_factor=10.0)
+  both = learning_rate_factors(MODEL, params, layer_decay=0.5, head_lr_factor=10.0)
   assert both['output_projection/kernel'] == factors['output_projection/kernel'] == 10
   assert both['pre_logits/kernel'] == 1
   assert both['cls'] == 0.5**12
@@ -314,7 +325,9 @@ def test_layers_learn_at_their_own_rates(reference, freeze):
   config.freeze = freeze
   params = random_params(tuple(LAYERS))
   gradients = [random_params(tuple(LAYERS), seed) for seed in (1, 2, 3)]
-  trajectory, _ = train(config, params, gradients, lambda step: 0.1 / (1 + step))
+  trajectory, _ = train(
+    config, params, gradients, lambda step: 0.1 / (1 + step), make_model(num_layers=2)
+  )
   for path, p in flatten(params).items():
     if path.startswith(freeze or '-'):
       assert trajectory[-1][path].tobytes() == p.tobytes()
@@ -336,7 +349,7 @@ def test_layers_learn_as_parameter_groups_of_pytorch(name):
   config.optimizer.update(layer_decay=0.5, head_lr_factor=3.0)
   params = random_params(tuple(LAYERS))
   gradients = [random_params(tuple(LAYERS), seed) for seed in (1, 2, 3, 4)]
-  trajectory, _ = train(config, params, gradients)
+  trajectory, _ = train(config, params, gradients, model=make_model(num_layers=2))
   theirs = {path: torch.nn.Parameter(torch.tensor(p)) for path, p in flatten(params).items()}
   groups = [{'params': [p], 'lr': 0.1 * LAYERS[path]} for path, p in theirs.items()]
   optimizer = getattr(torch.optim, name)(groups, weight_decay=0.3, **options)
@@ -360,21 +373,21 @@ def test_one_rate_for_all_adds_nothing_to_the_state():
 @pytest.mark.parametrize(
   ('optimizer', 'message'),
   [
-    ({'layer_decay': 0.9}, 'layer_decay: 0.9 needs a model with Transformer/encoderblock_N'),
-    ({'head_lr_factor': 2.0}, 'head_lr_factor: 2.0 needs a model with output_projection'),
+    ({'layer_decay': 0.9}, 'layer_decay: 0.9 needs a model whose layers are counted'),
+    ({'head_lr_factor': 2.0}, 'head_lr_factor: 2.0 needs a model with a head'),
   ],
 )
 def test_a_rate_for_layers_that_are_not_there_is_refused(optimizer, message):
   params = random_params(('stages_0/Dense_0/kernel', 'Transformer/encoder_norm/scale', 'head/bias'))
   with pytest.raises(UsageError, match=f'^config.optimizer.{message}; 1.0 is off$'):
-    make_optimizer(make_config(**optimizer), params, lambda step: 0.1)
-  make_optimizer(make_config(), params, lambda step: 0.1)
+    make_optimizer(make_config(**optimizer), Backbone(), params, lambda step: 0.1)
+  make_optimizer(make_config(), Backbone(), params, lambda step: 0.1)
 
 
 def test_zero_turns_an_option_of_another_optimizer_off():
-  tx = make_optimizer(make_config(name='adamw', momentum=0.0), random_params(), lambda step: 0.1)
-  expected = make_optimizer(make_config(name='adamw'), random_params(), lambda step: 0.1)
+  configs = make_config(name='adamw', momentum=0.0), make_config(name='adamw')
   params = random_params()
+  tx, expected = (make_optimizer(c, MODEL, params, lambda step: 0.1) for c in configs)
   updates = [t.update(params, t.init(params), params)[0] for t in (tx, expected)]
   jax.tree.map(np.testing.assert_array_equal, *updates)
 
@@ -423,7 +436,7 @@ def test_zero_turns_an_option_of_another_optimizer_off():
   ],
 )
 def test_mistakes(fields, message):
-  config = get_config()
+  config = make_config()
   config.update_from_flattened_dict(fields)
   with pytest.raises(UsageError, match=f'^{message}$'):
-    make_optimizer(config, random_params(), lambda step: 0.1)
+    make_optimizer(config, MODEL, random_params(), lambda step: 0.1)

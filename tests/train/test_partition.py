@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from vit_jax.checkpoints import Checkpointer
+from vit_jax import models
 from vit_jax.errors import UsageError
-from vit_jax.models import build_model
+from vit_jax.run.checkpoints import Checkpointer
 from vit_jax.train import step as steps
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
@@ -89,7 +89,7 @@ def test_linear_probing_trains_the_head_alone(name):
 
   config = {'vit': vit, 'token_learner': token_learner}[name].get_config('Ti/4,digits')
   config.model.update(hidden_size=8, mlp_dim=8, num_layers=2, num_heads=2, representation_size=4)
-  model = build_model(config.model, 10, jnp.float32)
+  model = models.build(config.model, num_classes=10)
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))['params']
   assert len(paths_of(shapes)) > 30
   assert paths_of(split((ALL_BUT_HEAD,), shapes)[0]) == HEAD
@@ -152,7 +152,10 @@ def test_training_neither_moves_nor_tracks_what_is_frozen(tmp_path, freeze, mome
     new = flatten(new) if new is not None else {}
     for path, p in (flatten(old) if old is not None else {}).items():
       same = p.tobytes() == new[path].tobytes()
-      assert same == (path in paths_of(frozen)), path
+      if path in paths_of(frozen):
+        assert same, path
+      elif not path.endswith('key/bias'):  # whose gradient is 0 but for rounding
+        assert not same, path
 
   def shapes(tree, times=1):
     return collections.Counter([x.shape for x in jax.tree.leaves(tree) if x.ndim] * times)
@@ -172,7 +175,7 @@ def mapped_step(freeze, parts=1):
   experiment = make_experiment(freeze, grad_accum_steps=parts)
   config, tx = experiment.config, experiment._tx
   train_step = steps.make_train_step(
-    config, experiment.model, experiment._task, tx, experiment._schedule, 10
+    config, experiment.model, experiment.task, tx, experiment._schedule, 10
   )
   batch = {
     'image': np.zeros((1, 8, 8, 8, 1), np.uint8),

@@ -2,31 +2,26 @@
 
 import json
 
-import flax
 import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from small_vits import SQUARE, random_params
+from small_vits import SQUARE, random_variables
 
-from vit_jax import weights
+from vit_jax import config_fields, models, weights
 from vit_jax.errors import UsageError
+from vit_jax.models import Preprocessing
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
-SOURCE = SQUARE | {
-  'activation': 'gelu_exact',
-  'norm_epsilon': 1e-5,
-  'image_size': (12, 16),
-  'channels': 1,
-}
+SOURCE = SQUARE.replace(activation='gelu_exact', norm_epsilon=1e-5, image_size=(12, 16), channels=1)
 
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
   """A weight file of two layers, three classes and 12x16 grey images."""
   path = tmp_path_factory.mktemp('weights') / 'm.npz'
-  weights.save(random_params(SOURCE), SOURCE, path, format='augreg')
+  weights.save(random_variables(SOURCE), SOURCE, path, format='augreg')
   return path
 
 
@@ -40,21 +35,25 @@ def finetuning(init_from, arg='digits', **changes):
   return config
 
 
-def flat(params):
-  return flax.traverse_util.flatten_dict(params, sep='/')
-
-
 def initial_params(config):
-  return flat(Experiment(config).initial_state().params)
+  return models.flatten(Experiment(config).initial_state().eval_variables)
 
 
 def test_open_fields_are_those_of_the_weights(source):
   experiment = Experiment(finetuning(source))
   for name in ('hidden_size', 'num_layers', 'num_heads', 'activation', 'norm_epsilon'):
-    assert experiment.config.model[name] == SOURCE[name]
-  assert experiment.config.model.patches.size == SOURCE['patches']['size']
+    assert experiment.config.model[name] == getattr(SOURCE.backbone, name)
+  assert experiment.config.model.patches.size == SOURCE.backbone.patches['size']
   assert experiment.config.data.mean == experiment.config.data.std == (0.5,)
   assert f'starting from {source}' in experiment.describe()
+
+
+def test_fields_that_weights_say_nothing_of_are_the_model_s_defaults_in_experiments(source):
+  """Which for dropout aren't those of the module."""
+  model = Experiment(finetuning(source)).config.model
+  assert (model.dropout_rate, model.attention_dropout_rate, model.remat) == (0.0, 0.0, False)
+  assert 'num_filters' not in model
+  assert 'tokenizer' not in model
 
 
 def test_steps_that_stand_instead_of_epochs_are_told(source):
@@ -64,7 +63,7 @@ def test_steps_that_stand_instead_of_epochs_are_told(source):
 
 
 def test_a_run_starts_with_the_weights_and_a_new_head(source):
-  params, before = initial_params(finetuning(source)), flat(random_params(SOURCE))
+  params, before = initial_params(finetuning(source)), models.flatten(random_variables(SOURCE))
   resized = 'Transformer/posembed_input/pos_embedding'
   for name, value in params.items():
     if name.startswith('output_projection'):
@@ -84,8 +83,8 @@ def test_fields_that_are_set_win_where_they_may(source):
 
 @pytest.mark.parametrize(('channels', 'mean'), [(1, (0.2,)), (3, (0.5,))])
 def test_the_mean_of_pixels_is_that_of_the_weights_for_like_images(tmp_path, channels, mean):
-  said = SOURCE | {'preprocess': {'mean': (0.2,), 'std': (0.3,), 'crop': 'resize'}}
-  weights.save(random_params(said), said, tmp_path / 'm.npz', format='augreg')
+  said = SOURCE.replace(preprocess=Preprocessing(mean=(0.2,), std=(0.3,)))
+  weights.save(random_variables(said), said, tmp_path / 'm.npz', format='augreg')
   config = finetuning(tmp_path / 'm.npz', **{'data.image_size': (8, 8), 'data.channels': channels})
   assert Experiment(config).config.data.mean == mean
 
@@ -99,13 +98,13 @@ def test_the_mean_of_pixels_is_that_of_the_weights_for_like_images(tmp_path, cha
   ],
 )
 def test_the_margin_of_a_crop_is_that_of_the_weights_unless_it_is_set(tmp_path, changes, fraction):
-  said = {'mean': (0.2,), 'std': (0.3,), 'crop': 'central', 'crop_fraction': 0.9}
-  config = SOURCE | {'preprocess': said}
-  weights.save(random_params(config), config, tmp_path / 'm.npz', format='augreg')
+  preprocess = Preprocessing(mean=(0.2,), std=(0.3,), crop='central', crop_fraction=0.9)
+  config = SOURCE.replace(preprocess=preprocess)
+  weights.save(random_variables(config), config, tmp_path / 'm.npz', format='augreg')
   changes |= {'data.image_size': (8, 8), 'data.channels': 1}
   experiment = Experiment(finetuning(tmp_path / 'm.npz', **changes))
   assert experiment.config.data.crop_fraction == fraction
-  assert experiment.model_config['preprocess'].get('crop_fraction') == fraction
+  assert experiment.model_config.preprocess.crop_fraction == fraction
 
 
 def test_the_moving_average_starts_there_too(source):
@@ -133,7 +132,7 @@ def test_a_run_starts_from_a_run(tmp_path):
   before, _ = weights.load(tmp_path / 'first')
   config = finetuning(tmp_path / 'first')
   params = initial_params(config)
-  for name, value in flat(before).items():  # the same classes: the head as well
+  for name, value in models.flatten(before).items():  # the same classes: the head as well
     np.testing.assert_array_equal(params[name], value)
   config.init_options.head = 'new'
   assert not initial_params(config)['output_projection/kernel'].any()
@@ -142,15 +141,13 @@ def test_a_run_starts_from_a_run(tmp_path):
 @pytest.fixture(scope='module')
 def token_learner(tmp_path_factory):
   """A run of a TokenLearner, and what it ended with."""
-  from configs import token_learner
-
   workdir = tmp_path_factory.mktemp('token_learner')
   config = tiny_config(num_steps=2, **{'model.posemb_init_stddev': 0.5})
-  config.model.name, config.model.classifier = 'token_learner', 'gap'
-  config.model.tokenizer = token_learner.get_config('Ti/4,digits').model.tokenizer
+  config_fields.set_model(config, 'token_learner')
+  config.model.classifier = 'gap'
   config.model.tokenizer.num_tokens = 3
   loop.train_and_evaluate(config, workdir)
-  return workdir, flat(weights.load(workdir)[0])
+  return workdir, models.flatten(weights.load(workdir)[0])
 
 
 def test_a_token_learner_goes_on_as_one(token_learner, tmp_path):
@@ -158,7 +155,7 @@ def test_a_token_learner_goes_on_as_one(token_learner, tmp_path):
   experiment = Experiment(finetuning(workdir))
   model = experiment.config.model
   assert (model.name, model.tokenizer.num_tokens) == ('token_learner', 3)
-  params = flat(experiment.initial_state().params)
+  params = models.flatten(experiment.initial_state().params)
   assert params.keys() == before.keys()
   for name, value in before.items():
     np.testing.assert_array_equal(params[name], value)
@@ -195,8 +192,8 @@ def test_small_images_are_enlarged_for_large_patches(arg, size, padding, shift):
 def test_frozen_blocks_stay_as_the_weights_have_them(source, tmp_path):
   freeze = ('embedding', 'Transformer/encoderblock_0')
   loop.train_and_evaluate(finetuning(source, freeze=freeze), tmp_path / 'run')
-  before, (after, _) = flat(random_params(SOURCE)), weights.load(tmp_path / 'run')
-  for name, value in flat(after).items():
+  before, (after, _) = models.flatten(random_variables(SOURCE)), weights.load(tmp_path / 'run')
+  for name, value in models.flatten(after).items():
     if name.startswith(freeze):
       np.testing.assert_array_equal(value, before[name])
     elif name.startswith('Transformer/encoderblock_1/MlpBlock_0'):
@@ -211,7 +208,7 @@ def test_a_linear_probe_trains_the_head_alone(source, tmp_path):
   config.schedule.warmup_steps = 0
   loop.train_and_evaluate(config, tmp_path / 'run')
   before, (after, _) = initial_params(config), weights.load(tmp_path / 'run')
-  changed = {name for name, value in flat(after).items() if (value != before[name]).any()}
+  changed = {name for name, value in models.flatten(after).items() if (value != before[name]).any()}
   assert changed == {'output_projection/kernel', 'output_projection/bias'}
 
 
@@ -241,12 +238,12 @@ def test_without_weights_open_fields_are_the_defaults(tmp_path):
 
 
 def test_what_a_file_does_not_say_is_asked_for_as_a_field(tmp_path):
-  odd = SOURCE | {'image_size': (12, 8)}
-  weights.save(random_params(odd), odd, tmp_path / 'full.npz', format='augreg')
+  odd = SOURCE.replace(image_size=(12, 8))
+  weights.save(random_variables(odd), odd, tmp_path / 'full.npz', format='augreg')
   np.savez(tmp_path / 'm.npz', **np.load(tmp_path / 'full.npz'))  # without its own config
-  with pytest.raises(UsageError, match=r'--config\.init_options\.image_size=HEIGHT,WIDTH'):
+  with pytest.raises(UsageError, match=r'^config\.init_options\.image_size: .* HEIGHT,WIDTH'):
     Experiment(finetuning(tmp_path / 'm.npz'))
-  options = {f'init_options.{name}': odd[name] for name in ('image_size', 'norm_epsilon')}
+  options = {'init_options.image_size': (12, 8), 'init_options.norm_epsilon': 1e-5}
   model = Experiment(finetuning(tmp_path / 'm.npz', **options)).model
   assert (model.norm_epsilon, model.activation) == (1e-5, 'gelu')
 
@@ -254,18 +251,25 @@ def test_what_a_file_does_not_say_is_asked_for_as_a_field(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'init_from': ''}, r'config\.init_from: not set, and config\.model\.hidden_size is left to'),
+    ({'init_from': ''}, r'config\.init_from: not set, and config\.model\.mlp_dim is left to'),
+    (
+      {'init_from': '', 'model.name': 'resnet18'},
+      r'config\.init_from: not set, and config\.model\.num_filters is left to',
+    ),
     (
       {'init_from': '', 'init_options.head': 'new'},
       r"not set, but config\.init_options\.head='new'",
     ),
     ({'init_from': 'm.onnx'}, r'config\.init_from: m\.onnx: no such file or folder'),
-    ({'init_from': __file__}, r'--config\.init_options\.format says its format'),
+    ({'init_from': __file__}, r'config\.init_from: .*test_pretrained\.py: .*; give its format'),
     ({'init_from': 'nowhere.npz'}, r'config\.init_from: nowhere\.npz: no such file'),
     ({'init_options.head': 'keep'}, r"config\.init_options\.head: 'keep', but the head"),
     ({'init_options.head': 'kept'}, r"config\.init_options\.head: 'kept' is not one of"),
-    ({'init_options.format': 'tf'}, r"config\.init_from: format: 'tf' is not one of"),
-    ({'model.hidden_size': 12}, r'tensors that do not fit'),
+    ({'init_options.format': 'tf'}, r"config\.init_options\.format: 'tf' is not one of"),
+    ({'model.hidden_size': 12}, r'config\.init_from: .*tensors that do not fit'),
+    ({'model.num_filters': 3}, r'config\.model\.num_filters: no such field of ViT'),
+    ({'model.tokenizer.num_tokens': 3}, r'config\.model\.tokenizer: no such field of ViT'),
+    ({'model.stride': (1.5, 2.0)}, r'config\.model\.stride: \(1\.5, 2\.0\) is not a whole number'),
   ],
 )
 def test_mistakes(source, changes, message):

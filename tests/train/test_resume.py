@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import start_training
 
-from vit_jax.checkpoints import Checkpointer
+from vit_jax.run.checkpoints import Checkpointer
 
 RUN = (
   '--config.num_steps=60',

@@ -14,7 +14,7 @@ WARMUPS = (0, 1, 7, 20)  # the last is longer than rsqrt's timescale
 
 
 def build(name, warmup=0, peak=PEAK, timescale=TIMESCALE, num_steps=NUM_STEPS):
-  config = get_config()
+  config = get_config('vit')
   config.schedule.update(name=name, warmup_steps=warmup, timescale=timescale)
   config.optimizer.learning_rate = peak
   return make_schedule(config, num_steps)

@@ -12,7 +12,7 @@ import optax
 import pytest
 from conftest import ROOT, virtual_devices
 
-from vit_jax.tasks import build_task
+from vit_jax import tasks
 from vit_jax.train import step as steps
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
@@ -60,10 +60,10 @@ def sgd_step(batch, **changes):
   """Returns (parameters before, after, metrics) of one step of plain SGD with rate 1."""
   config = experiment().config.copy_and_resolve_references()
   config.update(changes)
-  model, task = experiment().model, build_task(config, 10)
+  model, task = experiment().model, tasks.build(config.task, config.loss, 10)
   params = noisy_params()
   schedule = optax.constant_schedule(1.0)
-  tx = make_optimizer(config, params, schedule)
+  tx = make_optimizer(config, model, params, schedule)
   state = create_state(config, params, tx)
   train_step = steps.make_train_step(config, model, task, tx, schedule, 10)
   mapped = steps.map_over_devices(lambda s, b, _: train_step(s, b))

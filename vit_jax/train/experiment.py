@@ -1,11 +1,10 @@
-"""From a configuration to everything that a run needs, all mistakes found before it starts."""
+"""The parts of a run, all mistakes found before it starts: `Experiment`."""
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,9 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.data import (
+  Preprocess,
   ResidentLoader,
+  Source,
   StreamedLoader,
   augment,
   eval_loader,
@@ -22,99 +23,30 @@ from vit_jax.data import (
   resolve_resident,
   train_loader,
 )
-from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import tree, variables
-from vit_jax.tasks import build_task, task_module
-from vit_jax.train import feeds, flops, partition, pretrained, step
+from vit_jax.errors import UsageError, field_prefix
+from vit_jax.models import ModelConfig, Preprocessing
+from vit_jax.tasks import Metric
+from vit_jax.train import feeds, flops, metrics, partition, pretrained, resolve, step
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
-from vit_jax.weights import adapt
-
-
-def resolve_dtype(dtype: str) -> str:
-  """Returns the compute dtype; 'auto' is bfloat16 where the hardware has it."""
-  check_choice('config.dtype', dtype, ('auto', 'float32', 'bfloat16'))
-  if dtype != 'auto':
-    return dtype
-  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-
-
-def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
-  """Returns a copy in which every field that stands for another value has that value.
-
-  Args:
-    config: the experiment.
-    num_examples: size of the training split.
-
-  Raises:
-    UsageError: a number out of range, a batch that doesn't divide.
-  """
-  c = config.copy_and_resolve_references()
-  c.dtype = resolve_dtype(c.dtype)
-  c.eval_batch_size = c.eval_batch_size or c.batch_size
-  for field in ('batch_size', 'eval_batch_size', 'grad_accum_steps'):
-    if c[field] <= 0:
-      raise UsageError(f'config.{field}: {c[field]} is not positive')
-  for field in ('batch_size', 'eval_batch_size'):
-    if c[field] % jax.device_count():
-      raise UsageError(
-        f'config.{field}: {c[field]} does not divide over {jax.device_count()} devices'
-      )
-  per_device = c.batch_size // jax.device_count()
-  if per_device % c.grad_accum_steps:
-    raise UsageError(
-      f'config.grad_accum_steps: {c.grad_accum_steps} does not divide the '
-      f'{per_device} examples of a device'
-    )
-  if per_device % 2 and (c.augment.mixup_alpha or c.augment.cutmix_alpha):
-    raise UsageError(
-      f'config.batch_size: {c.batch_size} gives a device {per_device} examples, '
-      'and mixup and cutmix pair them: give an even number'
-    )
-  epoch = max(num_examples // c.batch_size, 1)
-  if c.num_steps < 0:
-    raise UsageError(f'config.num_steps: {c.num_steps} is negative')
-  c.num_steps = c.num_steps or _steps_of_epochs(c, num_examples)
-  if c.num_steps <= 0:
-    raise UsageError(f'config.num_epochs: {c.num_epochs} gives no step, and config.num_steps is 0')
-  c.eval_every = c.eval_every or epoch
-  c.checkpoint_every = c.checkpoint_every or c.eval_every
-  c.log_every = c.log_every or max(min(c.eval_every, c.num_steps, 400) // 4, 1)
-  for field in ('eval_every', 'checkpoint_every', 'log_every'):
-    if c[field] < 0:
-      raise UsageError(f'config.{field}: {c[field]} is negative')
-  if c.early_stopping_patience < 0:
-    raise UsageError(f'config.early_stopping_patience: {c.early_stopping_patience} is negative')
-  if c.plateau.patience < 1 or c.plateau.cooldown < 0:
-    raise UsageError(
-      f'config.plateau: patience {c.plateau.patience} is less than 1, '
-      f'or cooldown {c.plateau.cooldown} less than 0'
-    )
-  _check_range('ema_decay', c.ema_decay, 0, 1)
-  _check_range('plateau.min_scale', c.plateau.min_scale, 0, 1)
-  if not 0 < c.plateau.factor <= 1:
-    raise UsageError(f'config.plateau.factor: {c.plateau.factor} is not in (0, 1]')
-  if c.plateau.min_delta <= 0:
-    raise UsageError(f'config.plateau.min_delta: {c.plateau.min_delta} is not positive')
-  return c
-
-
-def _steps_of_epochs(config: ConfigDict, num_examples: int) -> int:
-  return round(config.num_epochs * num_examples / config.batch_size)
-
-
-def _check_range(field: str, value: float, low: float, high: float) -> None:
-  if not low <= value < high:
-    raise UsageError(f'config.{field}: {value} is not in [{low}, {high})')
-
-
-def _flatten(params: Any) -> dict[str, Any]:
-  return flax.traverse_util.flatten_dict(params, sep='/')
+from vit_jax.train.trace import init, trace
 
 
 def _size(tree: Any) -> int:
   return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _load(data: ConfigDict, split: str) -> Source:
+  with field_prefix('config.data.', {'split': f'{split}_split'}):
+    return load_source(data.name, data[f'{split}_split'], data.dir)
+
+
+def _preprocess(data: ConfigDict, split: str) -> Preprocess:
+  with field_prefix('config.data.'):
+    return make_preprocess(
+      data.image_size, data.channels, data.crop, split == 'train', data.crop_fraction
+    )
 
 
 class Experiment:
@@ -124,6 +56,8 @@ class Experiment:
     config: the resolved configuration.
     num_classes: of the training split.
     model: the Flax module.
+    task: what it learns.
+    model_config: of the model, as whoever loads its variables needs it.
     resident: whether the data stay on the devices.
     sets: split -> (source, preprocess).
   """
@@ -138,118 +72,89 @@ class Experiment:
     Raises:
       UsageError: any mistake in the configuration.
     """
-    data, targets = config.data, task_module(config).TARGETS
-    augment.validate(config.augment, boxes='box' in targets)
-    sources = {
-      split: load_source(
-        data.name, data[f'{split}_split'], data.dir, field=f'config.data.{split}_split'
-      )
-      for split in ('train', 'test')
-    }
-    channels = data.channels or sources['train'].image_shape[2]
+    targets = resolve.find_task(config).TARGETS
+    with field_prefix('config.augment.'):
+      augment.validate(config.augment, targets)
+    sources = {split: _load(config.data, split) for split in ('train', 'test')}
+    channels = config.data.channels or sources['train'].image_shape[2]
     config, start = pretrained.complete(config, channels, workdir)
-    self.config = config = resolve(config, len(sources['train']))
-    data = config.data
-    how = data.image_size, data.channels, data.crop
+    self.config = config = resolve.resolve(config, len(sources['train']))
     self.sets = {
-      split: (source, make_preprocess(*how, split == 'train', data.crop_fraction))
-      for split, source in sources.items()
+      split: (source, _preprocess(config.data, split)) for split, source in sources.items()
     }
     self.num_classes = sources['train'].num_classes
     if missing := [name for name in targets if name not in sources['train'][0]]:
       raise UsageError(
         f'config.task: {config.task!r} needs a {missing[0]} of each image, and those of '
-        f'config.data.name={data.name!r} have none'
+        f'config.data.name={config.data.name!r} have none'
       )
-    self.resident, self._reason = resolve_resident(
-      data.resident, list(self.sets.values()), jax.local_devices()
-    )
-    dtype, head = jnp.dtype(config.dtype), task_module(config).HEAD
-    self.model = models.build_model(
-      config.model, self.num_classes, dtype, axis_name='batch', head=head
-    )
-    self._task = build_task(config, self.num_classes)
+    with field_prefix('config.data.'):
+      self.resident, self._reason = resolve_resident(
+        config.data.resident, list(self.sets.values()), jax.local_devices()
+      )
+    self.model = resolve.build_model(config, self.num_classes)
+    self.task = resolve.build_task(config, self.num_classes)
+    resolve.complete(config, self.model, self.task)
+    resolve.check_task(config, self.model, self.task)
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
-    self._check_sizes()
+    test_source, test_preprocess = self.sets['test']
+    self._image_shape, self._shapes = trace(
+      config, self.model, self.task, test_preprocess(test_source[0])
+    )
+    self._param_shapes = self._shapes['params']
+    self.model_config = self._describe_model()
     self._trainable, frozen = partition.split(config.freeze, self._param_shapes)
-    self._pretrained, self._notes = self._adapt(start) if start else ({}, [])
+    self._pretrained, self._notes = {}, []
     if start:
+      variables, self._notes = pretrained.fit(start, self.model_config, config)
+      self._pretrained = models.flatten(variables)
       self._check_frozen(frozen)
     self._schedule = make_schedule(config, config.num_steps)
-    self._tx = make_optimizer(config, self._param_shapes, self._schedule)
+    self._tx = make_optimizer(config, self.model, self._param_shapes, self._schedule)
 
-  def _check_sizes(self) -> None:
-    """Traces model and task once, so that sizes that don't fit show before a run starts."""
-    config, (source, preprocess) = self.config, self.sets['test']
-    record = preprocess(source[0])
-    self._image_shape = record['image'].shape
-    for field in ('mean', 'std'):
-      if len(config.data[field]) not in (1, self._image_shape[-1]):
-        raise UsageError(
-          f'config.data.{field}: {len(config.data[field])} values, but images have '
-          f'{self._image_shape[-1]} channels; give one value for each, or one for all'
-        )
-    if min(config.data.std) <= 0:
-      raise UsageError(f'config.data.std: {config.data.std} has a value that is not positive')
-    self._shapes = jax.eval_shape(self._init)
-    self._param_shapes = variables(self._shapes)['params']
-    image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
-    outputs = jax.eval_shape(self._apply, self._shapes, image)
-    batch = {name: jnp.asarray(value)[None] for name, value in record.items() if name != 'image'}
-    batch['weight'] = jnp.ones(1)
-    metrics = jax.eval_shape(lambda *x: self._task(*x, False), outputs, batch)
-    check_choice('config.monitor', config.monitor, [f'test/{name}' for name in metrics])
-
-  def _adapt(self, start: pretrained.Pretrained) -> tuple[dict[str, Any], list[str]]:
-    """Returns (what the run takes from `start`, flat; what was changed)."""
-    taken, notes = adapt.adapt(
-      *start,
-      {name: leaf.shape for name, leaf in _flatten(self._shapes).items()},
-      self.model_config,
-      self.config.init_from,
-      head=self.config.init_options.head,
-      allow=self.config.init_options.allow,
+  def _describe_model(self) -> ModelConfig:
+    data, crop = self.config.data, {'crop': 'resize'}
+    if data.crop != 'resize':  # as in evaluation
+      crop = {'crop': 'central', 'crop_fraction': self.sets['test'][1].crop_fraction}
+    return ModelConfig(
+      model=self.model,
+      channels=self._image_shape[-1],
+      image_size=self._image_shape[:2],
+      class_names=tuple(self.sets['train'][0].class_names),
+      preprocess=Preprocessing(mean=data.mean, std=data.std, **crop),
     )
-    return _flatten(taken), notes
 
   def _check_frozen(self, frozen: Any) -> None:
     """Raises UsageError for a parameter that would stay as it is initialised, at random or zero."""
-    for name, leaf in _flatten(frozen).items():
-      # A new fc_norm does what a norm should, untrained.
-      if leaf is not None and name not in self._pretrained and '/fc_norm/' not in f'/{name}':
+    for name, leaf in models.flatten({'params': frozen}).items():
+      given = name in self._pretrained or self.model.works_untrained(name)
+      if leaf is not None and not given:
         raise UsageError(
           f'config.freeze: {name} is frozen, but {self.config.init_from} has none to start from'
         )
 
   @property
-  def model_config(self) -> dict[str, Any]:
-    """What the parameters are of, as `vit_jax.weights` describes it, with all of its attributes."""
-    fields = models.describe(self.config.model, task_module(self.config).HEAD)
-    model, data = getattr(self.model, 'backbone', self.model), self.config.data
-    crop = {'crop': 'resize'}
-    if data.crop != 'resize':  # as in evaluation
-      crop = {'crop': 'central', 'crop_fraction': self.sets['test'][1].crop_fraction}
-    return {name: getattr(model, name) if v is None else v for name, v in fields.items()} | {
-      'num_classes': self.num_classes,
-      'channels': self._image_shape[-1],
-      'image_size': self._image_shape[:2],
-      'class_names': list(self.sets['train'][0].class_names),
-      'preprocess': {'mean': data.mean, 'std': data.std, **crop},
-    }
+  def monitored(self) -> Metric:
+    """The metric that decides which checkpoint is the best."""
+    return metrics.monitored(self.config.monitor, self.task.metrics)
 
-  def _apply(self, weights, image):
-    return self.model.apply(variables(weights), image, train=False)
+  @property
+  def descriptions(self) -> dict[str, dict[str, Any]]:
+    """What there is to know of the task's metrics, by name, as results.json has it."""
+    fields = ('unit', 'higher_is_better', 'label')
+    return {name: {f: getattr(m, f) for f in fields} for name, m in self.task.metrics.items()}
 
   def _init(self) -> dict[str, Any]:
-    """Returns the tree of all variables, as `vit_jax.weights` has it."""
-    image = jnp.zeros((1, *self._image_shape))
-    return tree(self.model.init(jax.random.key(self.config.seed), image, train=False))
+    return init(self.model, self.config.seed, (1, *self._image_shape))
+
+  def _apply(self, variables: Any, image: jax.Array) -> Any:
+    return self.model.apply(variables, image, train=False)
 
   def initial_state(self) -> TrainState:
     """Returns the state before the first step as NumPy arrays, the same in every process."""
-    weights = _flatten(jax.jit(self._init)()) | self._pretrained
-    model_state = variables(flax.traverse_util.unflatten_dict(weights, sep='/'))
+    flat = models.flatten(jax.jit(self._init)()) | self._pretrained
+    model_state = models.unflatten(flat, tuple(self._shapes))
     params = model_state.pop('params')
     create = jax.jit(functools.partial(create_state, self.config, tx=self._tx))
     return jax.device_get(create(params, model_state=model_state))
@@ -263,10 +168,11 @@ class Experiment:
       'resident': resident,
       **{name: config.data[name] for name in ('num_workers', 'num_threads', 'prefetch')},
     }
-    if split == 'train':
-      options |= {'batch_size': config.batch_size, 'seed': config.seed}
-      return train_loader(*self.sets[split], **options)
-    return eval_loader(*self.sets[split], batch_size=config.eval_batch_size, **options)
+    with field_prefix('config.', {name: f'data.{name}' for name in config.data}):
+      if split == 'train':
+        options |= {'batch_size': config.batch_size, 'seed': config.seed}
+        return train_loader(*self.sets[split], **options)
+      return eval_loader(*self.sets[split], batch_size=config.eval_batch_size, **options)
 
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
@@ -281,12 +187,12 @@ class Experiment:
 
   def _train_step(self) -> Callable:
     return step.make_train_step(
-      self.config, self.model, self._task, self._tx, self._schedule, self.num_classes
+      self.config, self.model, self.task, self._tx, self._schedule, self.num_classes
     )
 
   def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
     """Returns what evaluates a model's variables on the test split: variables -> metrics."""
-    eval_step = step.make_eval_step(self.config, self.model, self._task)
+    eval_step = step.make_eval_step(self.config, self.model, self.task)
     feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
     return feed(eval_step, self._loader('test', self.resident))
 
@@ -312,7 +218,7 @@ class Experiment:
   def _epochs(self) -> str:
     c, num_examples = self.config, len(self.sets['train'][0])
     text = f'{c.num_steps * c.batch_size / num_examples:.4g} epochs'
-    if c.num_epochs and _steps_of_epochs(c, num_examples) != c.num_steps:
+    if c.num_epochs and resolve.steps_of_epochs(c, num_examples) != c.num_steps:
       text += f' (config.num_steps stands instead of config.num_epochs, {c.num_epochs:g})'
     return text
 

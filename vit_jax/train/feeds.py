@@ -69,7 +69,7 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
     return self._num_steps
 
   def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
-    """Runs up to `limit` steps from `step`; returns (state, metrics of each step, how many)."""
+    """Runs up to `limit` steps from `step`; returns (state, sums of each step, how many)."""
     num_steps = min(self._pace(), limit)
     # At a boundary, what comes next isn't training, and says nothing about the pace.
     self._last = (time.monotonic(), num_steps) if num_steps < limit else None
@@ -91,11 +91,12 @@ class StreamedTrainFeed(contextlib.AbstractContextManager):
   """Trains on batches that the host makes, one step in a dispatch."""
 
   def __init__(self, train_step: Callable, loader: StreamedLoader):
-    self._step = steps_lib.map_over_devices(lambda s, batch, _: train_step(s, batch), donate=True)
+    one_step = steps_lib.one_train_step(train_step)
+    self._step = steps_lib.map_over_devices(one_step, donate=True)
     self._loader, self._batches, self._next_step = loader, None, None
 
   def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
-    """Runs one step; returns (state, its metrics, 1)."""
+    """Runs one step; returns (state, its sums, with an axis of one step, 1)."""
     del limit
     if step != self._next_step:
       self._stop()
@@ -114,7 +115,7 @@ class StreamedTrainFeed(contextlib.AbstractContextManager):
 
 
 def _add_up(results: Iterator[Any]) -> Any:
-  """Sums metrics on the host, in float64, with a bounded number of dispatches under way."""
+  """Adds sums up on the host, in float64, with a bounded number of dispatches under way."""
   total, waiting = None, collections.deque()
 
   def take():
@@ -140,10 +141,11 @@ class ResidentEvalFeed:
       )
     )
     self._arrays, self._rows = put_on_devices(loader.arrays), loader.indices()
+    self._rows['slot'] = self._rows['index']  # in order, so that it is the place in the split
     del loader.arrays
 
   def __call__(self, variables: Any) -> Any:
-    """Returns the metrics of a model's `variables` as (sum, count) pairs over every example."""
+    """Returns the sums of a model's `variables` over every example."""
     return _add_up(
       self._step(variables, self._rows, (self._arrays, np.int32(i)))
       for i in range(self._rows['index'].shape[1])
@@ -154,10 +156,16 @@ class StreamedEvalFeed:
   """Evaluates on batches that the host makes."""
 
   def __init__(self, eval_step: Callable, loader: StreamedLoader):
-    self._step = steps_lib.map_over_devices(lambda variables, batch, _: eval_step(variables, batch))
+    self._step = steps_lib.map_over_devices(
+      lambda variables, batch, first: eval_step(variables, batch | {'slot': batch['slot'] + first})
+    )
     self._loader = loader
 
   def __call__(self, variables: Any) -> Any:
-    """Returns the metrics of a model's `variables` as (sum, count) pairs over every example."""
+    """Returns the sums of a model's `variables` over every example."""
     with contextlib.closing(self._loader.batches()) as batches:
-      return _add_up(self._step(variables, batch, ()) for batch in batches)
+      return _add_up(self._run(variables, i, batch) for i, batch in enumerate(batches))
+
+  def _run(self, variables: Any, i: int, batch: dict[str, np.ndarray]) -> Any:
+    batch_size = batch['weight'].size * jax.process_count()
+    return self._step(variables, batch, np.int32(i * batch_size))

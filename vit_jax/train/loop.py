@@ -15,12 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax import host_memory
-from vit_jax.checkpoints import Checkpointer
 from vit_jax.errors import UsageError
-from vit_jax.train import feeds, results, run_directory, writers
+from vit_jax.run import directory, results, writers
+from vit_jax.run.checkpoints import Checkpointer
+from vit_jax.run.ending import Interrupted, NonFiniteError
+from vit_jax.run.metrics import format_values
+from vit_jax.train import feeds, metrics
 from vit_jax.train.experiment import Experiment
-from vit_jax.train.metrics import NonFiniteError, Window, monitor_sign, quotients
-from vit_jax.train.signals import Interrupted, StopSignal
+from vit_jax.train.signals import StopSignal
 from vit_jax.train.state import make_plateau
 
 # What the shapes of a checkpoint depend on.
@@ -48,9 +50,10 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     raise
 
 
-def _test_metrics(eval_feed, variables: Any) -> dict[str, float]:
+def _test_metrics(experiment: Experiment, eval_feed, variables: Any) -> dict[str, float]:
   """Evaluates `variables`, giving metrics the names that they have in metrics.jsonl."""
-  return {f'test/{name}': value for name, value in quotients(eval_feed(variables)).items()}
+  values = metrics.values(experiment.task.metrics, eval_feed(variables))
+  return {f'test/{name}': value for name, value in values.items()}
 
 
 class Run:
@@ -66,7 +69,7 @@ class Run:
       self.state, self.meta = found
       self.step = int(self.state.step)
     self.state = feeds.put_on_devices(self.state)
-    self.window = Window(self.meta['window'])
+    self.window = metrics.Window(experiment.task.metrics, self.meta['window'])
     self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
 
   @property
@@ -81,14 +84,14 @@ class Run:
 
   def evaluate(self, eval_feed) -> dict[str, float]:
     """Returns the test metrics, having updated whatever follows the monitored one."""
-    metrics = _test_metrics(eval_feed, self.state.eval_variables)
-    for name, value in metrics.items():
+    found = _test_metrics(self.experiment, eval_feed, self.state.eval_variables)
+    for name, value in found.items():
       if not math.isfinite(value):
         raise NonFiniteError(f'{name} after step {self.step} is not finite')
-    value = metrics[self.config.monitor] * monitor_sign(self.config.monitor)
-    best = self.meta['best']
-    if best is None or value > best['value'] * monitor_sign(self.config.monitor):
-      self.meta |= {'best': {'step': self.step, 'value': metrics[self.config.monitor]}, 'waited': 0}
+    sign = 1 if self.experiment.monitored.higher_is_better else -1
+    value, best = found[self.config.monitor] * sign, self.meta['best']
+    if best is None or value > best['value'] * sign:
+      self.meta |= {'best': {'step': self.step, 'value': found[self.config.monitor]}, 'waited': 0}
     else:
       self.meta['waited'] += 1
     patience = self.config.early_stopping_patience
@@ -98,7 +101,7 @@ class Run:
       old = jax.device_get(self.state.plateau)
       _, new = plateau.update({}, old, value=np.float32(-value))
       self.state = self.state.replace(plateau=feeds.put_on_devices(jax.device_get(new)))
-    return metrics
+    return found
 
   def save(self) -> None:
     """Starts to save a checkpoint."""
@@ -116,14 +119,14 @@ class Run:
     first, logged = True, (0.0, 0)
     while not self.done:
       boundary, start = self.next_boundary(), time.monotonic()
-      self.state, metrics, n = train_feed(self.state, self.step, boundary - self.step)
-      pending.append((self.step, metrics, n))
+      self.state, sums, n = train_feed(self.state, self.step, boundary - self.step)
+      pending.append((self.step, sums, n))
       self.step += n
       at_boundary = self.step == boundary
       signum = stop_signal.agreed(at_boundary)
       while len(pending) > (0 if at_boundary or signum else feeds.max_in_flight()):
-        done_step, metrics, n_done = pending.popleft()
-        self.window.add(done_step, jax.device_get(metrics), n_done)
+        done_step, sums, n_done = pending.popleft()
+        self.window.add(done_step, jax.device_get(sums), n_done)
       if not first:  # the first dispatch compiles
         self.seconds += time.monotonic() - start
         self.timed_steps += n
@@ -144,18 +147,20 @@ class Run:
     if steps:
       values['images_per_second'] = steps * self.config.batch_size / seconds
     writer.write(self.step, values | {'peak_host_memory_mib': host_memory.peak_mib()})
-    names = {'loss': 'train/loss', 'accuracy': 'train/accuracy', 'images/s': 'images_per_second'}
+    shown = list(self.experiment.task.metrics)[:2]
+    names = {n: f'train/{n}' for n in shown} | {'images/s': 'images_per_second'}
     progress.report(self.step, {k: values[name] for k, name in names.items() if name in values})
     return self.seconds, self.timed_steps
 
   def _evaluate_and_save(self, eval_feed, writer, progress) -> None:
-    config, metrics = self.config, None
+    config, found = self.config, None
     last = self.step == config.num_steps
     if last or self.step % config.eval_every == 0:
-      metrics = self.evaluate(eval_feed)
-      writer.write(self.step, metrics)
-      progress.note(f'step {self.step}  {writers.format_values(metrics)}')
-    improved = metrics is not None and self.meta['waited'] == 0
+      found = self.evaluate(eval_feed)
+      writer.write(self.step, found)
+      text = format_values(found, self.experiment.descriptions)
+      progress.note(f'step {self.step}  {text}')
+    improved = found is not None and self.meta['waited'] == 0
     if last or improved or self.meta['stopped'] or self.step % config.checkpoint_every == 0:
       self.save()
 
@@ -179,9 +184,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   with contextlib.ExitStack() as stack:
     stack.enter_context(_disk_errors(workdir))
     if _is_main():
-      stack.enter_context(
-        run_directory.claimed(workdir, experiment.config, experiment.model_config)
-      )
+      stack.enter_context(directory.claimed(workdir, experiment.config, experiment.model_config))
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
     if run.done and (workdir / 'results.json').exists() and _is_main():
@@ -190,7 +193,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       print(results.table(summary), flush=True)
       return summary
     writer = stack.enter_context(writers.MetricWriter(workdir, run.step, _is_main()))
-    progress = stack.enter_context(writers.Progress(run.config.num_steps, _is_main()))
+    shown = writers.Progress(run.config.num_steps, experiment.descriptions, _is_main())
+    progress = stack.enter_context(shown)
     progress.note(experiment.describe())
     if run.step:
       progress.note(f'{workdir}: going on after step {run.step}')
@@ -203,11 +207,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
       raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
     finally:
-      writer.draw(f'{run.config.model.name} on {run.config.data.name}')
+      title = f'{run.config.model.name} on {run.config.data.name}'
+      writer.draw(title, experiment.descriptions)
     run.checkpointer.wait()
     summary = results.collect(run, writer.history)
     if _is_main():
-      run_directory.write_json(workdir / 'results.json', summary)
+      directory.write_json(workdir / 'results.json', summary)
       progress.note(results.table(summary))
   return summary
 
@@ -220,7 +225,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """
   experiment = Experiment(config, workdir)
   if _is_main():
-    run_directory.check(workdir, experiment.config, only=_READ_BACK)
+    directory.check(workdir, experiment.config, only=_READ_BACK)
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
   template = experiment.initial_state()
   found = checkpointer.restore(template)
@@ -231,7 +236,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
   state, _ = found
   variables = feeds.put_on_devices(state.eval_variables)
-  metrics = {'step': int(state.step), **_test_metrics(experiment.eval_feed(), variables)}
+  found = _test_metrics(experiment, experiment.eval_feed(), variables)
+  found = {'step': int(state.step), **found}
   if _is_main():
-    print(writers.format_values(metrics), flush=True)
-  return metrics
+    print(format_values(found, experiment.descriptions), flush=True)
+  return found

@@ -1,7 +1,6 @@
-"""Optimisers, through optax: what the config says about them, as one transformation."""
+"""Optimisers: one optax transformation from the config (clipping, decay, rates of layers)."""
 
 import math
-import re
 from typing import Any
 
 import jax
@@ -9,6 +8,8 @@ import optax
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UsageError, check_choice
+from vit_jax.models import Backbone
+from vit_jax.models.heads.head import Head
 from vit_jax.train.partition import compile_regex, path_names
 
 # name -> optax's constructor, the options that it takes, whether its weight decay is decoupled
@@ -20,10 +21,6 @@ _OPTIMIZERS = {
   'lamb': (optax.lamb, ('b1', 'b2', 'eps'), True),
 }
 _OPTIONS = ('momentum', 'nesterov', 'b1', 'b2', 'eps')
-
-_BEFORE_BLOCKS = re.compile(r'(backbone/)?(embedding|cls|Transformer/posembed_input)(/.*)?')
-_BLOCK = re.compile(r'(?:backbone/)?Transformer/encoderblock_(\d+)/.*')
-_HEAD = re.compile(r'(output_projection|class_head|box_head)/.*')
 
 
 def _options(opt: ConfigDict, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -48,18 +45,16 @@ def _options(opt: ConfigDict, allowed: tuple[str, ...]) -> dict[str, Any]:
 
 
 def learning_rate_factors(
-  params: Any, layer_decay: float = 1.0, head_lr_factor: float = 1.0
+  model: Backbone | Head, params: Any, layer_decay: float = 1.0, head_lr_factor: float = 1.0
 ) -> dict[str, float]:
   """Returns, by parameter path, what the learning rate is multiplied by.
 
-  Layer-wise decay counts layers as BEiT (arXiv 2106.08254), MAE (arXiv 2111.06377) and timm do:
-  `embedding`, `cls` and position embeddings are layer 0, `encoderblock_i` of L is layer i + 1,
-  and layer l has the factor layer_decay ** (L + 1 - l). What comes after the blocks has 1, and so
-  has what stands between them (TokenLearner's modules). `head_lr_factor` is for
-  `output_projection`, `class_head` and `box_head` alone, which start anew where classes differ, and
-  not for `pre_logits` or `MAPHead_0`, which come with pre-trained weights.
+  Layer-wise decay is that of BEiT (arXiv 2106.08254), MAE (arXiv 2111.06377) and timm: layer l of
+  0 to L has the factor layer_decay ** (L - l), where the model counts its layers, and L is that of
+  the head. `head_lr_factor` is for what the model calls its head alone.
 
   Args:
+    model: whose layers they are.
     params: all parameters, or their shapes; frozen ones count as layers.
     layer_decay: in (0, 1].
     head_lr_factor: above 0.
@@ -67,27 +62,27 @@ def learning_rate_factors(
   Raises:
     UsageError: a factor out of range, or one for layers that the model doesn't have.
   """
-  names = jax.tree.leaves(path_names(params))
-  blocks = {name: int(m[1]) for name in names if (m := _BLOCK.fullmatch(name))}
-  head = {name for name in names if _HEAD.fullmatch(name)}
   if not 0 < layer_decay <= 1:
     raise UsageError(f'config.optimizer.layer_decay: {layer_decay} is not in (0, 1]')
   if not 0 < head_lr_factor < math.inf:
     raise UsageError(f'config.optimizer.head_lr_factor: {head_lr_factor} is not a number above 0')
-  for field, value, found, path in (
-    ('layer_decay', layer_decay, blocks, 'Transformer/encoderblock_N'),
-    ('head_lr_factor', head_lr_factor, head, 'output_projection'),
-  ):
-    if value != 1 and not found:
-      raise UsageError(f'config.optimizer.{field}: {value} needs a model with {path}; 1.0 is off')
-
-  depth = max(blocks.values(), default=-1) + 1
-
-  def factor(name: str) -> float:
-    layer = 0 if _BEFORE_BLOCKS.fullmatch(name) else blocks.get(name, depth) + 1
-    return layer_decay ** (depth + 1 - layer) * (head_lr_factor if name in head else 1.0)
-
-  return {name: factor(name) for name in names}
+  names = jax.tree.leaves(path_names(params))
+  layers = {name: model.layer_of(name) for name in names}
+  heads = {name for name in names if model.is_head(name)}
+  if layer_decay != 1 and None in layers.values():
+    raise UsageError(
+      f'config.optimizer.layer_decay: {layer_decay} needs a model whose layers are counted; '
+      '1.0 is off'
+    )
+  if head_lr_factor != 1 and not heads:
+    raise UsageError(
+      f'config.optimizer.head_lr_factor: {head_lr_factor} needs a model with a head; 1.0 is off'
+    )
+  if layer_decay == 1:
+    decays = dict.fromkeys(names, 1.0)
+  else:
+    decays = {name: layer_decay ** (max(layers.values()) - layer) for name, layer in layers.items()}
+  return {n: decay * (head_lr_factor if n in heads else 1.0) for n, decay in decays.items()}
 
 
 def _multiply(factors: dict[str, float]) -> optax.GradientTransformation:
@@ -98,7 +93,7 @@ def _multiply(factors: dict[str, float]) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-  config: ConfigDict, params: Any, schedule: optax.Schedule
+  config: ConfigDict, model: Backbone | Head, params: Any, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """Builds clipping, weight decay, the optimiser and its layers' learning rates.
 
@@ -108,7 +103,8 @@ def make_optimizer(
   groups of PyTorch do, so decoupled decay too; see `learning_rate_factors`.
 
   Args:
-    config: the experiment; reads `optimizer` and `grad_clip_norm`.
+    config: the experiment, resolved; reads `optimizer` and `grad_clip_norm`.
+    model: whose parameters they are.
     params: the parameters, or their shapes; all, though the result may be used on some alone.
     schedule: step -> learning rate.
 
@@ -126,7 +122,7 @@ def make_optimizer(
   ):
     if not 0 <= value < math.inf:
       raise UsageError(f'config.{field}: {value} is not a number from 0 on')
-  factors = learning_rate_factors(params, opt.layer_decay, opt.head_lr_factor)
+  factors = learning_rate_factors(model, params, opt.layer_decay, opt.head_lr_factor)
   no_decay = compile_regex('config.optimizer.no_decay', opt.no_decay) if opt.no_decay else None
 
   def decay_mask(tree):

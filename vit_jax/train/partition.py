@@ -33,8 +33,8 @@ def trainable_mask(freeze: tuple[str, ...], params: Any) -> Any:
   """Returns a tree of bools, False on parameters that one of the `freeze` regexes matches.
 
   A regex matches a parameter where it matches the whole of its path or of a parent's:
-  'embedding/bias' freezes one array, 'embedding' all below it,
-  'Transformer/encoderblock_[0-5]' six blocks, '(?!output_projection).*' all but the head.
+  'embedding/bias' freezes one array, 'embedding' all below it, '(?!output_projection).*' all but
+  the head.
 
   Raises:
     UsageError: a regex that doesn't compile or matches no parameter, or nothing is left to train.

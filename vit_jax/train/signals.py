@@ -8,14 +8,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-class Interrupted(RuntimeError):
-  """A signal ended the run after it had been saved; the message says how to resume."""
-
-  def __init__(self, message: str, signum: int):
-    super().__init__(message)
-    self.signum = signum
-
-
 class StopSignal(contextlib.AbstractContextManager):
   """Notes SIGTERM and Ctrl-C for the loop to see; a second Ctrl-C interrupts at once."""
 

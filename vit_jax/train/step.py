@@ -3,6 +3,7 @@
 Every function here sees one device's part of the batch; 'batch' is the axis of the devices.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,14 @@ import optax
 from ml_collections import ConfigDict
 
 from vit_jax.data import augment
-from vit_jax.tasks import Metrics, Task
+from vit_jax.tasks import Apply, Sums, Task
 from vit_jax.train import partition
 from vit_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
+
+# Streams of random numbers, apart from those of augmentation, which count from 0.
+_TASK, _EVALUATION = 2**30, 2**30 + 1
 
 
 def _split(batch: Batch, parts: int) -> Batch:
@@ -41,67 +45,82 @@ def make_train_step(
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
   num_classes: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """Returns `train_step(state, batch) -> (state, metrics)`, for use under an axis named 'batch'.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+  """Returns `train_step(state, batch) -> (state, sums)`, for use under an axis named 'batch'.
 
-  The batch has uint8 `image` [B, H, W, C], `label`, float32 `weight` [B] and int32 `slot` [B], the
-  row's place in the global batch. Augmentation keys come from (seed, step, slot), so they don't
-  depend on how many devices share the batch; dropout keys come from (seed, step, device). The
-  gradient is that of the global batch's weighted mean loss, however it is split, and of the
-  trainable parameters alone: frozen ones aren't differentiated, and stay as they are to the bit.
-  The model's other variables (running statistics of batch normalisation) follow each micro-batch
-  in turn, those of frozen modules too, as in PyTorch, where requires_grad doesn't stop them.
-  `metrics` are the task's (sum, count) pairs over the global batch, with `learning_rate` and
-  `grad_norm`.
+  The batch has uint8 `image` [B, H, W, C], the task's targets, float32 `weight` [B] and int32
+  `slot` [B], the row's place in the global batch. Augmentation and the task draw by keys from
+  (seed, step, slot), so that they don't depend on how many devices share the batch; dropout keys
+  come from (seed, step, device). The gradient is that of the global batch's weighted mean loss,
+  however it is split, and of the trainable parameters alone: frozen ones aren't differentiated, and
+  stay as they are to the bit. The model's other variables (running statistics of batch
+  normalisation) follow each micro-batch in turn, those of frozen modules too, as in PyTorch, where
+  requires_grad doesn't stop them. The sums are the task's over the global batch, with
+  `learning_rate` and `grad_norm`.
   """
 
-  def loss_fn(trainable, frozen, model_state, batch, key):
-    outputs, model_state = model.apply(
-      {'params': partition.merge(trainable, frozen), **model_state},
-      batch['image'],
-      train=True,
-      rngs={'dropout': key},
-      mutable=list(model_state),
-    )
-    metrics = task(outputs, batch, True)
-    return metrics['loss'][0], (metrics, model_state)
+  def loss_fn(trainable, fixed, model_state, batch, key):
+    frozen, teacher_params = fixed
+    params, calls, batch = partition.merge(trainable, frozen), itertools.count(), dict(batch)
+    rng, teacher = batch.pop('rng'), None
 
-  def compute(trainable, frozen, model_state, batch, key):
-    """Returns ((gradients, metrics), the next model state)."""
+    def apply(images, **options):
+      nonlocal model_state
+      call = next(calls)
+      outputs, model_state = model.apply(
+        {'params': params, **model_state},
+        images,
+        train=True,
+        rngs={'dropout': jax.random.fold_in(key, call) if call else key},
+        mutable=list(model_state),
+        **options,
+      )
+      return task.name_outputs(outputs)
+
+    if task.TEACHER:
+      teacher = _evaluated(model, task, {'params': teacher_params, **model_state})
+    outputs = task.outputs(apply, batch, rng, True, teacher)
+    sums = task.loss(outputs, batch, rng, True)
+    return sums['loss'][0], (sums, model_state)
+
+  def compute(trainable, fixed, model_state, batch, key):
+    """Returns ((gradients, sums), the next model state)."""
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    grads, (metrics, model_state) = grad_fn(trainable, frozen, model_state, batch, key)
-    return (grads, metrics), model_state
+    grads, (sums, model_state) = grad_fn(trainable, fixed, model_state, batch, key)
+    return (grads, sums), model_state
 
-  def add_up(trainable, frozen, model_state, batch, key):
-    """Computes as `compute` does, in micro-batches whose gradients and metrics are summed."""
+  def add_up(trainable, fixed, model_state, batch, key):
+    """Computes as `compute` does, in micro-batches whose gradients and sums are added up."""
     parts = config.grad_accum_steps
     if parts == 1:
-      return compute(trainable, frozen, model_state, batch, key)
+      return compute(trainable, fixed, model_state, batch, key)
     keys, batches = jax.random.split(key, parts), _split(batch, parts)
     first = jax.tree.map(lambda x: x[0], batches)
-    shapes, _ = jax.eval_shape(compute, trainable, frozen, model_state, first, keys[0])
+    shapes, _ = jax.eval_shape(compute, trainable, fixed, model_state, first, keys[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def body(carry, xs):
       total, model_state = carry
-      part, model_state = compute(trainable, frozen, model_state, *xs)
+      part, model_state = compute(trainable, fixed, model_state, *xs)
       return (jax.tree.map(jnp.add, total, part), model_state), None
 
     return jax.lax.scan(body, (zeros, model_state), (batches, keys))[0]
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     augment_key, dropout_key = jax.random.split(step_key)
     keys = jax.vmap(lambda slot: jax.random.fold_in(augment_key, slot))(batch['slot'])
     batch = augment.augment(
       config.augment, keys, batch, num_classes, config.data.mean, config.data.std
     )
+    batch['rng'] = jax.vmap(lambda key: jax.random.fold_in(key, _TASK))(keys)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
 
     trainable, frozen = partition.split(config.freeze, state.params)
-    sums, model_state = add_up(trainable, frozen, state.model_state, batch, dropout_key)
-    grads, metrics = jax.lax.psum(sums, 'batch')
-    grads = jax.tree.map(lambda g: g / metrics['loss'][1], grads)
+    fixed = frozen, state.ema_params if task.TEACHER else None
+    found, model_state = add_up(trainable, fixed, state.model_state, batch, dropout_key)
+    grads, sums = jax.lax.psum(found, 'batch')
+    grads = jax.tree.map(lambda g: g / sums['loss'][1], grads)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     scale = 1.0 if state.plateau is None else state.plateau.scale
     updates = jax.tree.map(lambda u: u * scale, updates)
@@ -109,7 +128,7 @@ def make_train_step(
     ema_params = _moving_average(config, state.ema_params, trainable)
 
     one = jnp.ones(())
-    metrics |= {
+    sums |= {
       'learning_rate': (schedule(state.step) * scale * one, one),
       'grad_norm': (optax.tree.norm(grads), one),
     }
@@ -120,20 +139,39 @@ def make_train_step(
       ema_params=ema_params,
       model_state=model_state,
     )
-    return state, metrics
+    return state, sums
 
   return train_step
 
 
+def _evaluated(model: nn.Module, task: Task, variables: Any) -> Apply:
+  """Returns the model with these variables, without draws, as tasks are given it."""
+  return lambda images, **options: task.name_outputs(
+    model.apply(variables, images, train=False, **options)
+  )
+
+
+def evaluate(model: nn.Module, task: Task, variables: Any, batch: Batch, rng: jax.Array) -> Sums:
+  """Returns the task's sums of a normalised batch, with a key in `rng` for each row."""
+  apply = _evaluated(model, task, variables)
+  outputs = task.outputs(apply, batch, rng, False, apply if task.TEACHER else None)
+  return task.loss(outputs, batch, rng, False)
+
+
 def make_eval_step(
   config: ConfigDict, model: nn.Module, task: Task
-) -> Callable[[Any, Batch], Metrics]:
-  """Returns `eval_step(variables, batch) -> metrics`, summed over the axis 'batch'."""
+) -> Callable[[Any, Batch], Sums]:
+  """Returns `eval_step(variables, batch) -> sums`, added up over the axis 'batch'.
+
+  The batch is that of training, but for `slot`, which is the row's place in the split. The task
+  draws by keys from (seed, slot): every evaluation of a run draws alike.
+  """
 
   def eval_step(variables, batch):
-    image = augment.normalize(batch['image'], config.data.mean, config.data.std)
-    outputs = model.apply(variables, image, train=False)
-    return jax.lax.psum(task(outputs, batch, False), 'batch')
+    batch = augment.normalize_batch(batch, config.data.mean, config.data.std)
+    key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
+    rng = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(batch['slot'])
+    return jax.lax.psum(evaluate(model, task, variables, batch, rng), 'batch')
 
   return eval_step
 
@@ -152,26 +190,35 @@ def gather(arrays: Batch, rows: Batch, i: jax.Array) -> Batch:
   return {name: array[index] for name, array in arrays.items()} | batch
 
 
+def one_train_step(train_step: Callable) -> Callable:
+  """Returns `steps(state, batch, ()) -> (state, sums)` of one step, as `many_train_steps` does."""
+
+  def steps(state, batch, _):
+    state, sums = train_step(state, batch)
+    return state, jax.tree.map(lambda x: x[None], sums)
+
+  return steps
+
+
 def many_train_steps(train_step: Callable, max_steps: int) -> Callable:
-  """Returns `steps(state, rows, (arrays, n)) -> (state, metrics)`: n steps on resident data.
+  """Returns `steps(state, rows, (arrays, n)) -> (state, sums)`: n steps on resident data.
 
   n is data, not shape, so that one program serves every n up to `max_steps`, and n steps give
-  the same bits however they are divided. Entry i of every metric is that of the i-th step. Where
+  the same bits however they are divided. Entry i of every sum is that of the i-th step. Where
   `max_steps` is 1 there is no loop.
   """
 
   def steps(state, rows, shared):
     arrays, n = shared
     if max_steps == 1:
-      state, metrics = train_step(state, gather(arrays, rows, 0))
-      return state, jax.tree.map(lambda m: m[None], metrics)
+      return one_train_step(train_step)(state, gather(arrays, rows, 0), ())
     shapes = jax.eval_shape(train_step, state, gather(arrays, rows, 0))[1]
     log = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
 
     def body(i, carry):
       state, log = carry
-      state, metrics = train_step(state, gather(arrays, rows, i))
-      return state, jax.tree.map(lambda entries, m: entries.at[i].set(m), log, metrics)
+      state, sums = train_step(state, gather(arrays, rows, i))
+      return state, jax.tree.map(lambda entries, x: entries.at[i].set(x), log, sums)
 
     return jax.lax.fori_loop(0, n, body, (state, log))
 

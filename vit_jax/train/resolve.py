@@ -1,0 +1,137 @@
+"""From a configuration to one in which every field has its final value, all of them checked."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vit_jax import models, tasks
+from vit_jax.errors import FieldError, UsageError, field_prefix
+from vit_jax.models import Backbone
+from vit_jax.models import fields as fields_lib
+from vit_jax.models.heads.head import Head
+from vit_jax.precision import resolve_dtype
+from vit_jax.tasks import Task
+
+
+def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
+  """Returns a copy in which every field that stands for another value has that value.
+
+  Args:
+    config: the experiment.
+    num_examples: size of the training split.
+
+  Raises:
+    UsageError: a number out of range, a batch that doesn't divide.
+  """
+  c = config.copy_and_resolve_references()
+  with field_prefix('config.'):
+    c.dtype = resolve_dtype(c.dtype)
+  c.eval_batch_size = c.eval_batch_size or c.batch_size
+  for field in ('batch_size', 'eval_batch_size', 'grad_accum_steps'):
+    if c[field] <= 0:
+      raise UsageError(f'config.{field}: {c[field]} is not positive')
+  for field in ('batch_size', 'eval_batch_size'):
+    if c[field] % jax.device_count():
+      raise UsageError(
+        f'config.{field}: {c[field]} does not divide over {jax.device_count()} devices'
+      )
+  per_device = c.batch_size // jax.device_count()
+  if per_device % c.grad_accum_steps:
+    raise UsageError(
+      f'config.grad_accum_steps: {c.grad_accum_steps} does not divide the '
+      f'{per_device} examples of a device'
+    )
+  if per_device % 2 and (c.augment.mixup_alpha or c.augment.cutmix_alpha):
+    raise UsageError(
+      f'config.batch_size: {c.batch_size} gives a device {per_device} examples, '
+      'and mixup and cutmix pair them: give an even number'
+    )
+  epoch = max(num_examples // c.batch_size, 1)
+  if c.num_steps < 0:
+    raise UsageError(f'config.num_steps: {c.num_steps} is negative')
+  c.num_steps = c.num_steps or steps_of_epochs(c, num_examples)
+  if c.num_steps <= 0:
+    raise UsageError(f'config.num_epochs: {c.num_epochs} gives no step, and config.num_steps is 0')
+  c.eval_every = c.eval_every or epoch
+  c.checkpoint_every = c.checkpoint_every or c.eval_every
+  c.log_every = c.log_every or max(min(c.eval_every, c.num_steps, 400) // 4, 1)
+  for field in ('eval_every', 'checkpoint_every', 'log_every'):
+    if c[field] < 0:
+      raise UsageError(f'config.{field}: {c[field]} is negative')
+  if c.early_stopping_patience < 0:
+    raise UsageError(f'config.early_stopping_patience: {c.early_stopping_patience} is negative')
+  if c.plateau.patience < 1 or c.plateau.cooldown < 0:
+    raise UsageError(
+      f'config.plateau: patience {c.plateau.patience} is less than 1, '
+      f'or cooldown {c.plateau.cooldown} less than 0'
+    )
+  _check_range('ema_decay', c.ema_decay, 0, 1)
+  _check_range('plateau.min_scale', c.plateau.min_scale, 0, 1)
+  if not 0 < c.plateau.factor <= 1:
+    raise UsageError(f'config.plateau.factor: {c.plateau.factor} is not in (0, 1]')
+  if c.plateau.min_delta <= 0:
+    raise UsageError(f'config.plateau.min_delta: {c.plateau.min_delta} is not positive')
+  return c
+
+
+def steps_of_epochs(config: ConfigDict, num_examples: int) -> int:
+  """Returns how many steps config.num_epochs is."""
+  return round(config.num_epochs * num_examples / config.batch_size)
+
+
+def _check_range(field: str, value: float, low: float, high: float) -> None:
+  if not low <= value < high:
+    raise UsageError(f'config.{field}: {value} is not in [{low}, {high})')
+
+
+def find_task(config: ConfigDict) -> type[Task]:
+  """Returns the class of the task that `config.task` names; UsageError if there is none."""
+  with field_prefix('config.'):
+    return tasks.find(config.task)
+
+
+def build_model(config: ConfigDict, num_classes: int) -> Backbone | Head:
+  """Returns the model of `config.model`, with the task's head, to train on the mapped axis 'batch'.
+
+  Raises:
+    UsageError: a field is unknown or has a wrong value.
+  """
+  fields, head = fields_lib.plain(config.model), find_task(config).HEAD
+  with field_prefix('config.model.'):
+    if head is not None:
+      fields['head'] = {'name': head, **fields.get('head', {})}
+    elif 'head' in fields:
+      raise FieldError('head', f'{fields["head"]}, but the task {config.task} has none')
+    dtype = jnp.dtype(config.dtype)
+    return models.build(fields, num_classes=num_classes, dtype=dtype, axis_name='batch')
+
+
+def build_task(config: ConfigDict, num_classes: int) -> Task:
+  """Returns the task of `config.task` and `config.loss`.
+
+  Raises:
+    UsageError: there is no such task, or an option is unknown or has a wrong value.
+  """
+  find_task(config)
+  with field_prefix('config.loss.'):
+    return tasks.build(config.task, config.loss, num_classes)
+
+
+def check_task(config: ConfigDict, model: Backbone | Head, task: Task) -> None:
+  """Raises UsageError for a task that the model or the configuration doesn't suit."""
+  with field_prefix('config.loss.'):
+    task.check_model(model)
+  if task.TEACHER and not config.ema_decay:
+    raise UsageError(
+      f'config.ema_decay: 0.0, but the task {config.task} learns from a moving average'
+    )
+
+
+def complete(config: ConfigDict, model: Backbone | Head, task: Task) -> None:
+  """Sets the fields of `config` that its model and its task decide."""
+  if isinstance(model, Head):
+    names = fields_lib.names(type(model))
+    config.model.head = ConfigDict({name: getattr(model, name) for name in names})
+  config.loss = ConfigDict({n: getattr(task, n) for n in fields_lib.names(type(task))})
+  if config.optimizer.no_decay is None:
+    config.optimizer.no_decay = model.NO_DECAY

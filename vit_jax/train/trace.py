@@ -1,0 +1,86 @@
+"""Model and task traced on shapes alone, so that what doesn't fit shows before a run starts."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax.data import augment, kinds
+from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
+from vit_jax.tasks import Task
+from vit_jax.train import step
+
+
+class Traced(NamedTuple):
+  """Shapes of an experiment.
+
+  Attributes:
+    image: (height, width, channels) of what the model sees.
+    variables: the model's, as shapes and dtypes.
+  """
+
+  image: tuple[int, int, int]
+  variables: dict[str, Any]
+
+
+def trace(
+  config: ConfigDict, model: nn.Module, task: Task, record: Mapping[str, np.ndarray]
+) -> Traced:
+  """Traces initialisation and evaluation.
+
+  Args:
+    config: the experiment; reads `data` and `monitor`.
+    model: the model.
+    task: its task.
+    record: an example of the data, as preprocessed.
+
+  Raises:
+    UsageError: images don't fit the model or their normalisation, outputs don't fit the task, or
+      there is no such metric to monitor.
+  """
+  shape = record['image'].shape
+  _check_pixels(config.data, shape[-1])
+  batch = kinds.stack([record]) | {'weight': np.ones(1, np.float32)}
+
+  def evaluate(variables):
+    normalized = augment.normalize_batch(batch, config.data.mean, config.data.std)
+    return step.evaluate(model, task, variables, normalized, jax.random.split(jax.random.key(0), 1))
+
+  with _names_the_model():
+    variables = jax.eval_shape(lambda: init(model, 0, (1, *shape)))
+    sums = jax.eval_shape(evaluate, variables)
+  check_choice('config.monitor', config.monitor, [f'test/{name}' for name in sums])
+  return Traced(shape, variables)
+
+
+def init(model: nn.Module, seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
+  """Returns new variables of a model of images [1, H, W, C], float."""
+  return model.init(jax.random.key(seed), jnp.zeros(shape), train=False)
+
+
+@contextlib.contextmanager
+def _names_the_model() -> Iterator[None]:
+  """Puts config.model in front of what a model or a task says of outputs."""
+  try:
+    with field_prefix('config.model.'):
+      yield
+  except FieldError:
+    raise
+  except UsageError as e:
+    raise UsageError(f'config.model: {e}') from e
+
+
+def _check_pixels(data: ConfigDict, channels: int) -> None:
+  for field in ('mean', 'std'):
+    if len(data[field]) not in (1, channels):
+      raise UsageError(
+        f'config.data.{field}: {len(data[field])} values, but images have {channels} channels; '
+        'give one value for each, or one for all'
+      )
+  if min(data.std) <= 0:
+    raise UsageError(f'config.data.std: {data.std} has a value that is not positive')
