@@ -28,8 +28,8 @@ def get_config(arg: str = 'vit') -> ConfigDict:
   """Returns the configuration; `arg` is 'MODEL', perhaps with '-small' after it."""
   name = arg.removesuffix('-small')
   check_choice('--config: the model of asl_letters', name, _MODELS)
-  c = common.get_config()
-  c.task = 'localization'
+  model = 'resnet18' if name == 'resnet18' else 'vit'
+  c = common.get_config(model=model, task='localization')
   c.data.update(name='yolo', test_split='valid', image_size=(224, 224), channels=3)
   c.batch_size = 32
   c.num_epochs = 60.0
@@ -51,7 +51,6 @@ def get_config(arg: str = 'vit') -> ConfigDict:
     c.augment.crop_padding = 7
     c.optimizer.learning_rate = 1e-3
   if name == 'resnet18':
-    c.model = ConfigDict({'name': 'resnet18', 'num_filters': 64, 'head': c.model.head})
     c.data.update(datasets.IMAGENET)
   elif 'pretrained' in name:
     finetune.leave_open(c)

@@ -22,7 +22,7 @@ _PUBLISHED = {
 def get_config(arg: str = 'basic') -> ConfigDict:
   """Returns the configuration; `arg` is 'basic', 'pe', 'pe_conv' or 'strong'."""
   check_choice('--config: cifar10.py', arg, (*_PUBLISHED, 'strong'))
-  c = common.get_config()
+  c = common.get_config('vit')
   datasets.apply(c, 'cifar10')  # crops with padding 4, flips, normalisation per channel
   c.model.update(
     hidden_size=192, mlp_dim=768, num_layers=12, num_heads=12, patches={'size': (4, 4)}

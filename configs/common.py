@@ -1,19 +1,20 @@
-"""The fields of experiments, with their defaults. The other configs start from here.
+"""The fields that every experiment has, with their defaults. The other configs start from here.
 
-TokenLearner and ResNets have some of their own under `model`, in their configs.
+What is under `model` and `loss` comes from the backbone and the task: their fields are documented
+in `vit_jax.models` and `vit_jax.tasks`.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax import config_fields
 from vit_jax.errors import UsageError
 
 
-def get_config() -> ConfigDict:
-  """Returns the defaults; `arg` of the other configs changes values, and adds a model's own."""
+def get_config(model: str, task: str = 'classification') -> ConfigDict:
+  """Returns the defaults, with the fields of a backbone (`models.BACKBONES`) and a task."""
   c = ConfigDict()
   c.seed = 0  # decides initial parameters, batches, augmentation and dropout
-  c.task = 'classification'  # or localization, of one object an image: its class and box
   c.dtype = 'auto'  # compute dtype: float32, bfloat16, or auto = bfloat16 on GPU and TPU
 
   c.batch_size = 128  # examples per optimiser step, over all devices and processes
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
   c.eval_every = 0  # steps between evaluations; 0 = once per epoch
   c.checkpoint_every = 0  # steps between checkpoints; 0 = with each evaluation
 
-  c.monitor = 'test/accuracy'  # decides best checkpoint, early stopping, plateau; *loss: lower wins
+  c.monitor = 'test/accuracy'  # decides best checkpoint, early stopping, plateau
   c.early_stopping_patience = 0  # evaluations without a better monitor before stopping; 0 = never
 
   c.init_from = ''  # weights to start from: a file, a folder, hf:NAME, a run directory; '' = none
@@ -40,31 +41,8 @@ def get_config() -> ConfigDict:
   c.init_options.activation = placeholder(str)
   c.init_options.norm_epsilon = placeholder(float)
 
-  c.model = ConfigDict()  # None in the fields that finetune.py leaves open: as the weights have it
-  c.model.name = 'vit'
-  c.model.hidden_size = 192
-  c.model.mlp_dim = 768
-  c.model.num_layers = 12
-  c.model.num_heads = 3
-  c.model.patches = ConfigDict({'size': (16, 16)})  # height, width in pixels
-  c.model.stride = placeholder(tuple)  # smaller than the patch: patches overlap; None = patch size
-  c.model.patch_embedding = 'conv'  # conv or linear: one function, two ways to compute it
-  c.model.classifier = 'token'  # token, gap, gmp, gsp, map, none
-  c.model.class_token = placeholder(bool)  # beside another classifier too; None = no
-  c.model.fc_norm = False  # norm what was pooled instead of the tokens (not token, none)
-  c.model.positional_embedding = 'learned_1d'  # or sinusoidal_1d, sinusoidal_2d, none
-  c.model.posemb_init_stddev = 0.02  # of learned position embeddings
-  c.model.representation_size = placeholder(int)  # width of a tanh layer before the head
-  c.model.dropout_rate = 0.0
-  c.model.attention_dropout_rate = 0.0
-  c.model.stochastic_depth = 0.0  # drop rate of the last block; grows linearly from 0
-  c.model.norm_epsilon = 1e-6
-  c.model.activation = 'gelu'  # gelu (tanh approximation), gelu_exact, relu
-  c.model.remat = False  # recompute blocks in the backward pass, to save memory
-  c.model.head = ConfigDict()  # of the task localization: one for classes, one for boxes
-  c.model.head.hidden_size = 512
-  c.model.head.dropout_rate = 0.2
-  c.model.head.box_sigmoid = True  # keeps the four numbers of a box between 0 and 1
+  config_fields.set_model(c, model)  # model: None in a field stands for its default
+  config_fields.set_task(c, task)  # task, loss, and model.head where the task has one
 
   c.data = ConfigDict()
   c.data.name = 'digits'  # digits, folder, yolo (a folder with a data.yaml), or a TFDS data set
@@ -95,18 +73,11 @@ def get_config() -> ConfigDict:
   c.augment.mixup_alpha = 0.0
   c.augment.cutmix_alpha = 0.0  # with mixup: one of the two for each pair, at random
 
-  c.loss = ConfigDict()
-  # softmax, sigmoid (binary cross-entropy summed over classes), or softmax_twice (a common mistake)
-  c.loss.name = 'softmax'
-  c.loss.label_smoothing = 0.0  # share of each label spread over all classes, whatever the loss
-  c.loss.box = 'mse'  # localization: mse or l1 of a box's four numbers, or giou (arXiv 1902.09630)
-  c.loss.class_divisor = 1.0  # localization: loss = class loss / this + box loss
-
   c.optimizer = ConfigDict()
   c.optimizer.name = 'adamw'  # sgd, adam, adamw, lion, lamb
   c.optimizer.learning_rate = 1e-3  # the schedule's peak
   c.optimizer.weight_decay = 0.0  # coupled (added to gradients, as PyTorch) for sgd and adam
-  c.optimizer.no_decay = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'  # '' = decay everything
+  c.optimizer.no_decay = placeholder(str)  # regex of parameters; None: the model's, '': none
   c.optimizer.layer_decay = 1.0  # of the learning rate, for each layer down from the head; 1 = off
   c.optimizer.head_lr_factor = 1.0  # multiplies the learning rate of the head, or the heads
   c.optimizer.momentum = placeholder(float)  # sgd

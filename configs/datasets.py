@@ -31,13 +31,13 @@ _PHOTOGRAPHS = (
   {'flip': True},
 )
 # Pixels a side, of those above that are taken as stored.
-_STORED_SIZES = {'digits': 8, 'mnist': 28, 'fashion_mnist': 28, 'cifar10': 32, 'cifar100': 32}
+STORED_SIZES = {'digits': 8, 'mnist': 28, 'fashion_mnist': 28, 'cifar10': 32, 'cifar100': 32}
 
 
 def enlarge(config: ConfigDict, size: int) -> None:
   """Brings a data set of small images to `size` pixels a side, and its shifts and crops with it."""
   config.data.image_size = (size, size)
-  factor = size / _STORED_SIZES[config.data.name]
+  factor = size / STORED_SIZES[config.data.name]
   for name in ('crop_padding', 'shift'):
     config.augment[name] = round(config.augment[name] * factor)
 

@@ -8,7 +8,7 @@ from configs import common, datasets
 def get_config(arg: str = '') -> ConfigDict:
   """Returns the configuration of a small ViT on 2x2 patches."""
   common.refuse_arg(__name__, arg)
-  c = common.get_config()
+  c = common.get_config('vit')
   datasets.apply(c, 'digits')
   c.batch_size = 128
   c.num_epochs = 120.0

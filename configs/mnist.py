@@ -15,7 +15,7 @@ _LOSSES = {'fixed': 'softmax', 'faithful': 'softmax_twice'}
 def get_config(arg: str = 'fixed') -> ConfigDict:
   """Returns the configuration; `arg` is 'fixed' or 'faithful'."""
   check_choice('--config: mnist.py', arg, _LOSSES)
-  c = common.get_config()
+  c = common.get_config('vit')
   c.data.name = 'mnist'
   c.data.mean, c.data.std = (0.0,), (1.0,)  # pixels in [0, 1], as ToTensor gives them
   c.model.update(

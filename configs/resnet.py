@@ -11,11 +11,9 @@ from vit_jax.errors import check_choice
 
 def get_config(arg: str = 'resnet18,cifar10') -> ConfigDict:
   """Returns torchvision's recipe for ImageNet, with a cosine in place of steps."""
-  c = common.get_config()
   depth, dataset = datasets.split_arg(arg, default_size='resnet18')
   check_choice('--config: model', depth, ('resnet18', 'resnet34'))
-  # None of the ViTs' fields, but the heads that a task may ask for.
-  c.model = ConfigDict({'name': depth, 'num_filters': 64, 'head': c.model.head})
+  c = common.get_config(model=depth)
   datasets.apply(c, dataset)
   c.batch_size = 256
   c.num_epochs = 90.0

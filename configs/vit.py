@@ -10,9 +10,9 @@ from configs import common, datasets
 from vit_jax.models import sizes
 
 
-def get_config(arg: str = 'Ti/4,cifar10') -> ConfigDict:
-  """Returns a ViT's configuration; `arg` is 'SIZE,DATASET'."""
-  c = common.get_config()
+def get_config(arg: str = 'Ti/4,cifar10', model: str = 'vit') -> ConfigDict:
+  """Returns a ViT's configuration; `arg` is 'SIZE,DATASET', `model` a backbone with its fields."""
+  c = common.get_config(model=model)
   size, dataset = datasets.split_arg(arg, default_size='Ti/4')
   c.model.update(sizes.parse(size))
   datasets.apply(c, dataset)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import cifar10, mnist, token_learner
+from vit_jax import models
 from vit_jax.errors import UsageError
-from vit_jax.models import build_model
 from vit_jax.train import loop
 from vit_jax.train.optimizers import make_optimizer
 
@@ -60,7 +60,7 @@ def test_the_mnist_model_by_hand():
 def build(config, image, **sizes):
   """The model of a config at other sizes, and its parameters."""
   config.model.update(sizes)
-  model = build_model(config.model, num_classes=10)
+  model = models.build(config.model, num_classes=10)
   return model, lambda key: model.init(key, jnp.zeros((1, *image)))['params']
 
 
@@ -134,7 +134,8 @@ def test_adam_decays_every_parameter_through_the_gradient():
   """As PyTorch's Adam: with no gradient but the decay's, the first step is -lr * sign(p)."""
   config = cifar10.get_config('basic')
   params = {'Transformer': {'encoder_norm': {'scale': np.full(3, 2.0), 'bias': np.full(3, -3.0)}}}
-  tx = make_optimizer(config, params, lambda step: 1e-3)
+  model = models.build(config.model, num_classes=10)
+  tx = make_optimizer(config, model, params, lambda step: 1e-3)
   updates, _ = tx.update(jax.tree.map(np.zeros_like, params), tx.init(params), params)
   norm = updates['Transformer']['encoder_norm']
   np.testing.assert_allclose(norm['scale'], -1e-3, rtol=1e-3)

@@ -1,0 +1,61 @@
+"""The parts of a configuration that are not every experiment's, but a model's or a task's.
+
+`config.model` has the fields of a backbone, with a task's head in it, and `config.loss` the options
+of a task; each of them comes from its owner, with its defaults.
+"""
+
+import contextlib
+
+from ml_collections import ConfigDict
+
+from vit_jax import models, tasks
+
+
+def set_model(config: ConfigDict, name: str) -> None:
+  """Gives `config.model` the fields of another backbone.
+
+  Those that both have keep their values, unless these are the former backbone's defaults; a task's
+  head stays.
+
+  Raises:
+    FieldError: there is no such backbone.
+  """
+  new, old = models.default_config(name), config.get('model') or ConfigDict()
+  if old.get('name') is not None:
+    _keep_changes(new, old, models.default_config(old.name))
+  if 'head' in old:
+    new.head = old.head
+  with config.unlocked():
+    config.model = new
+
+
+def set_task(config: ConfigDict, name: str) -> None:
+  """Names a task and gives `config.loss` its options, and `config.model.head` those of its head.
+
+  Options that the former task has as well keep their values.
+
+  Raises:
+    FieldError: there is no such task.
+  """
+  new, head = tasks.default_options(name), tasks.find(name).HEAD
+  with config.unlocked():
+    former = config.get('task')
+    if former is not None:
+      _keep_changes(new, config.loss, tasks.default_options(former))
+    if former is None or head != tasks.find(former).HEAD:
+      if 'head' in config.model:
+        del config.model.head
+      if head is not None:
+        config.model.head = models.head_config(head)
+    config.task, config.loss = name, new
+
+
+def _keep_changes(new: ConfigDict, old: ConfigDict, defaults: ConfigDict) -> None:
+  """Sets fields of `new` to what they are in `old`, where that isn't a default of its own.
+
+  Those that have another type there, as one number for what is now a tuple, stay as they are.
+  """
+  for name in new:
+    if name in old and old[name] != defaults.get(name):
+      with contextlib.suppress(TypeError):
+        new[name] = old[name]
