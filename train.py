@@ -11,8 +11,8 @@ from vit_jax import cli
 from vit_jax.errors import UsageError
 from vit_jax.train import loop
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', help_string='Experiment, as configs/digits.py or configs/vit.py:Ti/4,cifar10.'
+_CONFIG = cli.DEFINE_experiment(
+  'config', 'Experiment, as configs/digits.py or configs/vit.py:Ti/4,cifar10.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run directory; starting again in it resumes. Default: runs/<config name>.'

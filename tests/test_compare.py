@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from small_vits import SQUARE, random_params
+from small_vits import SQUARE, random_variables
 
 from vit_jax import weights
 
-DIGITS = SQUARE | {'channels': 1, 'num_classes': 10, 'activation': 'gelu_exact'}
+DIGITS = SQUARE.replace(channels=1, num_classes=10, activation='gelu_exact')
 ENVIRONMENT = {**os.environ, 'OMP_WAIT_POLICY': 'passive'}  # tests share the machine
 QUICK = ('--seconds=0.05', '--turns=2', '--batch_size=16')
 
@@ -89,7 +89,7 @@ def test_json_of_a_hub_model_on_a_data_set(cached_on_the_hub):
 
 @needs_pytorch
 def test_table_of_a_file_that_pytorch_cannot_read_itself(tmp_path):
-  weights.save(random_params(DIGITS), DIGITS, tmp_path / 'm.npz', format='augreg')
+  weights.save(random_variables(DIGITS), DIGITS, tmp_path / 'm.npz', format='augreg')
   result = compare(f'--weights={tmp_path}/m.npz', '--num_images=20', '--dtype=bfloat16', *QUICK)
   assert result.returncode == 0, result.stderr
   difference = re.search(r'^logit difference +at most (\S+), on', result.stdout, re.MULTILINE)
@@ -118,8 +118,8 @@ def files(tmp_path_factory):
     'good.npz': {},
   }
   for name, change in changes.items():
-    config = DIGITS | change
-    weights.save(random_params(config), config, folder / name, format='augreg')
+    config = DIGITS.replace(**change)
+    weights.save(random_variables(config), config, folder / name, format='augreg')
   blocked = folder / 'blocked'
   blocked.mkdir()
   (blocked / 'sitecustomize.py').write_text('import sys; sys.modules["transformers"] = None\n')

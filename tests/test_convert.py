@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from small_vits import SQUARE, WIDE, assert_same, random_params
+from small_vits import SQUARE, WIDE, assert_same, random_variables
 
-from vit_jax import weights
+from vit_jax import models, weights
 
 
 def convert(*args):
@@ -20,17 +20,17 @@ def convert(*args):
 def test_a_model_goes_through_three_formats(tmp_path):
   names = ('m.npz', 'folder', 'm.msgpack', 'm.safetensors')
   source, *targets = (tmp_path / name for name in names)
-  weights.save(random_params(WIDE), WIDE, source, format='augreg')
+  weights.save(random_variables(WIDE), WIDE, source, format='augreg')
   for target, format in zip(targets, ('huggingface', 'scenic', 'timm'), strict=True):
     result = convert(source, target, f'--to={format}')
     assert result.returncode == 0, result.stderr
     assert result.stdout == (
-      f'{target}: ViT, 1 layers of width 8, 2 heads, 4x2 patches of 8x6 images, 3 classes\n'
+      f'{target}: ViT, 1 layers of width 8, 2 heads, 4x2 patches, 8x6 images, 3 classes\n'
     )
     source = target
-  params, config = weights.load(source)
+  variables, config = weights.load(source)
   assert config == WIDE
-  assert_same(params, random_params(WIDE))
+  assert_same(variables, random_variables(WIDE))
 
 
 def test_options_say_what_a_file_does_not(tmp_path):
@@ -41,32 +41,32 @@ def test_options_say_what_a_file_does_not(tmp_path):
   options += ('--mean=0.4567', '--std=0.3', f'--class_names={tmp_path}/names.txt')
   result = convert(tmp_path / 'm.npz', tmp_path / 'm.msgpack', '--to=scenic', *options)
   assert result.returncode == 0, result.stderr
-  params, config = weights.load(tmp_path / 'm.msgpack')
+  variables, config = weights.load(tmp_path / 'm.msgpack')
   assert config == WIDE
-  assert_same(params, random_params(WIDE))
+  assert_same(variables, random_variables(WIDE))
 
 
 def test_a_resnet_has_a_line_of_its_own(tmp_path):
-  config = {
-    'name': 'resnet18',
-    'num_filters': 2,
-    'num_classes': 3,
-    'channels': 1,
-    'image_size': (32, 48),
-    'class_names': None,
-    'preprocess': None,
-  }
+  config = models.ModelConfig.from_dict(
+    {
+      'name': 'resnet18',
+      'num_filters': 2,
+      'num_classes': 3,
+      'channels': 1,
+      'image_size': (32, 48),
+    }
+  )
   source, target = tmp_path / 'm.safetensors', tmp_path / 'n.safetensors'
-  weights.save(random_params(config), config, source, format='torchvision')
+  weights.save(random_variables(config), config, source, format='torchvision')
   result = convert(source, target, '--to=torchvision')
   assert result.returncode == 0, result.stderr
-  assert result.stdout == f'{target}: resnet18, 32x48 images, 3 classes\n'
+  assert result.stdout == f'{target}: ResNet18, 32x48 images, 3 classes\n'
   assert_same(weights.load(target)[0], weights.load(source)[0])  # metadata comes in any order
 
 
 def without_config(folder):
   """The tensors of a file, one of them unknown, without what the file says itself."""
-  weights.save(random_params(WIDE), WIDE, folder / 'full.npz', format='augreg')
+  weights.save(random_variables(WIDE), WIDE, folder / 'full.npz', format='augreg')
   return dict(np.load(folder / 'full.npz')) | {'extra': np.zeros(2)}
 
 
@@ -85,7 +85,7 @@ def without_config(folder):
   ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path, args, message):
-  weights.save(random_params(SQUARE), SQUARE, tmp_path / 'm.npz', format='augreg')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path / 'm.npz', format='augreg')
   (tmp_path / 'text.npz').write_text('no archive')
   result = convert(*(arg if arg.startswith('-') else tmp_path / arg for arg in args))
   assert result.returncode == 2

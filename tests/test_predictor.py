@@ -5,21 +5,24 @@ import numpy as np
 import pytest
 import scipy.special
 from PIL import Image
-from small_vits import SQUARE, WIDE, logits, random_params
+from small_vits import SQUARE, WIDE, logits, random_variables
 
 from vit_jax.data import augment, decode_image
 from vit_jax.data.images import find_images
 from vit_jax.errors import UsageError
-from vit_jax.models import MODELS
+from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.predictor import Predictor
 from vit_jax.tasks import classification
 
-TOKEN_LEARNER = SQUARE | {
-  'name': 'token_learner',
-  'classifier': 'gap',
-  'num_classes': 4,
-  'tokenizer': {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 1},
-}
+TOKEN_LEARNER = ModelConfig.from_dict(
+  SQUARE.to_dict()
+  | {
+    'name': 'token_learner',
+    'classifier': 'gap',
+    'num_classes': 4,
+    'tokenizer': {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 1},
+  }
+)
 
 
 def photographs(count, seed=0):
@@ -29,16 +32,16 @@ def photographs(count, seed=0):
   return [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
 
 
-def expected(params, config, images, loss='softmax', mean=0.5, std=0.5):
+def expected(variables, config, images, loss='softmax', mean=0.5, std=0.5):
   """Pillow resizes the whole image, NumPy and SciPy do the rest, around the model's logits."""
-  height, width = config['image_size']
-  mode = {1: 'L', 3: 'RGB'}[config['channels']]
+  height, width = config.image_size
+  mode = {1: 'L', 3: 'RGB'}[config.channels]
   pixels = []
   for image in images:
     whole = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     resized = whole.convert(mode).resize((width, height), Image.Resampling.BICUBIC)
     pixels.append(np.asarray(resized, np.float32).reshape(height, width, -1) / 255)
-  outputs = logits(params, config, (np.stack(pixels) - np.float32(mean)) / np.float32(std))
+  outputs = logits(variables, config, (np.stack(pixels) - np.float32(mean)) / np.float32(std))
   if loss == 'sigmoid':
     return scipy.special.expit(outputs)
   return scipy.special.softmax(outputs, axis=1)
@@ -47,41 +50,40 @@ def expected(params, config, images, loss='softmax', mean=0.5, std=0.5):
 @pytest.mark.parametrize('config', [SQUARE, WIDE], ids=['square', 'wide'])
 @pytest.mark.parametrize('loss', classification._LOSSES)
 def test_probabilities_are_those_of_an_independent_statement(config, loss):
-  params, images = random_params(config), photographs(5)
-  probabilities = Predictor(params, config, loss=loss)(images)
+  variables, images = random_variables(config), photographs(5)
+  probabilities = Predictor(variables, config, loss=loss)(images)
   assert probabilities.dtype == np.float32
-  said = config['preprocess'] or {}
-  pixels = {name: said.get(name, (0.5,)) for name in ('mean', 'std')}
-  wanted = expected(params, config, images, loss, **pixels)
+  pixels = config.preprocess or Preprocessing()
+  wanted = expected(variables, config, images, loss, pixels.mean, pixels.std)
   np.testing.assert_allclose(probabilities, wanted, atol=1e-5)
 
 
 def test_images_are_normalised_as_the_config_says():
   mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-  params, images = random_params(SQUARE), photographs(3)
-  predictor = Predictor(params, SQUARE | {'preprocess': {'mean': mean, 'std': std}})
+  variables, images = random_variables(SQUARE), photographs(3)
+  predictor = Predictor(variables, SQUARE.replace(preprocess=Preprocessing(mean=mean, std=std)))
   np.testing.assert_allclose(
-    predictor(images), expected(params, SQUARE, images, mean=mean, std=std), atol=1e-5
+    predictor(images), expected(variables, SQUARE, images, mean=mean, std=std), atol=1e-5
   )
 
 
 def test_a_central_crop_leaves_out_the_border():
-  params, image = random_params(SQUARE), photographs(2)[1]
+  variables, image = random_variables(SQUARE), photographs(2)[1]
   square = Image.fromarray(image).resize((256, 256))  # 256 to 224 as 9 to 8, rounded down
   middle = np.asarray(square.resize((9, 9), Image.Resampling.BICUBIC))[:8, :8]
-  predictor = Predictor(params, SQUARE | {'preprocess': {'crop': 'central'}})
+  predictor = Predictor(variables, SQUARE.replace(preprocess=Preprocessing(crop='central')))
   np.testing.assert_allclose(
-    predictor([np.asarray(square)]), expected(params, SQUARE, [middle]), atol=1e-5
+    predictor([np.asarray(square)]), expected(variables, SQUARE, [middle]), atol=1e-5
   )
 
 
 def test_any_model_and_the_compute_dtype():
-  model = MODELS['token_learner'].from_config(TOKEN_LEARNER)
+  model = TOKEN_LEARNER.model
   shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes['params'])
+  variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
   exact, coarse = (
-    Predictor(params, TOKEN_LEARNER, dtype=dtype)(photographs(3))
+    Predictor(variables, TOKEN_LEARNER, dtype=dtype)(photographs(3))
     for dtype in ('float32', 'bfloat16')
   )
   assert exact.shape == (3, 4)
@@ -106,8 +108,8 @@ def traced(monkeypatch):
   ('count', 'batch_size', 'size'), [(0, 4, 1), (1, 32, 1), (3, 32, 4), (11, 4, 4), (9, 3, 3)]
 )
 def test_one_compilation_serves_all_images(traced, tmp_path, count, batch_size, size):
-  params, images = random_params(SQUARE), photographs(count)
-  predictor = Predictor(params, SQUARE)
+  variables, images = random_variables(SQUARE), photographs(count)
+  predictor = Predictor(variables, SQUARE)
   del traced[:]  # its own check of shapes
   together = predictor(images, batch_size)
   assert traced == ([size] if count else [])
@@ -124,7 +126,7 @@ def test_one_compilation_serves_all_images(traced, tmp_path, count, batch_size, 
 
 def test_damaged_files_leave_the_others_as_they_are(tmp_path):
   """Whole batches of them, and one in the middle of a batch."""
-  predictor, images = Predictor(random_params(SQUARE), SQUARE), photographs(8)[1::2]
+  predictor, images = Predictor(random_variables(SQUARE), SQUARE), photographs(8)[1::2]
   expected_rows = iter(predictor(images))
   good = {2, 4, 5, 9}
   for i in range(10):
@@ -145,24 +147,24 @@ def test_damaged_files_leave_the_others_as_they_are(tmp_path):
   ('changes', 'message'),
   [
     ({'num_classes': 0}, 'no classification head'),
-    ({'classifier': 'none'}, r'outputs of shape \(4, 3\) an image, and prediction needs \(3,\)'),
-    ({'image_size': None}, '--image_size: .* give HEIGHT,WIDTH'),
+    ({'classifier': 'none'}, r'outputs of shape \(4, 3\) an image, and a class is told by \(3,\)'),
+    ({'image_size': None}, 'image_size: .* give HEIGHT,WIDTH'),
     ({'channels': 4}, 'images of 4 channels; image files have 1 or 3'),
-    ({'preprocess': {'mean': (0.1, 0.2)}}, '--mean: 2 values, but images have 3 channels'),
-    ({'preprocess': {'std': (0.1, 0.0, 0.1)}}, '--std: .* not positive'),
-    ({'preprocess': {'crop': 'centre'}}, "'centre' is not one of resize, central, inception"),
+    ({'preprocess': {'mean': (0.1, 0.2)}}, 'mean: 2 values, but images have 3 channels'),
+    ({'preprocess': {'std': (0.1, 0.0, 0.1)}}, 'std: .* not positive'),
+    ({'preprocess': {'crop': 'centre'}}, "'centre' is not one of 'resize', 'central'"),
   ],
 )
 def test_a_model_that_cannot_predict_is_refused(changes, message):
-  params = random_params(SQUARE | {k: changes[k] for k in changes if k in ('classifier',)})
+  config = SQUARE.replace(**{k: changes[k] for k in changes if k == 'classifier'})
   with pytest.raises(UsageError, match=message):
-    Predictor(params, SQUARE | changes)
+    Predictor(random_variables(config), SQUARE.to_dict() | changes)
 
 
 def test_numbers_that_are_not_finite_are_refused():
-  params = random_params(SQUARE)
-  params['output_projection']['bias'][1] = np.nan
-  predictor = Predictor(params, SQUARE)
+  variables = random_variables(SQUARE)
+  variables['params']['output_projection']['bias'][1] = np.nan
+  predictor = Predictor(variables, SQUARE)
   with pytest.raises(UsageError, match='not finite'):
     predictor(photographs(1))
 
@@ -171,7 +173,7 @@ def test_an_unknown_loss_is_refused():
   with pytest.raises(
     UsageError, match="loss: 'hinge' is not one of softmax, softmax_twice, sigmoid"
   ):
-    Predictor(random_params(SQUARE), SQUARE, loss='hinge')
+    Predictor(random_variables(SQUARE), SQUARE, loss='hinge')
 
 
 # Where image files are.

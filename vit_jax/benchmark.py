@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from vit_jax import cli
 from vit_jax.errors import UsageError
 from vit_jax.train import feeds
 from vit_jax.train.experiment import Experiment
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='Experiment, as for train.py.')
-_AGAINST = config_flags.DEFINE_config_file('against', help_string='Another experiment.')
+_CONFIG = cli.DEFINE_experiment('config', 'Experiment, as for train.py.')
+_AGAINST = cli.DEFINE_experiment('against', 'Another experiment.')
 _TURNS = flags.DEFINE_integer('turns', 7, 'How often each side is timed.', lower_bound=1)
 _SECONDS = flags.DEFINE_float('seconds', 3.0, 'Shortest time of a turn.', lower_bound=0.0)
 

@@ -14,13 +14,60 @@ from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from vit_jax import host_memory
-from vit_jax.errors import UsageError, nearest
-from vit_jax.train.metrics import NonFiniteError
-from vit_jax.train.signals import Interrupted
+from vit_jax.errors import UsageError, field_prefix, nearest
+from vit_jax.run.ending import Interrupted, NonFiniteError
+
+
+class _ExperimentParser(ConfigFileFlagParser):
+  """Loads a config file, and gives it the fields of the model and the task that other flags name.
+
+  So --config.task=localization brings --config.model.head.hidden_size along.
+  """
+
+  def parse(self, path: str) -> ConfigDict:
+    """Returns the configuration that `path`, 'FILE.py' or 'FILE.py:ARG', stands for."""
+    file = path.split(':')[0]
+    if not os.path.isfile(file):
+      there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
+      raise UsageError(f'--{self.name}: {file} does not exist{nearest(file, there)}')
+    try:
+      config = super().parse(path)
+    except (TypeError, ValueError) as e:
+      if isinstance(e.__context__, UsageError):  # a config's own, under what the loader wraps it in
+        raise e.__context__ from None
+      raise
+    with config.unlocked():
+      self._complete(config)
+    return config
+
+  def _complete(self, config: ConfigDict) -> None:
+    from vit_jax import config_fields  # imports JAX and the models, which not every command needs
+
+    model, task = (_flag_value(f'{self.name}.{field}') for field in ('model.name', 'task'))
+    with field_prefix(f'{self.name}.'):
+      # Of a config that leaves its model open, the fields of all are there.
+      if model is not None and config.model.name not in (None, model):
+        with field_prefix('model.'):
+          config_fields.set_model(config, model)
+      if task is not None and task != config.task:
+        config_fields.set_task(config, task)
+
+
+def DEFINE_experiment(name: str, help_string: str) -> flags.FlagHolder[ConfigDict]:
+  """Defines a flag for a config file, whose fields are set by --NAME.FIELD."""
+  holder = config_flags.DEFINE_config_file(name, help_string=help_string)
+  flags.FLAGS[name].parser = _ExperimentParser(name)
+  return holder
+
+
+def _flag_value(name: str) -> str | None:
+  """Returns what the command line gives a flag: of several values the last, of none None."""
+  found = re.findall(rf'(?:^|\n)--?{re.escape(name)}[=\n](.*)', '\n'.join(sys.argv[1:]))
+  return found[-1] if found else None
 
 
 def _fields(config: ConfigDict, prefix: str) -> list[str]:
@@ -36,24 +83,13 @@ def _fields(config: ConfigDict, prefix: str) -> list[str]:
 def _check_config_flags(argv: list[str]) -> None:
   """Raises UsageError for config files that aren't there and for fields that they don't have."""
   for name in flags.FLAGS:
-    if isinstance(flags.FLAGS[name].parser, ConfigFileFlagParser):
-      _check_config_flag(name, argv)
-
-
-def _check_config_flag(name: str, argv: list[str]) -> None:
-  given = re.search(rf'(?:^|\n)--?{name}[=\n](.+)', '\n'.join(argv))
-  if not given:
-    return
-  path = given[1].split(':')[0]
-  if not os.path.isfile(path):
-    there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
-    raise UsageError(f'--{name}: {path} does not exist{nearest(path, there)}')
-  config = ConfigFileFlagParser(name).parse(given[1])
-  fields = _fields(config, name)
-  for arg in argv:
-    override = re.match(rf'--?(?:no)?({name}\.[\w.]*)', arg)
-    if override and override[1] not in fields:
-      raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
+    parser, path = flags.FLAGS[name].parser, _flag_value(name)
+    if isinstance(parser, _ExperimentParser) and path:
+      fields = _fields(parser.parse(path), name)
+      for arg in argv:
+        override = re.match(rf'--?(?:no)?({name}\.[\w.]*)', arg)
+        if override and override[1] not in fields:
+          raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
 
 
 def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
@@ -65,13 +101,14 @@ def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
     _check_config_flags(argv[1:])
     rest = flags.FLAGS(argv)
   except (flags.Error, ValueError, TypeError) as e:
-    innermost, cause = None, e
-    while cause is not None:  # a config's own error, under what its loader wraps around it
-      innermost = cause if isinstance(cause, UsageError) else innermost
-      cause = cause.__context__
-    if innermost is None and not isinstance(e, flags.Error):
+    mistake = e
+    while mistake is not None and not isinstance(
+      mistake, UsageError
+    ):  # under what absl wraps it in
+      mistake = mistake.__context__
+    if mistake is None and not isinstance(e, flags.Error):
       raise  # a bug in the config's own code
-    _fail(innermost or ' '.join(str(e).split()))
+    _fail(mistake or ' '.join(str(e).split()))
   given, open_ended = rest[1:], bool(arguments) and arguments[-1].rstrip(']').endswith('...')
   required = [name for name in arguments if not name.startswith('[')]
   if len(given) > len(arguments) and not open_ended:

@@ -3,10 +3,10 @@
 And runs with the published values that their configs name, in a table of Markdown:
 python -m vit_jax.compare --runs RUN...
 
-With weights, PyTorch's side is ViTForImageClassification of Hugging Face's transformers, with the
-same images and kind of device. Each side has a process of its own and all cores, and they are timed
-in turns; compilation is left out. On a busy CPU, PyTorch's threads lose much time waiting for each
-other; OMP_WAIT_POLICY=passive in the environment makes that less.
+With weights, PyTorch's side is the model in Hugging Face's transformers, with the same images and
+kind of device. Each side has a process of its own and all cores, and they are timed in turns;
+compilation is left out. On a busy CPU, PyTorch's threads lose much time waiting for each other;
+OMP_WAIT_POLICY=passive in the environment makes that less.
 """
 
 import functools
@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +27,8 @@ from vit_jax.comparison import measure, runs, sides, table
 from vit_jax.comparison.images import DatasetImages, RandomImages
 from vit_jax.comparison.processes import Remote
 from vit_jax.errors import UsageError
+from vit_jax.models import ModelConfig
+from vit_jax.models.variables import Variables
 
 _WEIGHTS = flags.DEFINE_string('weights', None, 'A file, a folder, hf:NAME on the hub, or a run.')
 _RUNS = flags.DEFINE_bool('runs', False, 'Compare run directories, which follow as arguments.')
@@ -80,42 +81,34 @@ def _compare_with_pytorch() -> None:
   report = {'weights': _WEIGHTS.value, 'load_average': os.getloadavg()[0]}
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # leaves PyTorch some of a GPU
   device = sides.torch_device(jax.default_backend())
-  params, config = weight_flags.load(_WEIGHTS.value)
+  variables, config = weight_flags.load(_WEIGHTS.value)
+  if not config.num_classes:
+    raise UsageError(f'{_WEIGHTS.value}: the model has no head, so there are no logits to compare')
+  class_name = weights.transformers_class(config, _WEIGHTS.value)
   with tempfile.TemporaryDirectory() as folder:
-    path = _for_pytorch(params, config, os.path.join(folder, 'model'))
+    path = _for_pytorch(variables, config, os.path.join(folder, 'model'))
     images, size = _images(config), _BATCH_SIZE.value
     batch = np.resize(next(images.batches(size))[0], (size, *images.shape))
-    ours = Remote('JAX', sides.JaxSide, params, config, batch, _DTYPE.value)
-    theirs = Remote('PyTorch', sides.TorchSide, path, batch, _DTYPE.value, device, _COMPILE.value)
+    dtype = _DTYPE.value
+    ours = Remote('JAX', sides.JaxSide, variables, config.to_dict(), batch, dtype)
+    theirs = Remote(
+      'PyTorch', sides.TorchSide, path, class_name, batch, dtype, device, _COMPILE.value
+    )
     with ours, theirs:
       report |= _compare(ours, theirs, images)
   print(json.dumps(report, indent=2) if _JSON.value else table.format_report(report))
 
 
-def _for_pytorch(params: Mapping[str, Any], config: Mapping[str, Any], folder: str) -> str:
-  """Returns what PyTorch loads: the given weights where it can, else `folder`, written here.
-
-  Raises:
-    UsageError: Hugging Face's classifier can't be this model.
-  """
+def _for_pytorch(variables: Variables, config: ModelConfig, folder: str) -> str:
+  """Returns what PyTorch loads: the given weights where it can, else `folder`, written here."""
   path = _WEIGHTS.value
-  if not config['num_classes']:
-    raise UsageError(f'{path}: the model has no head, so there are no logits to compare')
   if (flags.FLAGS['from'].value or weights.detect(path)) == 'huggingface':
     return path.removeprefix('hf:')
-  for field, only in (('representation_size', None), ('positional_embedding', 'learned_1d')):
-    if config.get(field, only) != only:
-      raise UsageError(
-        f"{path}: {field} {config[field]!r} has no place in Hugging Face's classifier"
-      )
-  try:
-    weights.save(params, config, folder, format='huggingface')
-  except UsageError as e:
-    raise UsageError(str(e).replace(folder, path)) from e
+  weights.save(variables, config, folder, format='huggingface', label=path)
   return folder
 
 
-def _images(config: Mapping[str, Any]) -> RandomImages | DatasetImages:
+def _images(config: ModelConfig) -> RandomImages | DatasetImages:
   if _DATASET.value is None:
     return RandomImages(config, _NUM_IMAGES.value)
   return DatasetImages(config, _DATASET.value, _SPLIT.value, _DATA_DIR.value, _NUM_IMAGES.value)

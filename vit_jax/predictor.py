@@ -1,4 +1,4 @@
-"""What a model says of images and image files, computed as a run's evaluation computes it."""
+"""Predictions for images and image files, computed as in the evaluation of a run."""
 
 import collections
 import functools
@@ -15,57 +15,54 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data import Preprocess, augment, make_preprocess
-from vit_jax.data.boxes import Window, out_of_window
-from vit_jax.errors import UsageError, check_choice
-from vit_jax.models import from_description, variables
-from vit_jax.weights.model_config import PREPROCESS
+from vit_jax.data.kinds import Size, Window
+from vit_jax.errors import FieldError, UsageError, field_prefix
+from vit_jax.models import Backbone, ModelConfig, Preprocessing
+from vit_jax.models.heads.head import Head
+from vit_jax.tasks import task_for
 
-_PROBABILITIES = {
-  'softmax': jax.nn.softmax,
-  'softmax_twice': jax.nn.softmax,  # the second is part of the loss
-  'sigmoid': jax.nn.sigmoid,
-}
 _BATCHES_AHEAD = 2  # decoded while the devices work
 
-# Float32 [num_classes], or [N, num_classes] of N images; of a model that localizes objects, a dict
-# of these `probabilities` and of the `box`, [4] or [N, 4]: (cx, cy, width, height) in fractions of
-# the image's sides.
+# What the model's task predicts (`vit_jax.tasks`) of one image or, with a first axis more, of N. Of
+# a classifier probabilities, float32 [num_classes]; of a model that localizes objects, a dict of
+# these `probabilities` and of the `box`, [4]: (cx, cy, width, height) in fractions of the image.
 Prediction = np.ndarray | dict[str, np.ndarray]
 
 
 class _Prepared(NamedTuple):
-  """Pixels uint8 [H, W, C] as the model takes them, and which part of the image they are."""
+  """Pixels uint8 [H, W, C] as the model takes them, and which part of which image they are."""
 
   pixels: np.ndarray
   window: Window
+  size: Size
 
 
 class Predictor:
-  """Classifies images, or localizes what is in them, with a model's parameters, on all devices.
+  """Does the task that a model was trained for, with its variables, on all devices.
 
-      params, config = weights.load('hf:google/vit-base-patch16-224')
-      predictor = Predictor(params, config)
+      variables, config = weights.load('hf:google/vit-base-patch16-224')
+      predictor = Predictor(variables, config)
       probabilities = predictor([decode_image('cat.jpg')])  # float32 [1, 1000]
 
   Attributes:
+    task: of the model.
     class_names: a name for each class; 'class 17' where the config has none.
   """
 
   def __init__(
     self,
-    params: Mapping[str, Any],
-    config: Mapping[str, Any],
+    variables: Mapping[str, Any],
+    config: ModelConfig | Mapping[str, Any],
     *,
     loss: str = 'softmax',
     dtype: Any = jnp.float32,
   ):
-    """Puts the parameters on the devices.
+    """Puts the variables on the devices.
 
     Args:
-      params: parameter tree, float32, as from `weights.load`.
-      config: model config, as from `weights.load`. Its `preprocess`, None or a dict of `mean` and
-        `std` (per channel or one for all, of pixels in [0, 1]), `crop` and `crop_fraction` (of
-        `make_preprocess`), may leave out any of them: 0.5, 0.5, 'resize', and the usual margin.
+      variables: as from `weights.load`: {'params': ...}, float32, and other collections.
+      config: of the model, as from `weights.load`. Without `preprocess`, pixels in [0, 1] have
+        0.5 subtracted and are divided by 0.5, and the whole image is resized.
       loss: that the model was trained with, `config.loss.name`, which makes the probabilities.
       dtype: of the computation.
 
@@ -73,31 +70,32 @@ class Predictor:
       UsageError: the model doesn't give one number per class, or the images that it takes aren't
         known or don't fit `mean` and `std`.
     """
-    check_choice('loss', loss, _PROBABILITIES)
-    num_classes = config['num_classes']
-    self.class_names = config['class_names'] or [f'class {i}' for i in range(num_classes)]
+    config = ModelConfig.from_dict(config)
+    options = {} if loss == 'softmax' else {'name': loss}  # the default, which not all tasks have
+    with field_prefix('', {'name': 'loss'}):
+      self.task = task = task_for(config, **options)
+    num_classes = config.num_classes
+    self.class_names = config.class_names or [f'class {i}' for i in range(num_classes)]
     self._preprocess, mean, std = preparation(config)
-    self._image_shape = (*config['image_size'], config['channels'])
-    model = from_description(config, dtype=jnp.dtype(dtype))
+    self._image_shape = (*config.image_size, config.channels)
+    model = _with_dtype(config.model, jnp.dtype(dtype))
 
-    def outputs(params, images):
-      images = augment.normalize(images, mean, std)
-      return model.apply(variables(params), images, train=False)
+    def apply(variables, images, **options):
+      return task.name_outputs(model.apply(variables, images, train=False, **options))
 
-    def predict(params, images):
-      values = outputs(params, images)
-      if not isinstance(values, dict):
-        return _PROBABILITIES[loss](values)
-      return {'probabilities': _PROBABILITIES[loss](values['logits']), 'box': values['box']}
+    def predict(variables, images):
+      batch = {'image': augment.normalize(images, mean, std)}
+      keys = jax.random.split(jax.random.key(0), len(images))
+      run = functools.partial(apply, variables)
+      return task.predict(task.outputs(run, batch, keys, False, run if task.TEACHER else None))
 
-    _check_outputs(jax.eval_shape(outputs, params, self._batch(1)), num_classes)
-    self._none = jax.tree.map(
-      lambda x: np.empty((0, *x.shape[1:]), np.float32),
-      jax.eval_shape(predict, params, self._batch(1)),
-    )
+    if num_classes < 1:
+      raise UsageError('the model has no classification head, and so no classes to predict')
+    shapes = jax.eval_shape(predict, variables, self._batch(1))
+    self._none = jax.tree.map(lambda x: np.empty((0, *x.shape[1:]), np.float32), shapes)
     mesh = Mesh(jax.local_devices(), 'batch')
     self._split = NamedSharding(mesh, PartitionSpec('batch'))
-    self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     self._predict = jax.jit(predict)
 
   def __call__(self, images: Sequence[np.ndarray], batch_size: int = 32) -> Prediction:
@@ -145,7 +143,7 @@ class Predictor:
           if isinstance(prepared, Exception):
             yield item, prepared
           else:
-            yield item, jax.tree.map(operator.itemgetter(next(rows)), values)
+            yield item, _row(values, next(rows))
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
 
@@ -158,7 +156,8 @@ class Predictor:
     return np.zeros((size, *self._image_shape), np.uint8)
 
   def _prepare(self, image: np.ndarray) -> _Prepared:
-    return _Prepared(self.prepare(image), self._preprocess.window(*image.shape[:2]))
+    size = image.shape[:2]
+    return _Prepared(self.prepare(image), self._preprocess.window(*size), size)
 
   def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, _Prepared | Exception]:
     try:
@@ -171,14 +170,18 @@ class Predictor:
     batch = self._batch(size)
     for row, image in zip(batch, images, strict=False):
       row[...] = image.pixels
-    values = jax.device_get(self._predict(self._params, jax.device_put(batch, self._split)))
-    values = jax.tree.map(lambda x: x[: len(images)], values)
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(values)):
+    values = jax.device_get(self._predict(self._variables, jax.device_put(batch, self._split)))
+    if not all(np.isfinite(x[: len(images)]).all() for x in jax.tree.leaves(values)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
-    if isinstance(values, dict):
-      pairs = zip(values['box'], images, strict=True)
-      values['box'] = np.stack([out_of_window(box, image.window) for box, image in pairs])
-    return values
+    rows = [
+      self.task.to_image(_row(values, row), image.window, image.size)
+      for row, image in enumerate(images)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def _row(values: Any, row: int) -> Any:
+  return jax.tree.map(operator.itemgetter(row), values)
 
 
 def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int):
@@ -191,48 +194,35 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ah
     yield result
 
 
-def preparation(
-  config: Mapping[str, Any],
-) -> tuple[Preprocess, Sequence[float], Sequence[float]]:
+def _with_dtype(model: Backbone | Head, dtype: Any) -> Backbone | Head:
+  """Returns a model that computes in `dtype`."""
+  if isinstance(model, Head):
+    model = model.clone(backbone=model.backbone.clone(dtype=dtype))
+  return model.clone(dtype=dtype)
+
+
+def preparation(config: ModelConfig) -> tuple[Preprocess, Sequence[float], Sequence[float]]:
   """Returns what is done to images for a model: on the host, then `(pixels / 255 - mean) / std`.
 
   Args:
-    config: model config, as for `Predictor`.
+    config: of the model.
 
   Returns:
     (the function of a record, mean, std), the last two per channel or of one number for all.
 
   Raises:
-    UsageError: it isn't clear which pixels the model takes, or they don't fit `mean` and `std`.
+    FieldError: it isn't known which images the model takes.
   """
-  preprocess = PREPROCESS | (config.get('preprocess') or {})
-  if config['image_size'] is None:
-    raise UsageError(
-      '--image_size: the weights do not say how large their images are; give HEIGHT,WIDTH'
+  if config.image_size is None:
+    raise FieldError(
+      'image_size', 'the weights do not say how large their images are; give HEIGHT,WIDTH'
     )
-  channels = config['channels']
-  if channels not in (1, 3):
-    raise UsageError(f'the model takes images of {channels} channels; image files have 1 or 3')
-  for name in ('mean', 'std'):
-    if len(preprocess[name]) not in (1, channels):
-      raise UsageError(
-        f'--{name}: {len(preprocess[name])} values, but images have {channels} channels; '
-        'give one value for each, or one for all'
-      )
-  if min(preprocess['std']) <= 0:
-    raise UsageError(f'--std: {tuple(preprocess["std"])} has a value that is not positive')
+  if config.channels not in (1, 3):
+    raise UsageError(
+      f'the model takes images of {config.channels} channels; image files have 1 or 3'
+    )
+  preprocess = config.preprocess or Preprocessing()
   function = make_preprocess(
-    config['image_size'], channels, preprocess['crop'], False, preprocess.get('crop_fraction')
+    config.image_size, config.channels, preprocess.crop, False, preprocess.crop_fraction
   )
-  return function, preprocess['mean'], preprocess['std']
-
-
-def _check_outputs(outputs: Any, num_classes: int) -> None:
-  """Raises UsageError unless a model's outputs are a logit for each class, perhaps with a box."""
-  if num_classes < 1:
-    raise UsageError('the model has no classification head, and so no classes to predict')
-  shapes = jax.tree.map(lambda x: x.shape[1:], outputs)
-  if shapes not in ((num_classes,), {'logits': (num_classes,), 'box': (4,)}):
-    raise UsageError(
-      f'the model gives outputs of shape {shapes} an image, and prediction needs ({num_classes},)'
-    )
+  return function, preprocess.mean, preprocess.std

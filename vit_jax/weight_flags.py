@@ -1,19 +1,21 @@
-"""The flags of the commands that read weights: which format, and what a file doesn't say itself."""
+"""The flags of the commands that read weights: their format, and what their files don't contain."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from vit_jax import weights
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError, field_prefix
+from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.models.layers import ACTIVATIONS
+from vit_jax.models.variables import Variables
 from vit_jax.models.vit import CLASSIFIERS
-from vit_jax.predictor import preparation
-from vit_jax.train import run_directory
+from vit_jax.run import directory
 from vit_jax.weights import files
-from vit_jax.weights.model_config import PREPROCESS
 
 _FROM = flags.DEFINE_enum('from', None, list(weights.FORMATS), 'Format, else by the name.')
 _ALLOW = flags.DEFINE_string('allow', None, 'Tensors, by whole name, that may be left out.')
@@ -46,39 +48,37 @@ def either(workdir: str | None, weights_path: str | None) -> str:
   return workdir or weights_path
 
 
-def load(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns what `weights.load` does, with what the flags say in place of what the files say.
+def load(path: str) -> tuple[Variables, ModelConfig]:
+  """Returns what `weights.load` does; flags take precedence over the files' metadata.
 
   Raises:
     UsageError: a wrong flag, or what `weights.load` raises.
   """
   known = {flag.name: flag.value for flag in _KNOWN if flag.value is not None}
-  if 'image_size' in known:
-    known['image_size'] = _pair(known['image_size'])
-  preprocess = {flag.name: _numbers(flag) for flag in (_MEAN, _STD) if flag.value is not None}
-  preprocess |= {
-    flag.name: flag.value for flag in (_CROP, _CROP_FRACTION) if flag.value is not None
-  }
-  params, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
-  if preprocess:
-    config = config | {'preprocess': _combine(config.get('preprocess') or {}, preprocess)}
-    preparation(config)  # whether they fit
-  if _CLASS_NAMES.value is not None and config['num_classes']:
-    names = _read_class_names(_CLASS_NAMES.value, config['num_classes'])
-    config = config | {'class_names': names}
-  return params, config
+  with field_prefix('--', {'format': 'from'}):
+    if 'image_size' in known:
+      known['image_size'] = _pair(known['image_size'])
+    pixels = {flag.name: _numbers(flag) for flag in (_MEAN, _STD) if flag.value is not None}
+    crop = {flag.name: flag.value for flag in (_CROP, _CROP_FRACTION) if flag.value is not None}
+    variables, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
+    if pixels or crop:
+      config = _with_preprocessing(config, pixels | crop)
+    if _CLASS_NAMES.value is not None and config.num_classes:
+      names = _read_class_names(_CLASS_NAMES.value, config.num_classes)
+      config = config.replace(class_names=names)
+  return variables, config
 
 
-def _combine(said: dict[str, Any], flagged: dict[str, Any]) -> dict[str, Any]:
-  """Returns the model config's `preprocess` as the flags change it."""
-  combined = PREPROCESS | said | flagged
-  if not 0 < flagged.get('crop_fraction', 1) <= 1:
-    raise UsageError(f'--crop_fraction: {flagged["crop_fraction"]} is not over 0 and up to 1')
-  if combined['crop'] == 'resize':
-    if 'crop_fraction' in flagged:
-      raise UsageError('--crop_fraction: only --crop=central leaves a margin out')
-    combined.pop('crop_fraction', None)
-  return combined
+def _with_preprocessing(config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
+  """Returns the config with some fields of its `preprocess` as given."""
+  before, changes = config.preprocess or Preprocessing(), dict(given)
+  if changes.get('crop', before.crop) == 'resize':
+    if 'crop_fraction' in changes:
+      raise FieldError('crop_fraction', 'only --crop=central leaves a margin out')
+    changes['crop_fraction'] = None
+  preprocess = dataclasses.replace(before, **changes)
+  with field_prefix('', {f'preprocess.{name}': name for name in given}):  # as the flags are called
+    return config.replace(preprocess=preprocess)
 
 
 def loss(workdir: str | None, weights_path: str | None) -> str:
@@ -91,8 +91,9 @@ def loss(workdir: str | None, weights_path: str | None) -> str:
   if workdir is None and not (path / 'model.json').exists():
     return 'softmax'
   try:
-    return run_directory.read_config(path)['loss']['name']
-  except (KeyError, TypeError) as e:
+    # Not every task has several losses to choose from.
+    return directory.read_config(path)['loss'].get('name', 'softmax')
+  except (KeyError, TypeError, AttributeError) as e:
     raise UsageError(
       f'--workdir: {path} holds no run (config.json names no loss); weights go to --weights'
     ) from e
@@ -100,7 +101,7 @@ def loss(workdir: str | None, weights_path: str | None) -> str:
 
 def _pair(sides: list[str]) -> tuple[int, int]:
   if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-    raise UsageError(f'--image_size: {",".join(sides)} is not HEIGHT,WIDTH')
+    raise FieldError('image_size', f'{",".join(sides)} is not HEIGHT,WIDTH')
   return int(sides[0]), int(sides[1])
 
 
@@ -110,7 +111,7 @@ def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
   except ValueError:
     numbers = ()
   if not numbers or not all(map(math.isfinite, numbers)):
-    raise UsageError(f'--{flag.name}: {",".join(flag.value)!r} is not a number or one per channel')
+    raise FieldError(flag.name, f'{",".join(flag.value)!r} is not a number or one per channel')
   return numbers
 
 
@@ -119,9 +120,9 @@ def _read_class_names(path: str, num_classes: int) -> list[str]:
   try:
     names = data.decode('utf-8-sig').splitlines()
   except UnicodeDecodeError as e:
-    raise UsageError(f'--class_names: {path} is not text in UTF-8') from e
+    raise FieldError('class_names', f'{path} is not text in UTF-8') from e
   if len(names) != num_classes:
-    raise UsageError(
-      f'--class_names: {path} has {len(names)} lines, and the model {num_classes} classes'
+    raise FieldError(
+      'class_names', f'{path} has {len(names)} lines, and the model {num_classes} classes'
     )
   return names

@@ -9,15 +9,16 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small_vits import SQUARE, WIDE, random_params
+from small_vits import SQUARE, WIDE, random_variables
 
 from vit_jax import data
 from vit_jax.comparison import measure, sides
 from vit_jax.comparison.images import DatasetImages, RandomImages
 from vit_jax.comparison.processes import Remote
 from vit_jax.errors import UsageError
+from vit_jax.models import Preprocessing
 
-DIGITS = SQUARE | {'channels': 1, 'num_classes': 10}
+DIGITS = SQUARE.replace(channels=1, num_classes=10)
 
 
 def planted():
@@ -108,9 +109,9 @@ def test_pytorch_runs_where_jax_does():
 
 
 def test_this_projects_side_computes_the_loss_and_learns():
-  config = SQUARE | {'image_size': (8, 8)}
+  config = SQUARE.replace(image_size=(8, 8))
   images = next(RandomImages(config, 5).batches(5))[0]
-  side = sides.JaxSide(random_params(config), config, images, 'float32')
+  side = sides.JaxSide(random_variables(config), config, images, 'float32')
   logits = side.logits(images)
   losses = side.warm_up()
   right = logits[np.arange(5), np.arange(5) % 3]
@@ -146,7 +147,7 @@ def test_random_images_are_the_same_every_time():
   [(None, 0.5, 0.5), ({'mean': (0.25,), 'std': (2.0,)}, 0.25, 2.0)],
 )
 def test_images_of_a_data_set_come_as_the_model_takes_them(preprocess, mean, std):
-  config = DIGITS | ({'preprocess': preprocess} if preprocess else {})
+  config = DIGITS.replace(preprocess=preprocess and Preprocessing(**preprocess))
   opened = DatasetImages(config, 'digits', 'test', '', 10)
   sizes, images, labels = joined(opened, 4)
   records = [data.load_source('digits', 'test')[i] for i in range(10)]
@@ -159,7 +160,7 @@ def test_images_of_a_data_set_come_as_the_model_takes_them(preprocess, mean, std
 
 
 def test_labels_count_where_they_can_be_the_models():
-  _, _, labels = joined(DatasetImages(DIGITS | {'num_classes': 7}, 'digits', 'test', '', 5), 5)
+  _, _, labels = joined(DatasetImages(DIGITS.replace(num_classes=7), 'digits', 'test', '', 5), 5)
   assert (labels == -1).all()
 
 
@@ -168,7 +169,7 @@ def test_a_folder_of_images_is_resized_and_cropped(tmp_path):
     (tmp_path / name).mkdir()
     Image.fromarray(np.full((20, 30), colour, np.uint8)).save(tmp_path / name / 'x.png')
   how = {'mean': (0.0, 0.5, 0.0), 'std': (1.0, 0.5, 2.0), 'crop': 'central'}
-  config = SQUARE | {'num_classes': 2, 'preprocess': how}
+  config = SQUARE.replace(num_classes=2, preprocess=Preprocessing(**how))
   _, images, labels = joined(DatasetImages(config, f'{tmp_path}/', 'train', '', 0), 8)
   assert images.shape == (2, 8, 8, 3)
   assert sorted(labels) == [0, 1]
@@ -183,7 +184,7 @@ def test_a_folder_of_images_is_resized_and_cropped(tmp_path):
     ('digts', 'test', r"^--dataset: 'digts' is not .*did you mean 'digits'"),
     ('digits', 'tset', r"^--split: 'tset' is not one of train, test"),
     ('./no/such', 'test', r"^--dataset: './no/such' is not a folder"),
-    ('mnist', 'test', r"^--dataset: 'mnist' is not prepared.*train with --data_dir=/nowhere$"),
+    ('mnist', 'test', r"^--dataset: 'mnist' is not prepared.*export TFDS_DATA_DIR=/nowhere "),
   ],
 )
 def test_mistakes_are_told_by_the_names_of_the_flags(dataset, split, message):

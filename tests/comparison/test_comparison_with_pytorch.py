@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_vits import SQUARE, WIDE, random_params
+from small_vits import SQUARE, WIDE, random_variables
 
 from vit_jax import weights
 from vit_jax.comparison import measure
@@ -16,13 +16,15 @@ from vit_jax.weights import files
 torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
+VIT = 'ViTForImageClassification'
+
 
 def opened(folder, config, dtype='float32', seed=0, **options):
   """Two sides with random parameters, PyTorch's of `seed`, and their images."""
   images = next(RandomImages(config, 6).batches(6))[0]
-  weights.save(random_params(config, seed), config, folder, format='huggingface')
-  theirs = TorchSide(str(folder), images, dtype, 'cpu', **options)
-  return JaxSide(random_params(config), config, images, dtype), theirs, images
+  weights.save(random_variables(config, seed), config, folder, format='huggingface')
+  theirs = TorchSide(str(folder), VIT, images, dtype, 'cpu', **options)
+  return JaxSide(random_variables(config), config, images, dtype), theirs, images
 
 
 def compared(ours, theirs, images):
@@ -38,7 +40,8 @@ def test_logits_and_training_agree(tmp_path, config):
   losses = ours.warm_up(), theirs.warm_up()
   np.testing.assert_allclose(*losses, rtol=1e-4)
   assert losses[1][0] - losses[1][2] > 1e-3  # the agreement above is that of steps that learn
-  assert compared(ours, theirs, images) == before  # training has parameters of its own
+  after = compared(ours, theirs, images)
+  assert after == pytest.approx(before, abs=1e-5)  # training has parameters of its own
   assert theirs.images_per_second('inference', 0.0) > 0
   assert set(theirs.describe()['versions']) == {'python', 'torch', 'transformers'}
 
@@ -52,7 +55,7 @@ def test_one_epsilon_that_differs_shows(tmp_path):
   ours, _, images = opened(tmp_path, SQUARE)
   path = tmp_path / 'config.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'layer_norm_eps': 1e-3}))
-  theirs = TorchSide(str(tmp_path), images, 'float32', 'cpu')
+  theirs = TorchSide(str(tmp_path), VIT, images, 'float32', 'cpu')
   assert compared(ours, theirs, images)['largest_difference'] > 1e-4
 
 
@@ -70,19 +73,19 @@ def test_dropout_in_a_config_is_left_out(tmp_path):
   path = tmp_path / 'config.json'
   dropout = {'hidden_dropout_prob': 0.5, 'attention_probs_dropout_prob': 0.5}
   path.write_text(json.dumps(json.loads(path.read_text()) | dropout))
-  theirs = TorchSide(str(tmp_path), images, 'float32', 'cpu')
+  theirs = TorchSide(str(tmp_path), VIT, images, 'float32', 'cpu')
   np.testing.assert_allclose(ours.warm_up(), theirs.warm_up(), rtol=1e-4)
-  config = SQUARE | {'dropout_rate': 0.5, 'attention_dropout_rate': 0.5, 'stochastic_depth': 0.5}
-  dropping = JaxSide(random_params(SQUARE), config, images, 'float32')
+  config = SQUARE.replace(dropout_rate=0.5, attention_dropout_rate=0.5, stochastic_depth=0.5)
+  dropping = JaxSide(random_variables(SQUARE), config, images, 'float32')
   np.testing.assert_array_equal(dropping.logits(images), ours.logits(images))
 
 
 def test_half_precision_files_are_compared_in_float32(tmp_path):
   _, theirs, images = opened(tmp_path / 'full', SQUARE)
   theirs._model.to(torch.bfloat16).save_pretrained(tmp_path / 'half')
-  params, config = weights.load(tmp_path / 'half')
-  ours = JaxSide(params, config, images, 'float32')
-  halved = TorchSide(str(tmp_path / 'half'), images, 'float32', 'cpu')
+  variables, config = weights.load(tmp_path / 'half')
+  ours = JaxSide(variables, config, images, 'float32')
+  halved = TorchSide(str(tmp_path / 'half'), VIT, images, 'float32', 'cpu')
   assert compared(ours, halved, images)['largest_difference'] < 1e-5
 
 
@@ -100,11 +103,11 @@ def test_torch_compile_is_of_what_is_timed(tmp_path, monkeypatch):
 def test_a_gpu_that_pytorch_does_not_see_is_a_line(tmp_path, monkeypatch):
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
   with pytest.raises(UsageError, match=r'^JAX runs on GPU, and PyTorch .* finds none; .*CUDA'):
-    TorchSide(str(tmp_path), np.zeros((1, 8, 8, 3), np.float32), 'float32', 'cuda')
+    TorchSide(str(tmp_path), VIT, np.zeros((1, 8, 8, 3), np.float32), 'float32', 'cuda')
 
 
 def test_tensors_that_pytorch_would_make_up_are_refused(tmp_path):
-  weights.save(random_params(SQUARE), SQUARE, tmp_path, format='huggingface')
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path, format='huggingface')
   path = tmp_path / 'model.safetensors'
   tensors, _ = files.parse_safetensors(path.read_bytes())
   del tensors['vit.embeddings.position_embeddings']
@@ -112,4 +115,4 @@ def test_tensors_that_pytorch_would_make_up_are_refused(tmp_path):
   with pytest.raises(
     UsageError, match=r'PyTorch finds no vit\.embeddings\.position_embeddings there'
   ):
-    TorchSide(str(tmp_path), np.zeros((1, 8, 8, 3), np.float32), 'float32', 'cpu')
+    TorchSide(str(tmp_path), VIT, np.zeros((1, 8, 8, 3), np.float32), 'float32', 'cpu')

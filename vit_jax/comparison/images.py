@@ -2,14 +2,13 @@
 
 import itertools
 import os
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from vit_jax import data
-from vit_jax.errors import UsageError
+from vit_jax.errors import field_prefix
+from vit_jax.models import ModelConfig
 from vit_jax.predictor import preparation
 
 _NUM_RANDOM = 64
@@ -25,9 +24,9 @@ class RandomImages:
 
   name = 'random images'
 
-  def __init__(self, config: Mapping[str, Any], count: int):
+  def __init__(self, config: ModelConfig, count: int):
     """Takes a model config and how many images there are, 0 standing for 64."""
-    self.shape = (*config['image_size'], config['channels'])
+    self.shape = (*config.image_size, config.channels)
     self._count = count or _NUM_RANDOM
 
   def __len__(self) -> int:
@@ -51,7 +50,7 @@ class DatasetImages:
     shape: (height, width, channels).
   """
 
-  def __init__(self, config: Mapping[str, Any], dataset: str, split: str, dir: str, count: int):
+  def __init__(self, config: ModelConfig, dataset: str, split: str, dir: str, count: int):
     """Opens the data set.
 
     Args:
@@ -62,25 +61,20 @@ class DatasetImages:
       count: how many images, 0 standing for all.
 
     Raises:
-      UsageError: what `preparation` raises, and `data.load_source`, told by the names of the
-        command's flags.
+      UsageError: what `preparation` raises, and `data.load_source`, by the names of the command's
+        flags.
     """
     self.name = f'{dataset}, {split}'
-    self.shape = (*config['image_size'], config['channels'])
+    self.shape = (*config.image_size, config.channels)
     self._preprocess, mean, std = preparation(config)
     self._mean, self._std = np.float32(mean), np.float32(std)
     is_folder = os.sep in dataset
-    try:
-      self._source = data.load_source(
-        'folder' if is_folder else dataset, split, dataset if is_folder else dir, field='--split'
-      )
-    except UsageError as e:
-      names = {'name': '--dataset', 'dir': '--dataset' if is_folder else '--data_dir'}
-      raise UsageError(
-        re.sub(r'(?:--)?config\.data\.(name|dir)', lambda m: names[m[1]], str(e))
-      ) from e
+    names = {'name': 'dataset', 'dir': 'dataset' if is_folder else 'data_dir'}
+    with field_prefix('--', names):
+      name, dir = ('folder', dataset) if is_folder else (dataset, dir)
+      self._source = data.load_source(name, split, dir)
     self._count = min(count or len(self._source), len(self._source))
-    self._labelled = self._source.num_classes == config['num_classes']
+    self._labelled = self._source.num_classes == config.num_classes
 
   def __len__(self) -> int:
     return self._count

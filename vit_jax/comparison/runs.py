@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UsageError
-from vit_jax.train.results import against_reference
-from vit_jax.train.writers import format_value
+from vit_jax.run.metrics import format_value
+from vit_jax.run.results import against_reference
 
 # What results.json of older versions lack.
 _NOT_THERE = {
@@ -32,7 +32,8 @@ def read(workdir: str) -> dict[str, Any]:
 
   Returns:
     `run`, its folder's name; `metrics`, name -> {'ours', 'published'}, each None where there is
-    none: those of its reference, or the one that it monitors; `source` of the reference; and
+    none: those of its reference, or the one that it monitors; `descriptions` of all metrics, name
+    -> unit and direction, empty for runs of older versions; `source` of the reference; and
     `model`, `dataset`, `step`, `epochs`, `parameters`, `flops_per_image` (of `forward` and
     `training`), `images_per_second` (training), `device`, `dtype` and `versions`.
 
@@ -48,6 +49,7 @@ def read(workdir: str) -> dict[str, Any]:
     return {
       'run': Path(workdir).resolve().name,
       'metrics': {k: {'ours': ours, 'published': value} for k, (ours, value) in metrics.items()},
+      'descriptions': results.get('metrics', {}),
       'source': results['reference'].get('source'),
       'images_per_second': results['training']['images_per_second'],
     } | {name: results[name] for name in (*_NOT_THERE, *_ALWAYS) if name != 'reference'}
@@ -86,7 +88,10 @@ def _rows(run: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     'device': f'{device["count"]} x {device["kind"]}, {run["dtype"]}',
   }
   for name, values in run['metrics'].items():
-    shown = {k: _DASH if v is None else format_value(name, v) for k, v in values.items()}
+    shown = {
+      k: _DASH if v is None else format_value(name, v, run['descriptions'])
+      for k, v in values.items()
+    }
     yield about | {'metric': name} | shown | cost
 
 

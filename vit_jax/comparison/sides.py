@@ -1,4 +1,4 @@
-"""The two sides of a comparison: a ViT in this project, and in Hugging Face's transformers.
+"""The two sides of a comparison: a model in this project, and in Hugging Face's transformers.
 
 Neither needs the other's framework. Each computes logits in full float32, and runs two tasks on a
 batch that is on its device beforehand: 'inference', and 'training', a step of softmax
@@ -22,7 +22,8 @@ from vit_jax.errors import UsageError
 
 TASKS = ('inference', 'training')
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-4, 1e-2
-_NO_DROPOUT = {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0, 'stochastic_depth': 0.0}
+# Endings of fields that training alone reads, here and in transformers' configs.
+_DROPOUT = ('dropout_rate', 'stochastic_depth', 'dropout_prob', 'drop_path_rate')
 
 
 def torch_device(backend: str) -> str:
@@ -66,11 +67,11 @@ class _Side:
 
 
 class JaxSide(_Side):
-  """This project's ViT."""
+  """This project's model."""
 
   def __init__(
     self,
-    params: Mapping[str, Any],
+    variables: Mapping[str, Any],
     config: Mapping[str, Any],
     images: np.ndarray,
     dtype: str,
@@ -78,8 +79,8 @@ class JaxSide(_Side):
     """Takes what `weights.load` returns.
 
     Args:
-      params: parameter tree.
-      config: model config.
+      variables: of the model.
+      config: its `ModelConfig`, or that as a dict, which needs no JAX to come from another process.
       images: the batch of the tasks, normalised float32 [B, H, W, C].
       dtype: of the tasks' computation, float32 or bfloat16.
     """
@@ -87,14 +88,20 @@ class JaxSide(_Side):
       host_memory.reuse_freed_memory()  # as train.py does
     import jax
 
-    super().__init__(images, config['num_classes'])
-    self._config, self._precision = config, 'highest' if dtype == 'float32' else None
+    from vit_jax.models import ModelConfig
+    from vit_jax.models import fields as fields_lib
+
+    config = ModelConfig.from_dict(config)
+    names = [n for n in fields_lib.names(type(config.backbone)) if n.endswith(_DROPOUT)]
+    self._config = config.replace(**dict.fromkeys(names, 0.0))
+    super().__init__(images, config.num_classes)
+    self._precision = 'highest' if dtype == 'float32' else None
     self._on_cpu = jax.default_backend() == 'cpu'
-    self._params, self._batch = jax.device_put((params, (self._images, self._labels)))
+    self._variables, self._batch = jax.device_put((variables, (self._images, self._labels)))
     self._forward = jax.jit(self._model('float32'))
     inference = jax.jit(self._model(dtype))
     self._tasks = {
-      'inference': lambda: inference(self._params, self._batch[0]),
+      'inference': lambda: inference(self._variables, self._batch[0]),
       'training': self._training(self._model(dtype)),
     }
 
@@ -114,13 +121,13 @@ class JaxSide(_Side):
     import jax
 
     with jax.default_matmul_precision('highest'):
-      return np.asarray(self._forward(self._params, images))
+      return np.asarray(self._forward(self._variables, images))
 
   def _model(self, dtype: str):
-    from vit_jax.models.vit import ViT
+    import jax.numpy as jnp
 
-    model = ViT.from_config(self._config, dtype=dtype, **_NO_DROPOUT)
-    return lambda params, images: model.apply({'params': params}, images, train=False)
+    model = self._config.model.clone(dtype=jnp.dtype(dtype))
+    return lambda variables, images: model.apply(variables, images, train=False)
 
   def _training(self, model):
     import jax
@@ -129,9 +136,11 @@ class JaxSide(_Side):
 
     tx = optax.adamw(_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
 
+    statistics = {name: tree for name, tree in self._variables.items() if name != 'params'}
+
     def loss_fn(params, images, labels):
-      losses = optax.softmax_cross_entropy_with_integer_labels(model(params, images), labels)
-      return losses.mean()
+      logits = model({'params': params, **statistics}, images)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state, images, labels):
@@ -140,7 +149,7 @@ class JaxSide(_Side):
       updates, opt_state = tx.update(grads, opt_state, params)
       return (optax.apply_updates(params, updates), opt_state), loss
 
-    params = jax.tree.map(jnp.copy, self._params)
+    params = jax.tree.map(jnp.copy, self._variables['params'])
     state = params, jax.jit(tx.init)(params)
 
     def run():
@@ -161,13 +170,22 @@ class JaxSide(_Side):
 
 
 class TorchSide(_Side):
-  """ViTForImageClassification of Hugging Face's transformers."""
+  """A classifier of Hugging Face's transformers."""
 
-  def __init__(self, path: str, images: np.ndarray, dtype: str, device: str, compile: bool = False):
+  def __init__(
+    self,
+    path: str,
+    class_name: str,
+    images: np.ndarray,
+    dtype: str,
+    device: str,
+    compile: bool = False,
+  ):
     """Loads a model.
 
     Args:
       path: a folder, or a name on the hub that has been downloaded.
+      class_name: of transformers, as 'ViTForImageClassification'.
       images: as for `JaxSide`.
       dtype: as for `JaxSide`.
       device: 'cpu' or 'cuda'.
@@ -185,7 +203,7 @@ class TorchSide(_Side):
       )
     torch.set_float32_matmul_precision('highest')
     torch.backends.cudnn.allow_tf32 = False  # of convolutions, which the line above leaves
-    self._model = _load_torch_model(path).to(device).eval()
+    self._model = _load_torch_model(path, class_name).to(device).eval()
     super().__init__(images, self._model.config.num_labels)
     self._device, self._dtype, self._on_cpu = device, dtype, device == 'cpu'
     self._compiled = compile
@@ -258,18 +276,19 @@ class TorchSide(_Side):
       torch.cuda.synchronize()
 
 
-def _load_torch_model(path: str):
+def _load_torch_model(path: str, class_name: str):
   """Returns the model in float32, without dropout, in silence."""
   import transformers
 
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
-  model, info = transformers.ViTForImageClassification.from_pretrained(
-    path,
-    output_loading_info=True,
-    local_files_only=True,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
+  kind = getattr(transformers, class_name)
+  config = kind.config_class.from_pretrained(path, local_files_only=True)
+  for name in config.to_dict():
+    if name.endswith(_DROPOUT):
+      setattr(config, name, 0.0)
+  model, info = kind.from_pretrained(
+    path, config=config, output_loading_info=True, local_files_only=True
   )
   if info['missing_keys']:
     raise UsageError(f'{path}: PyTorch finds no {", ".join(sorted(info["missing_keys"]))} there')
