@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from vit_jax.errors import UsageError
 from vit_jax.explain import attention
+from vit_jax.models.backbone import Attention
 from vit_jax.models.token_learner import TokenLearnerViT
 from vit_jax.models.vit import ViT
 
@@ -17,20 +19,33 @@ SIZES = {'num_classes': 3, 'mlp_dim': 6, 'num_layers': 2, 'num_heads': 2, 'hidde
 IMAGES = RNG.normal(size=(2, 4, 6, 1)).astype(np.float32)  # 2x3 patches
 
 
+class Silent(nn.Module):
+  """Gives back its images."""
+
+  def __call__(self, x, *, train):
+    return x
+
+
 def make(classifier='token', **attributes):
-  """A tiny ViT and parameters none of which is zero."""
+  """A tiny ViT and variables none of which is zero."""
   model = ViT(**SIZES, patches={'size': (2, 2)}, classifier=classifier, **attributes)
   shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), IMAGES)
   rng = np.random.default_rng(1)
-  return model, jax.tree.map(lambda a: (0.5 * rng.normal(size=a.shape)).astype(np.float32), shapes)[
-    'params'
-  ]
+  return model, jax.tree.map(lambda a: (0.5 * rng.normal(size=a.shape)).astype(np.float32), shapes)
 
 
 def random_weights(*shape):
   """Softmax of random numbers."""
   weights = np.random.default_rng(len(shape)).exponential(size=shape).astype(np.float32)
   return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def rollout_map(weights, classifier, has_class_token=None, **options):
+  """What a classifier reads; it has a class token where that is the classifier."""
+  is_token = classifier == 'token'
+  num_prefix = int(is_token if has_class_token is None else has_class_token)
+  head_token = 0 if is_token else None
+  return attention.rollout_map(weights, num_prefix=num_prefix, head_token=head_token, **options)
 
 
 def as_heads(*matrices):
@@ -40,13 +55,13 @@ def as_heads(*matrices):
 
 @pytest.mark.parametrize('classifier', ['token', 'map', 'gap'])
 def test_captured_weights_are_those_of_every_layer_in_order(classifier):
-  model, params = make(classifier)
-  outputs, captured = jax.jit(functools.partial(attention.capture, model))(params, IMAGES)
+  model, variables = make(classifier)
+  outputs, captured = jax.jit(functools.partial(attention.capture, model))(variables, IMAGES)
   tokens = 6 + (classifier == 'token')
   assert captured.layers.shape == (2, 2, 2, tokens, tokens)
   np.testing.assert_allclose(captured.layers.sum(-1), 1, atol=1e-5)
   apply = jax.jit(functools.partial(model.apply, mutable=['intermediates']))
-  logits, state = apply({'params': params}, IMAGES)
+  logits, state = apply(variables, IMAGES)
   np.testing.assert_allclose(outputs, logits, atol=1e-5)
   for layer in range(2):
     block = state['intermediates']['Transformer'][f'encoderblock_{layer}']
@@ -59,14 +74,20 @@ def test_captured_weights_are_those_of_every_layer_in_order(classifier):
     assert captured.probe is None
 
 
-def test_head_attention_is_the_class_tokens_or_the_probes():
-  layers = random_weights(3, 2, 4, 7, 7)
-  of_token = attention.Attention(layers, None)
-  np.testing.assert_array_equal(attention.head_attention(of_token), layers[2][:, :, 0, 1:])
-  np.testing.assert_array_equal(attention.head_attention(of_token, 1), layers[1][:, :, 0, 1:])
-  probe = random_weights(2, 4, 1, 7)
-  of_probe = attention.head_attention(attention.Attention(layers, probe))
-  np.testing.assert_array_equal(of_probe, probe[:, :, 0])
+def test_attention_maps_are_the_class_tokens_or_the_probes():
+  layers, name = random_weights(2, 2, 4, 7, 7), 'MultiHeadDotProductAttention_0'
+  blocks = {f'encoderblock_{i}': {name: {'attention_weights': w}} for i, w in enumerate(layers)}
+  intermediates = {'Transformer': blocks}
+  token = functools.partial(make('token')[0].attention_maps, intermediates, (4, 6))
+  for maps, layer in ((token(), 1), (token(layer=0), 0)):
+    np.testing.assert_array_equal(maps.maps.reshape(2, 4, 6), layers[layer][:, :, 0, 1:])
+    assert maps.source == f'class token in layer {layer} (0 to 1)'
+  probe = random_weights(2, 4, 1, 6)
+  intermediates['MAPHead_0'] = {name: {'attention_weights': probe}}
+  maps = make('map')[0].attention_maps(intermediates, (4, 6))
+  np.testing.assert_array_equal(maps.maps, probe.reshape(2, 4, 2, 3))
+  assert maps.source == "MAP head's probe"
+  assert make('gap')[0].attention_maps(intermediates, (4, 6)) is None
 
 
 def test_identity_rolls_out_to_identity():
@@ -80,21 +101,21 @@ def test_uniform_attention_rolls_out_to_uniform():
   np.testing.assert_allclose(attention.rollout(layers)[0], expected, atol=1e-6)
   for classifier in ('token', 'gap', 'gmp', 'map'):
     probe = np.full((1, 1, 1, 5), 0.2) if classifier == 'map' else None
-    patches = attention.rollout_map(attention.Attention(layers, probe), classifier)
+    patches = rollout_map(Attention(layers, probe), classifier)
     assert np.ptp(patches) < 1e-7, classifier
 
 
 def test_attention_to_one_token_rolls_out_to_it():
   to_third = np.zeros((5, 5))
   to_third[:, 3] = 1
-  patches = attention.rollout_map(attention.Attention(as_heads(*[to_third] * 2), None), 'token')
+  patches = rollout_map(Attention(as_heads(*[to_third] * 2), None), 'token')
   np.testing.assert_allclose(patches, [[0, 0, 0.75, 0]])
 
 
 def test_what_speaks_for_a_class_by_itself_is_seen_where_tokens_are_pooled():
-  weights = attention.Attention(as_heads(np.diag([0.5, 0.0, 0.0])), None)
+  weights = Attention(as_heads(np.diag([0.5, 0.0, 0.0])), None)
   np.testing.assert_allclose(
-    attention.rollout_map(weights, 'gap', scale_rows=False), [[0.5, 1 / 3, 1 / 3]], rtol=1e-6
+    rollout_map(weights, 'gap', scale_rows=False), [[0.5, 1 / 3, 1 / 3]], rtol=1e-6
   )
 
 
@@ -113,7 +134,9 @@ def test_later_layers_stand_to_the_left():
 )
 def test_heads_are_fused(fusion, expected):
   heads = np.array([[[0.3, 0.7], [0, 1]], [[0.9, 0.1], [0, 1]]])[None, None]
-  np.testing.assert_allclose(attention.rollout(heads, fusion)[0, 0], expected, atol=1e-6)
+  np.testing.assert_allclose(
+    attention.rollout(heads, head_fusion=fusion)[0, 0], expected, atol=1e-6
+  )
 
 
 def test_the_lowest_are_discarded_but_for_the_class_tokens_own():
@@ -124,7 +147,7 @@ def test_the_lowest_are_discarded_but_for_the_class_tokens_own():
     # which there are two: both stay, being equal to the lowest that stays.
     kept = np.array([[corner, 0, 0.7], [0, 0.3, 0.6], [0.5, 0, 0.3]])
     second = np.array([[0.5, 0, 0.3], [0, 0.3, 0.6], [0, 0, 0.7]])
-    rolled = attention.rollout(two, 'mean', 0.6, has_class_token)
+    rolled = attention.rollout(two, discard_ratio=0.6, num_prefix=int(has_class_token))
     for image, matrix in zip(rolled, (kept, second), strict=True):
       mixed = matrix + np.eye(3)
       np.testing.assert_allclose(image, mixed / mixed.sum(1, keepdims=True), atol=1e-6)
@@ -141,11 +164,14 @@ def test_nothing_is_discarded_at_a_ratio_of_zero():
 def test_the_map_of_a_classifier():
   layers, probe = random_weights(2, 3, 2, 6, 6), random_weights(3, 2, 1, 6)
   rolled = attention.rollout(layers)
-  pooled = attention.rollout_map(attention.Attention(layers, None), 'gap')
+  pooled = rollout_map(Attention(layers, None), 'gap')
   np.testing.assert_allclose(pooled, rolled.mean(axis=1), atol=1e-6)
-  probed = attention.rollout_map(attention.Attention(layers, probe), 'map', 'max')
+  probed = rollout_map(Attention(layers, probe), 'map', head_fusion='max')
   expected = np.stack(
-    [p.max(axis=0)[0] @ r for p, r in zip(probe, attention.rollout(layers, 'max'), strict=True)]
+    [
+      p.max(axis=0)[0] @ r
+      for p, r in zip(probe, attention.rollout(layers, head_fusion='max'), strict=True)
+    ]
   )
   np.testing.assert_allclose(probed, expected, atol=1e-6)
 
@@ -153,11 +179,11 @@ def test_the_map_of_a_classifier():
 @pytest.mark.parametrize('classifier', ['gap', 'map'])
 def test_a_class_token_that_the_classifier_does_not_read_is_no_place(classifier):
   layers, probe = random_weights(2, 1, 2, 5, 5), random_weights(1, 2, 1, 4)
-  weights = attention.Attention(layers, probe if classifier == 'map' else None)
+  weights = Attention(layers, probe if classifier == 'map' else None)
   rolled = attention.rollout(layers)[0]
   reads = probe[0].mean(axis=0)[0] if classifier == 'map' else np.full(4, 1 / 4)
   expected = sum(share * rolled[1 + i, 1:] for i, share in enumerate(reads))
-  given = attention.rollout_map(weights, classifier, has_class_token=True)
+  given = rollout_map(weights, classifier, has_class_token=True)
   np.testing.assert_allclose(given, expected[None], rtol=1e-5)
 
 
@@ -182,10 +208,10 @@ def numpy_gradient_rollout(weights, gradients):
 
 @pytest.mark.parametrize(('classifier', 'remat'), [('token', True), ('gap', False), ('map', False)])
 def test_gradient_rollout_against_finite_differences(classifier, remat):
-  model, params = make(classifier, remat=remat)
+  model, variables = make(classifier, remat=remat)
   classes, step = np.array([2, 0]), 0.02
   name = 'MultiHeadDotProductAttention_0'
-  weights = jax.device_get(attention.capture(model, params, IMAGES)[1])
+  weights = jax.device_get(attention.capture(model, variables, IMAGES)[1])
 
   @jax.jit
   def logits(layers, probe):
@@ -193,7 +219,7 @@ def test_gradient_rollout_against_finite_differences(classifier, remat):
     given = {'Transformer': blocks}
     if probe is not None:
       given['MAPHead_0'] = {name: {'attention_weights': probe}}
-    outputs = model.apply({'params': params, 'perturbations': given}, IMAGES)
+    outputs = model.apply(variables | {'perturbations': given}, IMAGES)
     return outputs[jnp.arange(2), classes]
 
   def differentiate(shape, place):
@@ -211,7 +237,7 @@ def test_gradient_rollout_against_finite_differences(classifier, remat):
 
   gradients = differentiate(weights.layers.shape, no_probe)
   weigh = functools.partial(attention.weigh_by_gradient, model)
-  weighed = jax.jit(weigh)(params, IMAGES, classes)
+  weighed = jax.jit(weigh)(variables, IMAGES, classes)
   expected = np.maximum(weights.layers * gradients, 0)
   assert (expected > 0).mean() > 0.2
   scale = expected.max()
@@ -229,9 +255,9 @@ def test_gradient_rollout_against_finite_differences(classifier, remat):
 
 
 def test_gradients_are_of_the_class_that_is_asked_for():
-  model, params = make()
+  model, variables = make()
   weigh = jax.jit(functools.partial(attention.weigh_by_gradient, model))
-  mixed, *same = (weigh(params, IMAGES, np.array(c)).layers for c in ([0, 1], [0, 0], [1, 1]))
+  mixed, *same = (weigh(variables, IMAGES, np.array(c)).layers for c in ([0, 1], [0, 0], [1, 1]))
   np.testing.assert_allclose(mixed, np.stack([same[0][:, 0], same[1][:, 1]], axis=1), atol=1e-6)
   assert abs(same[0] - same[1]).max() > 1e-3
 
@@ -277,7 +303,7 @@ def left_neighbours(rows, columns):
 
 def test_distance_to_the_left_neighbour_is_the_stride():
   layers = as_heads(left_neighbours(2, 3), np.eye(6), left_neighbours(2, 3).T)
-  distance = attention.mean_attention_distance(layers, (2, 3), (5, 4), has_class_token=False)
+  distance = attention.mean_attention_distance(layers, (2, 3), (5, 4), num_prefix=0)
   assert distance.shape == (3, 1)
   # Four of the six have a neighbour, 4 pixels away. In the third layer the last ones of a row are
   # attended to by none of its patches, and the first ones by two: half at 0, half at 4 pixels.
@@ -289,12 +315,27 @@ def test_distance_to_one_token_on_a_grid_that_is_not_square():
   to_first = np.zeros((1, 2, 2, 7, 7))
   to_first[..., 1] = 0.25  # the first patch
   to_first[..., 0] = 0.75  # the class token: left out
-  distance = attention.mean_attention_distance(to_first, (2, 3), (3, 4), has_class_token=True)
+  distance = attention.mean_attention_distance(to_first, (2, 3), (3, 4), num_prefix=1)
   np.testing.assert_allclose(distance, np.full((1, 2), (0 + 4 + 8 + 3 + 5 + 73**0.5) / 6))
 
 
 def test_distances_are_averaged_over_images_not_heads():
   layers = np.stack([np.eye(4), np.eye(4)[[1, 0, 3, 2]]])  # at distance 0, at distance 6
   both = np.stack([np.stack([layers[0], layers[1]]), np.stack([layers[1], layers[1]])])[None]
-  distance = attention.mean_attention_distance(both, (2, 2), (9, 6), has_class_token=False)
+  distance = attention.mean_attention_distance(both, (2, 2), (9, 6), num_prefix=0)
   np.testing.assert_allclose(distance, [[3, 6]])
+
+
+def test_what_a_model_sows_and_gives_comes_without_tuples():
+  class Sows(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+      assert not train
+      self.sow('intermediates', 'doubled', 2 * x)
+      return x
+
+  outputs, intermediates = attention.apply_with_intermediates(Sows(), {}, IMAGES)
+  np.testing.assert_array_equal(outputs, IMAGES)
+  assert list(intermediates) == ['doubled']
+  np.testing.assert_array_equal(intermediates['doubled'], 2 * IMAGES)
+  assert attention.apply_with_intermediates(Silent(), {}, IMAGES)[1] == {}

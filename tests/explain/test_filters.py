@@ -1,11 +1,12 @@
-"""Principal components of patch filters, against planted ones and scikit-learn's PCA."""
+"""Principal components of patch filters, against planted ones and scikit-learn's; a figure."""
 
 import numpy as np
 import pytest
+from explain.helpers import assert_fits_into_readme, words
 from sklearn.decomposition import PCA
 
 from vit_jax.errors import UsageError
-from vit_jax.explain.filters import principal_components
+from vit_jax.explain.filters import components_figure, principal_components
 
 
 def test_planted_components_are_found_with_their_shares():
@@ -63,5 +64,30 @@ def test_there_are_no_more_components_than_pixels_nor_than_centred_filters(num_f
 
 def test_filters_that_are_all_alike_are_refused():
   kernel = np.repeat(np.random.default_rng(3).normal(size=(2, 2, 3, 1)), 7, axis=-1)
-  with pytest.raises(UsageError, match='embedding/kernel: its filters are all alike'):
+  with pytest.raises(UsageError, match='patch embedding: its filters are all alike'):
     principal_components(kernel.astype(np.float32))
+
+
+def draw(height, width, channels):
+  kernel = np.random.default_rng(height).uniform(size=(height, width, channels, 40))
+  return components_figure(*principal_components(kernel))
+
+
+@pytest.mark.parametrize('shape', [(4, 4, 1), (8, 2, 3), (1, 1, 1)])
+def test_a_figure_of_components_is_not_cut_off(shape):
+  assert_fits_into_readme(draw(*shape))
+
+
+def test_components_fill_their_range_and_carry_their_shares():
+  figure = components_figure(
+    np.array([[[[0.0], [0.5]]], [[[-0.9], [0.1]]]], np.float32), np.array([0.75, 0.125])
+  )
+  tiles = [axis.images[0].get_array() for axis in figure.axes]
+  np.testing.assert_allclose(tiles, [[[0, 1]], [[0, 1]]])
+  assert {'1: 75.0%', '2: 12.5%'} <= set(words(figure))
+  assert any('87.5% in all' in text for text in words(figure))
+
+
+def test_components_that_are_no_pictures_are_refused():
+  with pytest.raises(UsageError, match='filters of 2 channels'):
+    draw(2, 2, 2)

@@ -1,12 +1,13 @@
-"""TokenLearner's maps: a model with planted weights looks at the planted pixels."""
+"""TokenLearner's maps: a model with planted weights looks at the planted pixels; the figure."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explain.helpers import assert_fits_into_readme, random_images, words
 
-from vit_jax.errors import UsageError
-from vit_jax.explain.token_maps import token_maps
+from vit_jax.explain.attention import apply_with_intermediates
+from vit_jax.explain.token_maps import token_maps_figure
 from vit_jax.models.token_learner import TokenLearnerViT
 
 GRID = (2, 5)
@@ -39,12 +40,12 @@ def make_images():
   return images
 
 
-def capture(model, plant=lambda params: params):
-  """Intermediates of the model, its parameters changed by `plant`."""
+def token_maps(model, plant=lambda params: params):
+  """The model's maps, its parameters changed by `plant`."""
   params = model.init(jax.random.key(0), make_images())['params']
-  params = plant(jax.tree.map(np.array, params))
-  _, state = model.apply({'params': params}, make_images(), mutable=['intermediates'])
-  return state['intermediates']
+  variables = {'params': plant(jax.tree.map(np.array, params))}
+  _, intermediates = apply_with_intermediates(model, variables, make_images())
+  return model.token_maps(intermediates, (4, 20))
 
 
 def plant_embedding(params):
@@ -84,7 +85,7 @@ def planted():
 
 
 def test_tokens_of_version_1_1_look_at_the_planted_pixels():
-  (maps,) = token_maps(capture(make_model(use_v11=True), plant_v11), GRID)
+  ((maps, _),) = token_maps(make_model(use_v11=True), plant_v11)
   assert maps.shape == (1, NUM_TOKENS, *GRID)
   assert maps.dtype == np.float32
   np.testing.assert_allclose(maps[0, 0], planted(), atol=1e-4)
@@ -92,28 +93,60 @@ def test_tokens_of_version_1_1_look_at_the_planted_pixels():
 
 
 def test_tokens_of_version_1_look_at_the_planted_pixels():
-  (maps,) = token_maps(capture(make_model(use_v11=False), plant_v1), GRID)
+  ((maps, _),) = token_maps(make_model(use_v11=False), plant_v1)
   assert maps.shape == (1, NUM_TOKENS, *GRID)
   np.testing.assert_allclose(maps[0, 0], planted(), atol=1e-4)
   np.testing.assert_allclose(maps[0, 1], 1 - planted(), atol=1e-4)
 
 
 def test_with_a_fuser_every_layer_has_its_maps():
-  maps = token_maps(capture(make_model(use_tokenfuse=True), plant_v11), GRID)
-  assert [m.shape for m in maps] == [(1, NUM_TOKENS, *GRID)] * 2
-  np.testing.assert_allclose(maps[0][0, 0], planted(), atol=1e-4)
-  assert np.abs(maps[1] - maps[0]).max() > 0.1
+  first, second = token_maps(make_model(use_tokenfuse=True), plant_v11)
+  assert first.maps.shape == second.maps.shape == (1, NUM_TOKENS, *GRID)
+  assert first.source == 'TokenLearner before layer 0'
+  assert second.source == 'TokenLearner before layer 1'
+  np.testing.assert_allclose(first.maps[0, 0], planted(), atol=1e-4)
+  assert np.abs(second.maps - first.maps).max() > 0.1
 
 
 def test_maps_come_in_the_order_of_the_layers():
   scopes = {
-    f'TokenLearnerModuleV11_{i}': {'token_maps': (jnp.full((1, 3, 4), i),)} for i in range(12)
+    f'TokenLearnerModuleV11_{i}': {'token_maps': jnp.full((1, 3, 10), i)} for i in range(12)
   }
-  maps = token_maps({'Transformer': dict(sorted(scopes.items()))}, (2, 2))
-  assert [m[0, 0, 0, 0] for m in maps] == list(range(12))
+  model = make_model(use_tokenfuse=True)
+  found = model.token_maps({'Transformer': dict(sorted(scopes.items()))}, (4, 20))
+  assert [maps[0, 0, 0, 0] for maps, _ in found] == list(range(12))
 
 
-def test_a_model_that_learns_no_tokens_is_refused():
-  intermediates = capture(make_model(type='patch'))
-  with pytest.raises(UsageError, match=r'config\.model: learns no tokens'):
-    token_maps(intermediates, GRID)
+def test_a_model_that_learns_no_tokens_has_no_maps():
+  assert token_maps(make_model(type='patch')) == []
+
+
+def random(*shape):
+  return np.random.default_rng(sum(shape)).uniform(size=shape)
+
+
+@pytest.mark.parametrize(
+  ('images', 'maps', 'caption'),
+  [((2, 8, 8, 1), (2, 8, 8, 8), 'a\nb'), ((1, 4, 8, 3), (1, 2, 4, 8), 'true: cat')],
+)
+def test_a_figure_of_token_maps_is_not_cut_off(images, maps, caption):
+  captions = [caption] * len(random(*maps))
+  assert_fits_into_readme(token_maps_figure(random_images(*images), random(*maps), captions))
+
+
+def test_token_maps_are_drawn_row_by_row_on_one_scale():
+  images = np.zeros((2, 2, 3, 3), np.uint8)
+  images[1] = [0, 90, 255]
+  maps = random(2, 2, 2, 3) / 2
+  maps[0, 1, 0, 2] = 0.5
+  figure = token_maps_figure(images, maps, ['first', 'second'])
+  panels = [[drawn.get_array() for drawn in axis.images] for axis in figure.axes[:6]]
+  for row, image in enumerate(images):
+    (shown,), *heats = panels[3 * row : 3 * row + 3]
+    np.testing.assert_array_equal(shown, image)
+    for (grey, heat), values in zip(heats, maps[row], strict=True):
+      np.testing.assert_array_equal(grey, np.full((2, 3), 115 * row))  # (0 + 90 + 255) / 3
+      np.testing.assert_array_equal(heat, values)
+  norms = [axis.images[1].norm for axis in figure.axes[:6] if len(axis.images) > 1]
+  assert {(norm.vmin, norm.vmax) for norm in norms} == {(0, 0.5)}
+  assert {'first', 'second', 'token 0', 'token 1'} <= set(words(figure))

@@ -1,111 +1,106 @@
-"""Attention of a ViT: its weights, and what of the image they reach, as maps and as distances.
+"""Attention: its weights, and what of the image they reach, as maps and as distances.
 
-Tokens are in the model's order: the class token where there is one, then patches row by row. All
-but `capture` and `weigh_by_gradient` is NumPy.
+Tokens are in the model's order: those before the grid, such as the class token, then patches row by
+row. What takes a model is JAX, the rest NumPy.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UsageError, check_choice
-from vit_jax.models.vit import ViT
+from vit_jax.models.backbone import Attention, Backbone
 
 HEAD_FUSIONS = {'mean': np.mean, 'max': np.max, 'min': np.min}
-_ATTENTION = 'MultiHeadDotProductAttention_0'
-_NAME = 'attention_weights'
 
 
-class Attention(NamedTuple):
-  """Weights of attention, or as many numbers that stand for them.
+def apply_with_intermediates(
+  model: nn.Module, variables: Mapping[str, Any], images: jax.Array
+) -> tuple[Any, dict[str, Any]]:
+  """Returns (the model's outputs, the tree of what its modules sow as 'intermediates').
 
-  Attributes:
-    layers: float32 [layers, batch, heads, queries, keys], from the first layer to the last.
-    probe: float32 [batch, heads, 1, keys] of the MAP head; None where there is none.
+  The leaves of the tree are arrays, taken out of Flax's tuples; it is empty if nothing is sown.
+
+  Args:
+    model: any model of this project.
+    variables: its variables.
+    images: float [B, H, W, C], normalised.
   """
-
-  layers: Any
-  probe: Any
-
-
-def _collect(tree: Mapping[str, Any]) -> Attention:
-  """Arranges weights that lie where the modules of a ViT sow them."""
-  blocks = tree['Transformer']
-  weights = [blocks[f'encoderblock_{i}'][_ATTENTION][_NAME] for i in range(len(blocks))]
-  probe = tree['MAPHead_0'][_ATTENTION][_NAME] if 'MAPHead_0' in tree else None
-  return Attention(jnp.stack(weights), probe)
-
-
-def _apply(model: ViT, variables: Mapping[str, Any], images: jax.Array) -> tuple[jax.Array, Any]:
-  """Returns the model's outputs and the tree of the weights that it attends with."""
   outputs, state = model.apply(variables, images, train=False, mutable=['intermediates'])
-  sown = flax.traverse_util.flatten_dict(state['intermediates'])
-  return outputs, flax.traverse_util.unflatten_dict({path: w for path, (w,) in sown.items()})
+  sown = flax.traverse_util.flatten_dict(state.get('intermediates', {}))
+  return outputs, flax.traverse_util.unflatten_dict({path: leaf for path, (leaf,) in sown.items()})
 
 
 def capture(
-  model: ViT, params: Mapping[str, Any], images: jax.Array
-) -> tuple[jax.Array, Attention]:
+  model: Backbone, variables: Mapping[str, Any], images: jax.Array
+) -> tuple[jax.Array, Attention | None]:
   """Returns (the model's outputs, the attention weights that it computes them with).
 
+  The weights are None for a model whose tokens aren't those of the patches throughout.
+
   Args:
-    model: a ViT.
-    params: its parameters.
+    model: a backbone.
+    variables: its variables.
     images: float [B, H, W, C], normalised.
   """
-  outputs, weights = _apply(model, {'params': params}, images)
-  return outputs, _collect(weights)
+  outputs, intermediates = apply_with_intermediates(model, variables, images)
+  return outputs, model.attention(intermediates)
+
+
+def has_attention(
+  model: Backbone, variables: Mapping[str, Any], image_size: Sequence[int], channels: int
+) -> bool:
+  """Whether a backbone has attention between the tokens of the patches in every layer.
+
+  Args:
+    model: a backbone.
+    variables: its variables.
+    image_size: (height, width) of its images.
+    channels: of its images.
+  """
+  image = jax.ShapeDtypeStruct((1, *image_size, channels), np.float32)
+  return jax.eval_shape(functools.partial(capture, model), variables, image)[1] is not None
 
 
 def weigh_by_gradient(
-  model: ViT, params: Mapping[str, Any], images: jax.Array, classes: jax.Array
+  model: Backbone, variables: Mapping[str, Any], images: jax.Array, classes: jax.Array
 ) -> Attention:
   """Returns max(0, A * dy/dA) for attention weights A and the logit y of each image's class.
 
   It holds for a head where its attention speaks for the class (arXiv 2103.15679, equation 5).
 
   Args:
-    model: a ViT that gives logits [B, num_classes].
-    params: its parameters.
+    model: a backbone that gives logits [B, num_classes], and whose `attention` isn't None.
+    variables: its variables.
     images: float [B, H, W, C], normalised.
     classes: int [B].
   """
 
   def logit(perturbations):
-    variables = {'params': params, 'perturbations': perturbations}
-    logits, weights = _apply(model, variables, images)
-    return jnp.take_along_axis(logits, classes[:, None], axis=1).sum(), weights
+    perturbed = {**variables, 'perturbations': perturbations}
+    logits, intermediates = apply_with_intermediates(model, perturbed, images)
+    return jnp.take_along_axis(logits, classes[:, None], axis=1).sum(), intermediates
 
-  _, shapes = jax.eval_shape(functools.partial(_apply, model), {'params': params}, images)
+  apply = functools.partial(apply_with_intermediates, model)
+  _, shapes = jax.eval_shape(apply, variables, images)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-  gradients, weights = jax.grad(logit, has_aux=True)(zeros)
-  return _collect(jax.tree.map(lambda w, g: jnp.maximum(w * g, 0), weights, gradients))
-
-
-def head_attention(attention: Attention, layer: int = -1) -> np.ndarray:
-  """Returns what the head's token pays to each patch: float32 [B, heads, patches].
-
-  It is the probe of a MAP head, where there is one, and otherwise the class token in a layer.
-
-  Args:
-    attention: of a model with a MAP head or a class token.
-    layer: index from 0, or from the end; without meaning for a MAP head.
-  """
-  if attention.probe is not None:
-    return np.asarray(attention.probe[:, :, 0])
-  return np.asarray(attention.layers[layer, :, :, 0, 1:])
+  gradients, intermediates = jax.grad(logit, has_aux=True)(zeros)
+  weighed = jax.tree.map(lambda w, g: jnp.maximum(w * g, 0), intermediates, gradients)
+  return model.attention(weighed)
 
 
 def rollout(
   layers: np.ndarray,
+  *,
   head_fusion: str = 'mean',
   discard_ratio: float = 0.0,
-  has_class_token: bool = True,
+  num_prefix: int = 1,
   scale_rows: bool = True,
 ) -> np.ndarray:
   """Follows attention through the layers (arXiv 2005.00928): what each token draws from each input.
@@ -115,11 +110,11 @@ def rollout(
 
   Args:
     layers: [layers, B, heads, N, N].
-    head_fusion: name in `HEAD_FUSIONS`, of how a weight follows from those of the heads.
+    head_fusion: name in `HEAD_FUSIONS`, of what makes one weight of those of the heads.
     discard_ratio: share of each A, in [0, 1), whose lowest values are taken as 0, except for what
       the class token pays to itself, as in jacobgil/vit-explain. Values equal to the lowest that
       stays do so too.
-    has_class_token: whether token 0 is a class token.
+    num_prefix: tokens before those of the grid, such as the class token.
     scale_rows: without it, A + I stays as it is (arXiv 2103.15679, equation 6): how much speaks for
       a class, by `weigh_by_gradient`, differs between tokens.
 
@@ -131,7 +126,7 @@ def rollout(
   """
   result = np.eye(layers.shape[-1], dtype=np.float32)
   for weights in layers:
-    fused = _discard(_fuse(weights, head_fusion), discard_ratio, has_class_token)
+    fused = _discard(_fuse(weights, head_fusion), discard_ratio, num_prefix)
     mixed = fused + np.eye(fused.shape[-1], dtype=np.float32)
     result = (mixed / mixed.sum(axis=-1, keepdims=True) if scale_rows else mixed) @ result
   return result
@@ -143,7 +138,7 @@ def _fuse(weights: np.ndarray, head_fusion: str) -> np.ndarray:
   return HEAD_FUSIONS[head_fusion](np.asarray(weights), axis=1)
 
 
-def _discard(fused: np.ndarray, ratio: float, has_class_token: bool) -> np.ndarray:
+def _discard(fused: np.ndarray, ratio: float, num_prefix: int) -> np.ndarray:
   """Zeroes the lowest values of each matrix of [B, N, N]."""
   if not 0 <= ratio < 1:
     raise UsageError(f'discard_ratio: {ratio} is not in [0, 1)')
@@ -151,42 +146,46 @@ def _discard(fused: np.ndarray, ratio: float, has_class_token: bool) -> np.ndarr
   discarded = int(ratio * flat.shape[1])
   lowest_kept = np.partition(flat, discarded, axis=1)[:, discarded]
   kept = fused >= lowest_kept[:, None, None]
-  kept[:, 0, 0] |= has_class_token
+  prefix = np.arange(num_prefix)
+  kept[:, prefix, prefix] = True
   return np.where(kept, fused, 0)
 
 
 def rollout_map(
   attention: Attention,
-  classifier: str,
+  *,
+  num_prefix: int,
+  head_token: int | None,
   head_fusion: str = 'mean',
   discard_ratio: float = 0.0,
-  has_class_token: bool | None = None,
   scale_rows: bool = True,
 ) -> np.ndarray:
-  """Returns what the classifier draws from each patch, by `rollout`: [B, patches].
+  """Returns what the model's head draws from each patch, by `rollout`: [B, patches].
 
-  A class token's is its row of the rolled-out matrix; a MAP head's the probe's attention, heads
-  fused alike, times the matrix; and that of pooling, of whatever kind, the mean over rows.
+  Of a head that reads one token that is its row of the rolled-out matrix; of a MAP head the probe's
+  attention, heads fused alike, times the matrix; of pooling, of whatever kind, the mean over rows.
 
   Args:
-    attention: weights of a ViT, or what stands for them, as `weigh_by_gradient` returns it.
-    classifier: the model's.
+    attention: weights, or what stands for them, as `weigh_by_gradient` returns it.
+    num_prefix: of the model's `Layout`.
+    head_token: likewise.
     head_fusion: as for `rollout`.
     discard_ratio: as for `rollout`.
-    has_class_token: whether token 0 is a class token, which only the classifier 'token' reads;
-      None means where that is the classifier.
     scale_rows: as for `rollout`; not for weights by gradient.
 
   Raises:
     UsageError: as `rollout`.
   """
-  is_token = classifier == 'token'
-  first = int(is_token if has_class_token is None else has_class_token)
-  layers = np.asarray(attention.layers)
-  rolled = rollout(layers, head_fusion, discard_ratio, bool(first), scale_rows)
-  if is_token:
-    return rolled[:, 0, 1:]
-  patches = rolled[:, first:, first:]
+  rolled = rollout(
+    np.asarray(attention.layers),
+    head_fusion=head_fusion,
+    discard_ratio=discard_ratio,
+    num_prefix=num_prefix,
+    scale_rows=scale_rows,
+  )
+  if head_token is not None:
+    return rolled[:, head_token, num_prefix:]
+  patches = rolled[:, num_prefix:, num_prefix:]
   if attention.probe is not None:
     return (_fuse(attention.probe, head_fusion) @ patches)[:, 0]
   return patches.mean(axis=1)
@@ -226,19 +225,19 @@ def _interpolation(count: int, patch: int, stride: int) -> np.ndarray:
 
 
 def mean_attention_distance(
-  layers: np.ndarray, grid: tuple[int, int], stride: tuple[int, int], has_class_token: bool
+  layers: np.ndarray, grid: tuple[int, int], stride: tuple[int, int], num_prefix: int
 ) -> np.ndarray:
   """Returns how far heads look, in pixels (arXiv 2010.11929, figure 7 and appendix D.7).
 
   It is the distance between the centres of the query's and the key's patch, weighted by attention,
-  averaged over queries and images. The class token is left out, and what a patch pays to the
-  patches scaled to a sum of 1.
+  averaged over queries and images. Tokens before the grid are left out, and what a patch pays to
+  the patches is scaled to a sum of 1.
 
   Args:
     layers: [layers, B, heads, N, N].
     grid: (rows, columns) of patches.
     stride: (vertical, horizontal) step between patches in pixels.
-    has_class_token: whether token 0 is a class token.
+    num_prefix: tokens before those of the grid, such as the class token.
 
   Returns:
     [layers, heads].
@@ -246,6 +245,6 @@ def mean_attention_distance(
   rows, columns = grid
   centres = np.stack(np.divmod(np.arange(rows * columns), columns), axis=-1) * np.array(stride)
   distances = np.linalg.norm(centres[:, None] - centres, axis=-1)
-  weights = layers[..., int(has_class_token) :, int(has_class_token) :]
+  weights = layers[..., num_prefix:, num_prefix:]
   sums = np.maximum(weights.sum(axis=-1), np.finfo(np.float32).tiny)
   return ((weights * distances).sum(axis=-1) / sums).mean(axis=(1, 3))

@@ -69,8 +69,8 @@ def heat_maps(
     footer_lines=panels.COLOR_BAR_LINES,
   )
   norm = Normalize(0, 1)
-  for left, right, *of in zip(axes[::2], axes[1::2], images, maps, captions, strict=True):
-    image, values, caption = of
+  rows = zip(axes[::2], axes[1::2], images, maps, captions, strict=True)
+  for left, right, image, values, caption in rows:
     panels.show(left, image)
     panels.caption(left, caption, loc='left')
     panels.show_heat(right, image, values, norm)

@@ -1,4 +1,4 @@
-"""Boxes on images: where objects are, and where a model says they are."""
+"""Boxes on images: where objects are, and where a model predicts them."""
 
 from collections.abc import Sequence
 
@@ -26,15 +26,15 @@ def boxes_figure(
 ) -> Figure:
   """Draws boxes on images, with their overlap; what of a box is outside of its image is cut off.
 
-  Under an image whose true box is known stands the two boxes' intersection over union (IoU).
+  Under an image that has a true box stands the two boxes' intersection over union (IoU).
 
   Args:
     images: uint8 [N, H, W, C], N >= 1.
     true_boxes: [N, 4], (centre x, centre y, width, height) as fractions of the image, x to the
-      right and y downwards; None where they aren't known.
-    predicted_boxes: likewise, but known.
+      right and y downwards; None where there are none.
+    predicted_boxes: likewise; never None.
     captions: N texts, of one line or several, put under the images.
-    title: of the figure; None for one that says what is drawn.
+    title: of the figure; None for one that names the boxes drawn.
   """
   drawn = {'predicted': predicted_boxes}
   if true_boxes is not None:

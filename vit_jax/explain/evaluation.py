@@ -1,4 +1,4 @@
-"""What a classifier says of labelled images, all of them."""
+"""A classifier's predictions for all images of a data set."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ from vit_jax.predictor import Predictor
 
 
 class Evaluation(NamedTuple):
-  """What a classifier says of N images.
+  """A classifier's predictions for N images.
 
   Attributes:
-    name: what they are, in words.
+    name: of the images, as 'mnist, test'.
     labels: int [N].
     probabilities: float32 [N, num_classes].
     image: index to image, uint8 [H, W, C], as it goes into the model.
@@ -30,13 +30,13 @@ def evaluate(
 ) -> Evaluation | str:
   """Classifies records batch by batch, with a progress bar on terminals where it takes a while.
 
-  Returns in words why it doesn't, if they have several labels each.
+  Where images have several labels each, it returns in words that it can't.
 
   Args:
     predictor: the classifier.
     records: such as a data source, one or more; each has an `image`, uint8 [height, width, 1 or
       3], and an integer `label`. They are read by several threads.
-    name: what they are, in words.
+    name: of the images, as 'mnist, test'.
     batch_size: images computed at once.
   """
   if np.ndim(records[0]['label']):
@@ -54,5 +54,5 @@ def evaluate(
   for index, row in tqdm(rows, **bar, delay=2, disable=None, leave=False):
     if isinstance(row, Exception):
       raise row
-    probabilities[index] = row['probabilities'] if isinstance(row, dict) else row
+    probabilities[index] = predictor.task.probabilities(row)
   return Evaluation(name, labels, probabilities, lambda i: predictor.prepare(records[i]['image']))

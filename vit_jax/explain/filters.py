@@ -35,7 +35,7 @@ def principal_components(
   _, scales, directions = np.linalg.svd(filters, full_matrices=False)
   variances = scales**2
   if not variances.sum() > 0:
-    raise UsageError('embedding/kernel: its filters are all alike and have no components')
+    raise UsageError('patch embedding: its filters are all alike and have no components')
   k = min(num_components, num_filters - 1, len(directions))
   directions = directions[:k]
   magnitudes = np.abs(directions)
@@ -58,7 +58,9 @@ def components_figure(
   """
   count, height, width, channels = components.shape
   if channels not in (1, 3):
-    raise UsageError(f'embedding/kernel: filters of {channels} channels are no pictures; of 1 or 3')
+    raise UsageError(
+      f'patch embedding: filters of {channels} channels are no pictures; those of 1 or 3 are'
+    )
   figure, axes = panels.panels(
     count, 7, title, aspect=height / width, caption_lines=1, footer_lines=2
   )

@@ -1,47 +1,9 @@
 """How alike position embeddings are (arXiv 2010.11929, figure 7, centre)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_jax.errors import UsageError
-from vit_jax.models import layers
-
 _MOST_TICKS = 16  # on an axis of tiles
-
-
-def position_embeddings(params: Mapping[str, Any], kind: str, grid: tuple[int, int]) -> np.ndarray:
-  """Returns the embeddings that a model adds to its grid of tokens, float32 [rows, columns, D].
-
-  The class token's is left out.
-
-  Args:
-    params: the model's parameters.
-    kind: its `positional_embedding`.
-    grid: its (rows, columns).
-
-  Raises:
-    UsageError: it adds none, or not as many.
-  """
-  rows, columns = grid
-  width = params['embedding']['kernel'].shape[-1]
-  if kind == 'none':
-    raise UsageError("config.model.positional_embedding: 'none' has no embeddings to compare")
-  if kind == 'sinusoidal_2d':
-    return layers.sinusoidal_2d(rows, columns, width)
-  num_prefix = int('cls' in params)
-  if kind == 'sinusoidal_1d':
-    embeddings = layers.sinusoidal_1d(num_prefix + rows * columns, width)
-  else:
-    embeddings = np.asarray(params['Transformer']['posembed_input']['pos_embedding'])[0]
-  if len(embeddings) != num_prefix + rows * columns:
-    raise UsageError(
-      f'pos_embedding: {len(embeddings)} positions for {rows}x{columns} patches '
-      f'and {num_prefix} class tokens'
-    )
-  return embeddings[num_prefix:].reshape(rows, columns, width)
 
 
 def cosine_similarity(embeddings: np.ndarray) -> np.ndarray:

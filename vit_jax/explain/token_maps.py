@@ -1,57 +1,25 @@
-"""Which pixels each of TokenLearner's tokens is made of (arXiv 2106.11297)."""
+"""Which pixels learned tokens are made of (TokenLearner, arXiv 2106.11297)."""
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from vit_jax.errors import UsageError
 from vit_jax.explain import panels
-
-_LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
-
-
-def token_maps(intermediates: Mapping[str, Any], grid: tuple[int, int]) -> list[np.ndarray]:
-  """Returns the weights with which each learned token sums up the patches.
-
-  Those of version 1.1 are a softmax, and add up to 1 over the grid; those of version 1 are
-  sigmoids, each in [0, 1].
-
-  Args:
-    intermediates: what `model.apply(..., mutable=['intermediates'])` captures of a TokenLearnerViT.
-    grid: (rows, columns) of the patches.
-
-  Returns:
-    One float32 [B, num_tokens, rows, columns] for each layer that learns tokens, in order: one of
-    them, or with a TokenFuser all from `tokenlearner_loc` on.
-
-  Raises:
-    UsageError: the model learns no tokens.
-  """
-  encoder = intermediates.get('Transformer', {})
-  found = {int(match[1]): name for name in encoder if (match := _LEARNER.fullmatch(name))}
-  if not found:
-    raise UsageError(
-      "config.model: learns no tokens; a 'token_learner' whose tokenizer.type is 'dynamic' does"
-    )
-  maps = [np.asarray(encoder[found[i]]['token_maps'][0]) for i in sorted(found)]
-  return [m.reshape(*m.shape[:2], *grid) for m in maps]
 
 
 def token_maps_figure(
   images: np.ndarray,
   maps: np.ndarray,
   captions: Sequence[str],
-  title: str = 'TokenLearner: where each token looks',
+  title: str = 'Where each token looks',
 ) -> Figure:
   """Draws each image, and beside it the map of each token over it, on a square-root scale.
 
   Args:
     images: uint8 [B, H, W, C].
-    maps: [B, num_tokens, H, W], one of those that `token_maps` returns, brought to the image.
+    maps: [B, num_tokens, H, W], of `Backbone.token_maps`, brought to the image.
     captions: B texts, of one line or several, put under the rows.
     title: of the figure.
   """

@@ -30,7 +30,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     int64 [K, K].
 
   Raises:
-    ValueError: a label or a prediction is no class.
+    ValueError: a label or a prediction is not a class.
   """
   for name, classes in (('labels', labels), ('predictions', predictions)):
     if not np.isin(classes, np.arange(num_classes)).all():
@@ -85,9 +85,9 @@ def _name_classes(axis: Axes, num_classes: int, names: Sequence[str] | None) -> 
   size = 9 if num_classes <= _MOST_NUMBERED else 7
   texts = [panels.class_name(label, names) for label in range(num_classes)]
   upright = max(map(len, texts)) > 3
-  how = {'fontsize': size, **panels.PLAIN}
-  axis.set_xticks(np.arange(num_classes), texts, rotation=90 if upright else 0, **how)
-  axis.set_yticks(np.arange(num_classes), texts, **how)
+  style = {'fontsize': size, **panels.PLAIN}
+  axis.set_xticks(np.arange(num_classes), texts, rotation=90 if upright else 0, **style)
+  axis.set_yticks(np.arange(num_classes), texts, **style)
 
 
 def most_confidently_wrong(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def most_confidently_wrong(probabilities: np.ndarray, labels: np.ndarray, count:
     count: how many at most.
 
   Returns:
-    int [M], indices of examples, M <= count; of equals the first example first.
+    int [M], indices of examples, M <= count; among equals, the first example comes first.
   """
   wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
   order = np.argsort(-probabilities[wrong].max(axis=1), kind='stable')
@@ -116,14 +116,16 @@ def wrong_figure(
   """Draws images with the true and the predicted class, and its probability, under each.
 
   Args:
-    images: uint8 [M, H, W, C], M >= 1: those that `most_confidently_wrong` names, in its order.
+    images: uint8 [M, H, W, C], M >= 1: those chosen by `most_confidently_wrong`, in its order.
     labels: int [M].
     probabilities: [M, K].
     class_names: K names; None numbers the classes from 0.
     title: of the figure.
   """
   height, width = images.shape[1:3]
-  captions = [_caption(*of, class_names) for of in zip(labels, probabilities, strict=True)]
+  captions = [
+    _caption(label, row, class_names) for label, row in zip(labels, probabilities, strict=True)
+  ]
   figure, axes = panels.panels(
     len(images), _COLUMNS, title, aspect=height / width, caption_lines=panels.count_lines(captions)
   )

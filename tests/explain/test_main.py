@@ -9,19 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yolo_folders
+from accuracies import assert_accuracy
 from command_server import command_server
 from conftest import ROOT, tiny_config
+from explain.helpers import VIT, random_variables
 from PIL import Image
-from small_vits import SQUARE, random_params
 
-from vit_jax import weights
+from vit_jax import config_fields, weights
 from vit_jax.data import load_source
+from vit_jax.explain.evaluation import evaluate
+from vit_jax.models import ModelConfig
 from vit_jax.predictor import Predictor
 from vit_jax.train import loop
 
 ATTENTION = ['attention', 'rollout', 'gradient_rollout', 'attention_distance']
 LEARNT = ['filters', 'positions']
 MISTAKEN = ['confusion', 'wrong']
+KEPT = ROOT / 'tests' / 'kept_runs'
 
 
 @pytest.fixture(scope='module')
@@ -31,16 +35,24 @@ def explain():
     yield run
 
 
+def save(variables, config, path):
+  weights.save(variables, config, path, format='scenic')
+
+
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
   """A folder of weights, images and a finished run."""
   root = tmp_path_factory.mktemp('explain')
   for classifier in ('token', 'gap'):
-    config = SQUARE | {'classifier': classifier, 'class_names': ['cat', 'dög', '1']}
-    weights.save(random_params(config), config, root / f'{classifier}.msgpack', format='scenic')
-  params = random_params(SQUARE)
-  params['cls'][:] = np.nan
-  weights.save(params, SQUARE, root / 'nan.msgpack', format='scenic')
+    entries = {'classifier': classifier, 'class_names': ['cat', 'dög', '1']}
+    config = ModelConfig.from_dict(VIT | entries)
+    save(random_variables(config), config, root / f'{classifier}.msgpack')
+  config = ModelConfig.from_dict(VIT)
+  variables = random_variables(config)
+  variables['params']['cls'][:] = np.nan
+  save(variables, config, root / 'nan.msgpack')
+  resnet = ModelConfig.from_dict({'name': 'resnet18', 'num_filters': 4, 'num_classes': 3})
+  weights.save(random_variables(resnet), resnet, root / 'resnet.safetensors', format='torchvision')
   (root / 'images').mkdir()
   for i in range(3):
     pixels = np.random.default_rng(i).integers(0, 256, (20, 31, 3), dtype=np.uint8)
@@ -71,14 +83,12 @@ def test_a_run_is_explained_on_its_test_images(place):
 
 def test_the_mistakes_of_a_run_are_those_that_it_reported(place):
   """In this process, where what is drawn can be asked."""
-  from vit_jax.explain.evaluation import evaluate
-
-  params, config = weights.load(str(place / 'run'))
-  evaluation = evaluate(Predictor(params, config), load_source('digits', 'test'), 'digits, test')
+  variables, config = weights.load(str(place / 'run'))
+  test = load_source('digits', 'test')
+  evaluation = evaluate(Predictor(variables, config), test, 'digits, test')
   reported = json.loads((place / 'run' / 'results.json').read_text())['best']['test/accuracy']
-  hits = evaluation.probabilities.argmax(axis=1) == evaluation.labels
-  assert len(hits) == 360
-  assert hits.mean() == pytest.approx(reported, abs=1e-6)
+  assert len(evaluation.labels) == 360
+  assert_accuracy(reported, evaluation.probabilities, evaluation.labels)
 
 
 def test_pictures_are_chosen_and_those_of_weights_need_no_images(explain, place, tmp_path):
@@ -112,16 +122,17 @@ def test_folders_with_names_of_classes_are_labels(explain, place, tmp_path):
   assert drawn(explain(*args, tmp_path / 'cat', tmp_path / 'other')) == lines
 
 
-def test_flags_say_what_a_file_does_not(explain, place, tmp_path):
+def test_flags_add_what_a_file_lacks(explain, place, tmp_path):
   preprocess = {'mean': (0.1,), 'std': (0.3, 0.2, 0.5), 'crop': 'central'}
   names = {'class_names': ['ant', 'bee', 'fly']}
-  said = SQUARE | {'classifier': 'token', 'preprocess': preprocess} | names
-  weights.save(random_params(said), said, tmp_path / 'said.msgpack', format='scenic')
+  config = ModelConfig.from_dict(VIT | {'preprocess': preprocess} | names)
+  save(random_variables(config), config, tmp_path / 'complete.msgpack')
   (tmp_path / 'names').write_text('ant\nbee\nfly')
   flags = '--mean=0.1', '--std=0.3,0.2,0.5', '--crop=central', f'--class_names={tmp_path}/names'
   pictures = []
-  for path, given in (('WEIGHTS', ()), ('WEIGHTS', flags[:3]), ('WEIGHTS', flags), ('SAID', ())):
-    path = {'WEIGHTS': place / 'token.msgpack', 'SAID': tmp_path / 'said.msgpack'}[path]
+  bare = place / 'token.msgpack'
+  runs = ((bare, ()), (bare, flags[:3]), (bare, flags), (tmp_path / 'complete.msgpack', ()))
+  for path, given in runs:
     args = f'--weights={path}', *given, place / 'images', '--pictures=rollout'
     assert drawn(explain(*args, f'--out={tmp_path}')) == ['rollout']
     pictures.append((tmp_path / 'rollout.png').read_bytes())
@@ -145,12 +156,14 @@ def test_a_token_learner_is_explained(explain, tmp_path):
 @pytest.mark.parametrize('model', ['vit', 'resnet18'])
 def test_a_model_that_localizes_is_explained(explain, tmp_path, model):
   folder = yolo_folders.write(tmp_path / 'images', {'train': 8, 'test': 5}, size=(16, 24))
-  config = tiny_config(num_steps=2, batch_size=8, task='localization', eval_batch_size=5)
+  config = tiny_config(num_steps=2, batch_size=8, eval_batch_size=5)
+  config_fields.set_task(config, 'localization')
   config.data.update(name='yolo', dir=str(folder), image_size=(16, 16), channels=3)
   config.augment.shift, config.monitor = 0, 'test/loss'
   config.loss.name = 'softmax'
   if model == 'resnet18':
-    config.model = {'name': model, 'num_filters': 4, 'head': config.model.head}
+    config_fields.set_model(config, model)
+    config.model.num_filters = 4
   loop.train_and_evaluate(config, tmp_path / 'run')
   lines = drawn(explain(f'--workdir={tmp_path}/run'))
   of_vits = ['rollout', 'attention_distance', *LEARNT]
@@ -187,7 +200,7 @@ def test_files_are_explained_with_weights_and_damaged_ones_named(explain, place,
     assert (tmp_path / 'new' / 'folder' / f'{name}.png').stat().st_size > 1000
 
 
-def test_what_a_model_does_not_have_is_said(explain, place, tmp_path):
+def test_pictures_that_a_model_lacks_are_named(explain, place, tmp_path):
   images = place / 'images'
   result = explain(f'--weights={place}/gap.msgpack', images, f'--out={tmp_path}')
   assert 'attention: not of this model' in drawn(result)
@@ -223,15 +236,27 @@ MISTAKES = {
   'no file': (['--workdir=RUN', 'OUT'], 'OUT: no such image or folder'),
   'damaged': (['--workdir=RUN', 'TEXT'], 'no image can be decoded'),
   'layer': (['--workdir=RUN', '--layer=1'], '--layer: 1 is not a layer; the model has 0 to 0'),
-  'no class token': (
+  'no choice of layers': (
     ['--weights=GAP', '--out=OUT', 'IMAGE', '--layer=0'],
-    '--layer: for models with a class token; this one is gap',
+    '--layer: vit has no choice of layers for the picture `attention`',
   ),
   'class': (
     ['--weights=WEIGHTS', '--out=OUT', 'IMAGE', '--class=dog'],
     "--class: 'dog' is neither the name nor the index of one of the 3 classes; did you mean 'dög'?",
   ),
   'index': (['--workdir=RUN', '--class=10'], "'10' is neither the name nor the index"),
+  'class of a ResNet': (
+    [f'--workdir={KEPT}/resnet', '--class=1'],
+    '--class: for the gradients of models that only classify',
+  ),
+  'class of a TokenLearner': (
+    [f'--workdir={KEPT}/token_learner', '--class=1'],
+    '--class: for the gradients of models that only classify',
+  ),
+  'no image size': (
+    ['--weights=UNSIZED', '--out=OUT', 'IMAGE'],
+    '--image_size: the weights do not say how large their images are; give HEIGHT,WIDTH',
+  ),
   'fusion': (['--workdir=RUN', '--head_fusion=median'], '--head_fusion'),
   'ratio': (['--workdir=RUN', '--discard_ratio=1'], '--discard_ratio'),
   'out': (['--workdir=RUN', '--out=TEXT'], '--out: TEXT cannot be written (File exists)'),
@@ -246,6 +271,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(explain, place, tmp_path, mist
     'WEIGHTS': place / 'token.msgpack',
     'GAP': place / 'gap.msgpack',
     'NAN': place / 'nan.msgpack',
+    'UNSIZED': place / 'resnet.safetensors',
     'IMAGE': place / 'images' / '0.png',
     'TEXT': place / 'text.png',
     'OUT': tmp_path / 'out',

@@ -1,0 +1,182 @@
+"""`Context`: the model, the images and the options that pictures are drawn from."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from vit_jax.errors import UsageError
+from vit_jax.explain import attention
+from vit_jax.explain.evaluation import Evaluation
+from vit_jax.models.backbone import Attention, Backbone, Layout
+from vit_jax.models.config import ModelConfig
+from vit_jax.tasks import task_for
+
+NOT_OF_MODEL = 'not of this model'
+_LONGEST = 28  # characters of a name in a caption
+_T = TypeVar('_T')
+
+
+def shorten(name: str) -> str:
+  """Returns a name that fits under an image."""
+  return name if len(name) <= _LONGEST else f'{name[: _LONGEST - 1]}…'
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """A model, some images, and the options of the command.
+
+  Attributes:
+    config: of the model.
+    variables: of the model.
+    images: uint8 [N, H, W, C], as they go into the model; may be empty for the pictures in
+      `pictures.WITHOUT_IMAGES`.
+    inputs: float32 [N, H, W, C], the same, normalised.
+    class_names: a name for each logit.
+    file_names: N names, empty for images of a data set.
+    labels: bool [N, num_classes], the true classes of each image; None where there are none.
+    boxes: float [N, 4], the true boxes, (cx, cy, width, height) in fractions of the image as it
+      goes into the model; None where there are none.
+    evaluate: classifies the whole data set, not the N images alone; or returns in words why it
+      can't.
+    layer: index of the layer whose attention is drawn; None for the last.
+    head_fusion: see `attention.rollout`.
+    discard_ratio: see `attention.rollout`.
+    target: index of the class that gradients are of; None for the predicted one.
+  """
+
+  config: ModelConfig
+  variables: Mapping[str, Any]
+  images: np.ndarray
+  inputs: np.ndarray
+  class_names: Sequence[str]
+  file_names: Sequence[str]
+  labels: np.ndarray | None
+  boxes: np.ndarray | None
+  evaluate: Callable[[], Evaluation | str]
+  layer: int | None
+  head_fusion: str
+  discard_ratio: float
+  target: int | None
+
+  @property
+  def backbone(self) -> Backbone:
+    """The model without a task's head."""
+    return self.config.backbone
+
+  @functools.cached_property
+  def backbone_variables(self) -> Mapping[str, Any]:
+    """The variables of `backbone`."""
+    return self.config.backbone_variables(self.variables)
+
+  @property
+  def image_size(self) -> tuple[int, int]:
+    """(height, width) of `images`."""
+    return self.images.shape[1:3]
+
+  @property
+  def layout(self) -> Layout | None:
+    """Where the backbone's tokens lie in the images."""
+    return self.backbone.layout(self.image_size)
+
+  @functools.cached_property
+  def outputs(self) -> dict[str, np.ndarray]:
+    """What the model gives for the images, by name.
+
+    Raises:
+      UsageError: some of it isn't finite.
+    """
+    apply = jax.jit(functools.partial(self.config.model.apply, self.variables, train=False))
+    rows = [jax.device_get(apply(image[None])) for image in self.inputs]
+    outputs = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(outputs)):
+      raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+    return task_for(self.config).name_outputs(outputs)
+
+  @property
+  def predictions(self) -> np.ndarray | None:
+    """Most probable classes, int [N]; None of a model that classifies nothing."""
+    logits = self.outputs.get('logits')
+    is_classifier = logits is not None and logits.ndim == 2 and self.config.num_classes > 0
+    return logits.argmax(axis=1) if is_classifier else None
+
+  @functools.cached_property
+  def captions(self) -> list[str]:
+    """For each image, in a line or two: its file, the predicted class and the true one."""
+    captions = []
+    for i, file_name in enumerate(self.file_names):
+      lines = [shorten(file_name)] if file_name else []
+      if self.predictions is not None:
+        lines.append(f'predicted {self._join_names([self.predictions[i]])}')
+      if self.labels is not None:
+        lines.append(f'true {self._join_names(np.flatnonzero(self.labels[i]))}')
+      captions.append('\n'.join(lines))
+    return captions
+
+  @property
+  def lines(self) -> list[str]:
+    """The captions, each in one line."""
+    return [caption.replace('\n', ', ') for caption in self.captions]
+
+  def _join_names(self, classes: Sequence[int]) -> str:
+    return shorten(', '.join(self.class_names[c] for c in classes))
+
+  @functools.cached_property
+  def evaluation(self) -> Evaluation | str:
+    """What `evaluate` returns, or why there is nothing to evaluate."""
+    if self.predictions is None:
+      return NOT_OF_MODEL
+    if self.labels is None:
+      return 'the images are not in folders of the names of classes'
+    return self.evaluate()
+
+  # What the backbone looks at.
+
+  @functools.cached_property
+  def has_attention(self) -> bool:
+    """Whether the backbone has attention between the tokens of the patches in every layer."""
+    *image_size, channels = self.inputs.shape[1:]
+    return attention.has_attention(self.backbone, self.backbone_variables, image_size, channels)
+
+  def attentions(self) -> Iterator[Attention]:
+    """Yields the attention weights of each image, one by one, since they are large."""
+    for image in self.inputs:
+      yield jax.device_get(self._capture(self.backbone_variables, image[None])[1])
+
+  @functools.cached_property
+  def _capture(self) -> Callable[..., tuple[jax.Array, Attention]]:
+    return jax.jit(functools.partial(attention.capture, self.backbone))
+
+  def ask_backbone(self, question: Callable[[Mapping[str, Any]], _T]) -> list[_T]:
+    """Returns the answer about each image, or [] of a model that has none (None or empty).
+
+    Args:
+      question: a function of what the backbone captured of an image, `Backbone.attention`'s
+        `intermediates`.
+    """
+    answers = []
+    for image in self.inputs:
+      _, intermediates = jax.device_get(self._apply(self.backbone_variables, image[None]))
+      answer = question(intermediates)
+      if not answer:
+        return []
+      answers.append(answer)
+    return answers
+
+  @functools.cached_property
+  def _apply(self) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    return jax.jit(functools.partial(attention.apply_with_intermediates, self.backbone))
+
+  def to_pixels(
+    self, maps: np.ndarray, patch: tuple[int, int], stride: tuple[int, int]
+  ) -> np.ndarray:
+    """Brings maps [..., rows, columns] to the images: [..., H, W].
+
+    Args are those of `attention.upsample`; where the maps reach beyond the image, as those of a
+    model that pads it, they are cut off.
+    """
+    height, width = self.image_size
+    return attention.upsample(maps, patch, stride)[..., :height, :width]

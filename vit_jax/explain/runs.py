@@ -1,0 +1,34 @@
+"""What pictures need of a run directory: its curves, and the images that it is tested on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from vit_jax.data import load_source
+from vit_jax.errors import UsageError, field_prefix
+from vit_jax.run import directory, metrics, plots, writers
+
+
+def curves(workdir: Path) -> Figure | str:
+  """Returns metrics of the run over its steps, or in words why there is no figure."""
+  history = writers.read_history(workdir / 'metrics.jsonl')
+  if not history:
+    return 'nothing is logged yet'
+  return plots.curves(history, f'Training of {workdir.name}', metrics.read_descriptions(workdir))
+
+
+def test_split(workdir: Path) -> tuple[Sequence[Mapping[str, Any]], str]:
+  """Returns the records that the run is tested on, and their name, as 'mnist, test'.
+
+  Raises:
+    UsageError: it holds no run, or the data can't be read.
+  """
+  try:
+    data = directory.read_config(workdir)['data']
+    name, split, folder = data['name'], data['test_split'], data['dir']
+  except (KeyError, TypeError) as e:
+    raise UsageError(f'--workdir: {workdir} holds no run (config.json names no data)') from e
+  with field_prefix('config.data.', {'split': 'test_split'}):
+    return load_source(name, split, folder), f'{name}, {split}'
