@@ -1,4 +1,4 @@
-"""Commands run one after the other in a process of their own, cheaper than one for each."""
+"""Commands run one after the other in one process: cheaper than a process for each."""
 
 import contextlib
 import json
@@ -9,34 +9,54 @@ from conftest import ROOT
 
 # Not in the tests' process: commands define flags of equal names.
 _SERVER = """
-import contextlib, importlib, io, json, os, sys
+import importlib, json, os, sys, tempfile
 from absl import flags
+from absl.testing import flagsaver
 from vit_jax import cli
 
-module, argument = importlib.import_module(sys.argv[1]), sys.argv[2]
+module, arguments = importlib.import_module(sys.argv[1]), sys.argv[2:]
+unparsed = flagsaver.save_flag_values()
+answers, streams = os.fdopen(os.dup(1), 'w'), (sys.stdout, sys.stderr)
+for stream in streams:
+  stream.reconfigure(encoding='utf-8')
 os._exit = sys.exit  # how cli leaves
 for line in sys.stdin:
+  flagsaver.restore_flag_values(unparsed)  # which also removes the fields of the last --config
   flags.FLAGS.unparse_flags()
   sys.argv = [module.__file__, *json.loads(line)]
-  streams = [io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2)]
-  with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-    try:
-      code = cli.run(module.main, arguments=(argument,))
-    except SystemExit as e:
-      code = e.code
-    for stream in streams:
-      stream.flush()
-  written = [stream.buffer.getvalue().decode() for stream in streams]
-  print(json.dumps([code or 0, *written]), flush=True)
+  files = [tempfile.TemporaryFile() for _ in streams]
+  for stream, file in zip(streams, files):
+    os.dup2(file.fileno(), stream.fileno())
+  try:
+    code = cli.run(module.main, arguments=arguments)
+  except SystemExit as e:
+    code = e.code
+  written = []
+  for stream, file in zip(streams, files):
+    stream.flush()
+    file.seek(0)
+    written.append(file.read().decode())
+  print(json.dumps([code or 0, *written]), file=answers, flush=True)
 """
 
 
 @contextlib.contextmanager
-def command_server(module, argument):
-  """Yields what runs a command's module; it returns its exit code, output and errors."""
+def command_server(module, *arguments):
+  """Yields a function that runs the command of a module.
+
+  It takes the command's arguments and flags, and returns exit code, output and errors.
+
+  Args:
+    module: with the command's `main`.
+    *arguments: the names of the command's arguments, as `vit_jax.cli.run` takes them.
+  """
   pipe = subprocess.PIPE
   process = subprocess.Popen(
-    [sys.executable, '-c', _SERVER, module, argument], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+    [sys.executable, '-c', _SERVER, module, *arguments],
+    cwd=ROOT,
+    stdin=pipe,
+    stdout=pipe,
+    text=True,
   )
 
   def run(*args):

@@ -36,6 +36,42 @@ if 'QUICK_XLA_FLAGS' not in os.environ:  # nor in a parent process
   os.environ['QUICK_XLA_FLAGS'] = _quick_flags()
 os.environ.setdefault('XLA_FLAGS', os.environ['QUICK_XLA_FLAGS'])
 
+# Files and folders that `-m "not slow"` leaves out: commands, whole runs, and much to compile.
+SLOW = (
+  'comparison',
+  'data/augment',
+  'data/kinds/test_pictures.py',
+  'data/test_loader.py',
+  'end_to_end',
+  'explain',
+  'models/heads',
+  'models/test_models_against_numpy.py',
+  'models/test_token_learner.py',
+  'run/test_checkpoints.py',
+  'tasks/test_task.py',
+  'test_benchmark.py',
+  'test_cli.py',
+  'test_compare.py',
+  'test_convert.py',
+  'test_experiment_configs.py',
+  'test_no_tensorflow.py',
+  'test_predict.py',
+  'test_predictor.py',
+  'train',
+  'weights/formats/test_run.py',
+  'weights/tables',
+  'weights/test_adapt.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Marks the tests in `SLOW`."""
+  paths = [ROOT / 'tests' / name for name in SLOW]
+  for item in items:
+    if any(item.path.is_relative_to(path) for path in paths):
+      item.add_marker('slow')
+
+
 # A model and a run that take no time, on real digits.
 TINY = (
   '--config=configs/digits.py',

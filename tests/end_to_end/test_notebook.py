@@ -12,18 +12,19 @@ import nbformat
 import pytest
 from conftest import ROOT, TINY
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
-from small_vits import SQUARE, random_params
+from small_vits import SQUARE, random_variables
 
 from vit_jax import weights
-from vit_jax.train.experiment import resolve
+from vit_jax.train.resolve import resolve
 from vit_jax.train.schedules import make_schedule
 
 NOTEBOOK = ROOT / 'notebooks' / 'colab.ipynb'
-PUBLISHED = SQUARE | {'num_classes': 0, 'patches': {'size': (16, 16)}, 'image_size': (32, 32)}
+PUBLISHED = SQUARE.replace(num_classes=0, patches={'size': (16, 16)}, image_size=(32, 32))
 SMALL = [flag for flag in TINY if flag.startswith('--config.model')]
 DATA = ['--config.data.train_split=train[:64]', '--config.data.test_split=test[:16]']
 SHORT = ['--config.num_steps=2', '--config.batch_size=8', '--config.schedule.warmup_steps=0']
-ARCHITECTURE = [f'--config.model.{n}={SQUARE[n]}' for n in ('hidden_size', 'mlp_dim', 'num_layers')]
+_SIZES = ('hidden_size', 'mlp_dim', 'num_layers')
+ARCHITECTURE = [f'--config.model.{n}={getattr(SQUARE.backbone, n)}' for n in _SIZES]
 
 
 def settings(notebook):
@@ -57,7 +58,7 @@ def checkout(tmp_path):
     shutil.copytree(ROOT / name, tmp_path / 'vit_jax' / name)
   for name in ('train.py', 'requirements.txt'):
     shutil.copy(ROOT / name, tmp_path / 'vit_jax')
-  weights.save(random_params(PUBLISHED), PUBLISHED, tmp_path / 'published', format='huggingface')
+  weights.save(random_variables(PUBLISHED), PUBLISHED, tmp_path / 'published', format='huggingface')
   return tmp_path
 
 
