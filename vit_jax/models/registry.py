@@ -19,6 +19,7 @@ BACKBONES = {
   'token_learner': ('token_learner', 'TokenLearnerViT'),
   'resnet18': ('resnet', 'ResNet18'),
   'resnet34': ('resnet', 'ResNet34'),
+  'swin': ('swin', 'Swin'),
 }
 # What tasks put on features, likewise.
 HEADS = {'localization': ('heads.localization', 'Localizer')}
