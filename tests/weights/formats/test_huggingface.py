@@ -166,7 +166,7 @@ def load_processor(folder, config, preprocess):
   transformers = pytest.importorskip('transformers')
   config = config.replace(preprocess=Preprocessing(**preprocess))
   weights.save(random_variables(config), config, folder, format='huggingface')
-  return transformers.AutoImageProcessor.from_pretrained(folder)
+  return transformers.AutoImageProcessor.from_pretrained(folder, backend='pil')
 
 
 @pytest.mark.parametrize(
