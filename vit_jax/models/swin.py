@@ -619,14 +619,12 @@ class Swin(Backbone, kw_only=True):
       arrays['patch_embed_proj/kernel'] = fitted
     name = 'absolute_pos_embed'
     if name in arrays.keys() & shapes.keys():
-      grids = (
-        old.backbone.old_grid(old.image_size, arrays[name].shape[1], path),
-        self.grid(new.image_size),
-      )
-      if grids[0] != grids[1]:
-        table = resize_bicubic(arrays[name][0].reshape(*grids[0], -1), grids[1])
+      before = old.backbone.old_grid(old.image_size, arrays[name].shape[1], path)
+      after = self.grid(new.image_size)
+      if before != after:
+        table = resize_bicubic(arrays[name][0].reshape(*before, -1), after)
         arrays[name] = table.reshape(shapes[name])
-        notes.append('position embeddings: resized from {} to {}'.format(*map(_text, grids)))
+        notes.append(f'position embeddings: resized from {_text(before)} to {_text(after)}')
     for stage in range(len(self.depths)):
       self._fit_biases(arrays, stage, old, new, path, notes)
     self._check_windows(old, new, path)

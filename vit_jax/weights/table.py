@@ -332,6 +332,15 @@ def shape_of(
   return shape
 
 
+def length_of(tensors: Mapping[str, np.ndarray], name: str, path: object, title: str) -> int | None:
+  """Returns the length of a vector that a model may have; None where it isn't there.
+
+  Raises:
+    UsageError: it has another number of axes, or no elements.
+  """
+  return shape_of(tensors, name, 1, path, title)[0] if name in tensors else None
+
+
 def not_such(title: str, missing: str) -> str:
   """Returns, in words, that tensors aren't those of a model."""
   return f'not {title}: no {missing!r}'

@@ -21,6 +21,15 @@ from vit_jax.weights.table import Source, Table, errors_of_file
 SUFFIXES = ()  # it is a folder
 ON_HUB = True
 
+# transformers' names of activations -> those here, and back.
+ACTIVATIONS = {
+  'gelu': 'gelu_exact',
+  'gelu_new': 'gelu',
+  'gelu_pytorch_tanh': 'gelu',
+  'relu': 'relu',
+}
+THEIR_ACTIVATIONS = {'gelu_exact': 'gelu', 'gelu': 'gelu_new', 'relu': 'relu'}
+
 _PROCESSOR_DEFAULTS = {
   'do_rescale': True,
   'rescale_factor': 1 / 255,

@@ -12,7 +12,7 @@ from vit_jax.models import ModelConfig
 from vit_jax.weights import files
 from vit_jax.weights.formats import torchvision
 from vit_jax.weights.rules import CONV, DENSE, Module, batch_norm
-from vit_jax.weights.table import Source, Table, shape_of
+from vit_jax.weights.table import Source, Table, length_of
 
 _NAMES = ('resnet18', 'resnet34')
 _COUNTER = '.num_batches_tracked'  # of steps; PyTorch reads it where momentum is None alone
@@ -43,13 +43,10 @@ class TorchvisionResNet(Table):
         f'{", ".join(_NAMES)}'
       )
     num_filters, channels, _, _ = tensors['conv1.weight'].shape
-    num_classes = 0
-    if 'fc.bias' in tensors:
-      (num_classes,) = shape_of(tensors, 'fc.bias', 1, source.path, self.title)
     return {
       'name': depths[blocks],
       'num_filters': num_filters,
-      'num_classes': num_classes,
+      'num_classes': length_of(tensors, 'fc.bias', source.path, self.title) or 0,
       'channels': channels,
       'image_size': torchvision.IMAGE_SIZE,
       'preprocess': torchvision.PREPROCESS if channels == 3 else None,

@@ -15,7 +15,7 @@ from vit_jax.models.variables import Variables
 from vit_jax.weights import files
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.rules import CONV, DENSE, FROM_HEADS, NORM, TO_HEADS, Module, tensor
-from vit_jax.weights.table import Source, Table, Unsettled, shape_of
+from vit_jax.weights.table import Source, Table, Unsettled, length_of, shape_of
 
 _KERNEL = DENSE[:1]  # without a bias
 _TO_HEADS_KERNEL, _TO_HEADS_BIAS = TO_HEADS[:1], TO_HEADS[1:]
@@ -57,14 +57,6 @@ class _Swin(Table):
     return ((stage, block) for stage, depth in enumerate(model.depths) for block in range(depth))
 
 
-_HF_ACTIVATIONS = {
-  'gelu': 'gelu_exact',
-  'gelu_new': 'gelu',
-  'gelu_pytorch_tanh': 'gelu',
-  'relu': 'relu',
-}
-
-
 class HuggingFaceSwin(_Swin, huggingface.HuggingFaceTable):
   """models/swin of transformers: SwinForImageClassification and SwinModel."""
 
@@ -90,7 +82,7 @@ class HuggingFaceSwin(_Swin, huggingface.HuggingFaceTable):
       'window_size': huggingface.whole(source, 'window_size', 7),
       'windowing': 'microsoft',
       'version': self.version,
-      'activation': huggingface.choice(source, 'hidden_act', 'gelu', _HF_ACTIVATIONS),
+      'activation': huggingface.choice(source, 'hidden_act', 'gelu', huggingface.ACTIVATIONS),
       'norm_epsilon': _EPSILON,
     }
 
@@ -98,7 +90,7 @@ class HuggingFaceSwin(_Swin, huggingface.HuggingFaceTable):
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
     their_config = source.their_config
-    num_classes = _length(tensors, 'classifier.bias', source, self.title)
+    num_classes = length_of(tensors, 'classifier.bias', source.path, self.title) or 0
     config = {
       'name': 'swin',
       'embed_dim': huggingface.whole(source, 'embed_dim', 96),
@@ -198,7 +190,6 @@ class HuggingFaceSwin(_Swin, huggingface.HuggingFaceTable):
 
   def their_config(self, config: ModelConfig) -> dict[str, Any]:
     model = config.backbone
-    activations = {'gelu_exact': 'gelu', 'gelu': 'gelu_new', 'relu': 'relu'}
     kind = 'ForImageClassification' if config.num_classes else 'Model'
     return {
       'architectures': [f'{self.kind}{kind}'],
@@ -215,7 +206,7 @@ class HuggingFaceSwin(_Swin, huggingface.HuggingFaceTable):
       'mlp_ratio': model.mlp_ratio,
       'qkv_bias': model.qkv_bias,
       'use_absolute_embeddings': model.absolute_positions,
-      'hidden_act': activations[model.activation],
+      'hidden_act': huggingface.THEIR_ACTIVATIONS[model.activation],
       'layer_norm_eps': model.norm_epsilon,
       'hidden_dropout_prob': 0.0,
       'attention_probs_dropout_prob': 0.0,
@@ -280,11 +271,6 @@ def _wholes(source: Source, name: str, default: tuple[int, ...]) -> tuple[int, .
   return tuple(values)
 
 
-def _length(tensors: files.Tensors, name: str, source: Source, title: str) -> int:
-  """Returns the length of a vector, 0 where it isn't there."""
-  return shape_of(tensors, name, 1, source.path, title)[0] if name in tensors else 0
-
-
 class TimmSwin(_Swin, timm.TimmTable):
   """timm's SwinTransformer, and Microsoft's own files.
 
@@ -340,7 +326,7 @@ class TimmSwin(_Swin, timm.TimmTable):
       'activation': 'gelu_exact',
       'version': self.version,
       'windowing': 'microsoft' if _is_microsoft(tensors) else 'timm',
-      'num_classes': _length(tensors, head, source, self.title),
+      'num_classes': length_of(tensors, head, source.path, self.title) or 0,
       'channels': channels,
       **entries,
     }

@@ -24,7 +24,7 @@ from vit_jax.weights.rules import (
   Module,
   tensor,
 )
-from vit_jax.weights.table import Source, Table, Unsettled, shape_of, variable_shapes
+from vit_jax.weights.table import Source, Table, Unsettled, length_of, shape_of, variable_shapes
 
 _BLOCK = 'Transformer/encoderblock_{}'
 _BLOCK_NUMBER = r'Transformer/encoderblock_(\d+)/'
@@ -73,10 +73,10 @@ class _FlaxViT(_ViT):
       'num_layers': _count(tensors, _BLOCK_NUMBER),
       'num_heads': heads,
       'patches': {'size': tuple(patch)},
-      'representation_size': _length(tensors, 'pre_logits/bias', source, self.title),
+      'representation_size': length_of(tensors, 'pre_logits/bias', source.path, self.title),
       'norm_epsilon': 1e-6,
       'activation': 'gelu',
-      'num_classes': _length(tensors, f'{head}/bias', source, self.title) or 0,
+      'num_classes': length_of(tensors, f'{head}/bias', source.path, self.title) or 0,
       'channels': channels,
       **entries,
       **_describe_pooling(
@@ -172,12 +172,6 @@ class AugregViT(_FlaxViT):
         raise UsageError(f'{path}: {field}=True has no place there; timm and scenic files have one')
 
 
-_HF_ACTIVATIONS = {
-  'gelu': 'gelu_exact',
-  'gelu_new': 'gelu',
-  'gelu_pytorch_tanh': 'gelu',
-  'relu': 'relu',
-}
 # The names inside transformers 5, which its files don't have unless saved as they are.
 _NEW_NAMES = (
   (r'^layers\.', 'encoder.layer.'),
@@ -217,7 +211,7 @@ class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
       'num_heads': huggingface.whole(source, 'num_attention_heads', 12),
       'classifier': 'token' if 'classifier.bias' in source.tensors else None,
       'norm_epsilon': source.their_config.get('layer_norm_eps', 1e-12),
-      'activation': huggingface.choice(source, 'hidden_act', 'gelu', _HF_ACTIVATIONS),
+      'activation': huggingface.choice(source, 'hidden_act', 'gelu', huggingface.ACTIVATIONS),
     }
 
   def tidy(
@@ -237,8 +231,8 @@ class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
       raise UsageError(
         f'{source.metadata_path}: num_hidden_layers is {num_layers}, but of {len(tensors)} tensors'
       )
-    num_classes = _length(tensors, 'classifier.bias', source, self.title) or 0
-    pooler = _length(tensors, 'pooler.dense.bias', source, self.title)
+    num_classes = length_of(tensors, 'classifier.bias', source.path, self.title) or 0
+    pooler = length_of(tensors, 'pooler.dense.bias', source.path, self.title)
     return {
       'name': 'vit',
       'hidden_size': huggingface.whole(source, 'hidden_size', 768),
@@ -289,7 +283,6 @@ class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
 
   def their_config(self, config: ModelConfig) -> dict[str, Any]:
     model = config.backbone
-    activations = {'gelu_exact': 'gelu', 'gelu': 'gelu_new', 'relu': 'relu'}
     return {
       'architectures': ['ViTForImageClassification' if config.num_classes else 'ViTModel'],
       'model_type': 'vit',
@@ -300,7 +293,7 @@ class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
       'patch_size': huggingface.shortest(model.patch_size),
       'image_size': huggingface.shortest(config.image_size),
       'num_channels': config.channels,
-      'hidden_act': activations[model.activation],
+      'hidden_act': huggingface.THEIR_ACTIVATIONS[model.activation],
       'layer_norm_eps': model.norm_epsilon,
       'pooler_output_size': model.representation_size or model.hidden_size,
       'pooler_act': 'tanh',
@@ -384,7 +377,7 @@ class TimmViT(_ViT, timm.TimmTable):
       'patches': {'size': tuple(patch)},
       'norm_epsilon': 1e-6,
       'activation': 'gelu_exact',
-      'num_classes': _length(tensors, 'head.bias', source, self.title) or 0,
+      'num_classes': length_of(tensors, 'head.bias', source.path, self.title) or 0,
       'channels': channels,
       **entries,
       **_describe_pooling(
@@ -463,11 +456,6 @@ def _with_zero_biases(tensors: files.Tensors, weight: str) -> files.Tensors:
   found = [n for n in tensors if re.fullmatch(weight, n) and tensors[n].ndim]
   zeros = {f'{n.removesuffix("weight")}bias': np.zeros(len(tensors[n]), np.float32) for n in found}
   return zeros | tensors
-
-
-def _length(tensors: files.Tensors, name: str, source: Source, title: str) -> int | None:
-  """Returns the length of a vector; None where it isn't there."""
-  return shape_of(tensors, name, 1, source.path, title)[0] if name in tensors else None
 
 
 def _unstack_blocks(tensors: files.Tensors, path: object) -> None:
