@@ -1,6 +1,5 @@
 """python -m vit_jax.compare as a user runs it."""
 
-import concurrent.futures
 import importlib.util
 import json
 import os
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_server import command_server
 from conftest import ROOT
 from small_vits import SQUARE, random_variables
 
@@ -27,8 +27,17 @@ needs_pytorch = pytest.mark.skipif(
 )
 
 
-def compare(*args, **env):
-  """Runs the command to its end."""
+@pytest.fixture(scope='module')
+def compare():
+  """Runs the command; returns its exit code, output and errors."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('OMP_WAIT_POLICY', ENVIRONMENT['OMP_WAIT_POLICY'])
+    with command_server('vit_jax.compare', '[RUN...]') as run:
+      yield run
+
+
+def start_compare(*args, **env):
+  """Runs the command to its end in a process of its own, with more in its environment."""
   command = [sys.executable, '-m', 'vit_jax.compare', *map(str, args)]
   return subprocess.run(
     command, cwd=ROOT, env={**ENVIRONMENT, **env}, capture_output=True, text=True, timeout=300
@@ -64,7 +73,7 @@ def cached_on_the_hub(tmp_path):
 @needs_pytorch
 def test_json_of_a_hub_model_on_a_data_set(cached_on_the_hub):
   args = ('--weights=hf:some/vit', '--dataset=digits', '--num_images=100', '--json')
-  result = compare(*args, *QUICK, **cached_on_the_hub)
+  result = start_compare(*args, *QUICK, **cached_on_the_hub)
   assert result.returncode == 0, result.stderr
   assert result.stderr == ''
   report = json.loads(result.stdout)
@@ -88,7 +97,7 @@ def test_json_of_a_hub_model_on_a_data_set(cached_on_the_hub):
 
 
 @needs_pytorch
-def test_table_of_a_file_that_pytorch_cannot_read_itself(tmp_path):
+def test_table_of_a_file_that_pytorch_cannot_read_itself(compare, tmp_path):
   weights.save(random_variables(DIGITS), DIGITS, tmp_path / 'm.npz', format='augreg')
   result = compare(f'--weights={tmp_path}/m.npz', '--num_images=20', '--dtype=bfloat16', *QUICK)
   assert result.returncode == 0, result.stderr
@@ -129,53 +138,48 @@ def files(tmp_path_factory):
   return folder
 
 
-# id -> (flags, PYTHONPATH in the folder, what the line says)
+# id -> (flags, what the line says)
 MISTAKES = {
-  'a package is missing': (
-    ['--weights=good.npz'],
-    'blocked',
-    r'transformers not installed; pip install torch transformers',
-  ),
-  'no weights': ([], '', r'--weights: give a file'),
-  'gap': (['--weights=gap.npz'], '', r"gap.npz: classifier .*'gap' is not one of token"),
-  'no head': (['--weights=headless.npz'], '', r'headless.npz: the model has no head, so'),
-  'pre-logits': (['--weights=pre_logits.npz'], '', r'pre_logits.npz: representation_size 5 has no'),
+  'no weights': ([], r'--weights: give a file'),
+  'gap': (['--weights=gap.npz'], r"gap.npz: classifier .*'gap' is not one of token"),
+  'no head': (['--weights=headless.npz'], r'headless.npz: the model has no head, so'),
+  'pre-logits': (['--weights=pre_logits.npz'], r'pre_logits.npz: representation_size 5 has no'),
   'no such data set': (
     ['--weights=good.npz', '--dataset=digts'],
-    '',
     r"--dataset: 'digts' is not .*did you mean 'digits'\?",
   ),
-  'a wrong flag': (['--weights=good.npz', '--dtype=float16'], '', r'--dtype=float16.*bfloat16'),
-  'a side that dies': (
-    ['--weights=good.npz'],
-    'dying',
-    r'PyTorch: its process ended with exit code 7',
-  ),
+  'a wrong flag': (['--weights=good.npz', '--dtype=float16'], r'--dtype=float16.*bfloat16'),
 }
-
-
-@pytest.fixture(scope='module')
-def outcomes(files):
-  """Runs all of them, two at a time: most are little more than imports."""
-
-  def run(mistake):
-    args, path, _ = mistake
-    args = [arg.replace('--weights=', f'--weights={files}/') for arg in args]
-    return compare(*args, PYTHONPATH=str(files / path) if path else '')
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return dict(zip(MISTAKES, pool.map(run, MISTAKES.values()), strict=True))
 
 
 @needs_pytorch
 @pytest.mark.parametrize('mistake', MISTAKES)
-def test_mistakes_end_in_one_line_and_exit_code_2(outcomes, mistake):
-  result = outcomes[mistake]
+def test_mistakes_end_in_one_line_and_exit_code_2(compare, files, mistake):
+  args, message = MISTAKES[mistake]
+  assert_mistake(
+    compare(*(arg.replace('--weights=', f'--weights={files}/') for arg in args)), message
+  )
+
+
+@needs_pytorch
+@pytest.mark.parametrize(
+  ('path', 'message'),
+  [
+    ('blocked', r'transformers not installed; pip install torch transformers'),
+    ('dying', r'PyTorch: its process ended with exit code 7'),
+  ],
+)
+def test_a_package_that_is_missing_or_ends_its_process(files, path, message):
+  result = start_compare(f'--weights={files}/good.npz', PYTHONPATH=str(files / path))
+  assert_mistake(result, message)
+
+
+def assert_mistake(result, message):
   assert result.returncode == 2, result.stderr
   assert result.stdout == ''
   assert result.stderr.startswith('compare.py: ')
   assert result.stderr.count('\n') == 1, result.stderr
-  assert re.search(MISTAKES[mistake][2], result.stderr), result.stderr
+  assert re.search(message, result.stderr), result.stderr
   assert '/tmp/tmp' not in result.stderr, 'the folder that is written for PyTorch'
 
 

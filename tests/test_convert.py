@@ -1,23 +1,21 @@
 """python -m vit_jax.convert as a user runs it."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from conftest import ROOT
+from command_server import command_server
 from small_vits import SQUARE, WIDE, assert_same, random_variables
 
 from vit_jax import models, weights
 
 
-def convert(*args):
-  """Runs the command to its end."""
-  command = [sys.executable, '-m', 'vit_jax.convert', *map(str, args)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope='module')
+def convert():
+  """Runs the command; returns its exit code, output and errors."""
+  with command_server('vit_jax.convert', 'SRC', 'DST') as run:
+    yield run
 
 
-def test_a_model_goes_through_three_formats(tmp_path):
+def test_a_model_goes_through_three_formats(convert, tmp_path):
   names = ('m.npz', 'folder', 'm.msgpack', 'm.safetensors')
   source, *targets = (tmp_path / name for name in names)
   weights.save(random_variables(WIDE), WIDE, source, format='augreg')
@@ -33,7 +31,7 @@ def test_a_model_goes_through_three_formats(tmp_path):
   assert_same(variables, random_variables(WIDE))
 
 
-def test_options_say_what_a_file_does_not(tmp_path):
+def test_options_say_what_a_file_does_not(convert, tmp_path):
   np.savez(tmp_path / 'm.npz', **without_config(tmp_path))
   options = ('--image_size=8,6', '--activation=gelu_exact', '--norm_epsilon=1e-12')
   options += ('--from=augreg', '--classifier=token', '--num_heads=2', '--allow=extra')
@@ -46,7 +44,7 @@ def test_options_say_what_a_file_does_not(tmp_path):
   assert_same(variables, random_variables(WIDE))
 
 
-def test_a_resnet_has_a_line_of_its_own(tmp_path):
+def test_a_resnet_has_a_line_of_its_own(convert, tmp_path):
   config = models.ModelConfig.from_dict(
     {
       'name': 'resnet18',
@@ -84,7 +82,7 @@ def without_config(folder):
     (('text.npz', 'b', '--to=scenic'), 'text.npz: cannot be read as an .npz file of arrays'),
   ],
 )
-def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path, args, message):
+def test_mistakes_end_in_one_line_and_exit_code_2(convert, tmp_path, args, message):
   weights.save(random_variables(SQUARE), SQUARE, tmp_path / 'm.npz', format='augreg')
   (tmp_path / 'text.npz').write_text('no archive')
   result = convert(*(arg if arg.startswith('-') else tmp_path / arg for arg in args))

@@ -1,11 +1,9 @@
 """Tables of runs beside published values, on made-up results.json files."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from command_server import command_server
 
 from vit_jax.comparison import runs
 from vit_jax.errors import UsageError
@@ -110,12 +108,14 @@ def test_what_is_no_result_is_one_line(tmp_path, text, message):
   assert '\n' not in str(error.value)
 
 
-def compare(*args):
-  command = [sys.executable, '-m', 'vit_jax.compare', *map(str, args)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope='module')
+def compare():
+  """Runs the command; returns its exit code, output and errors."""
+  with command_server('vit_jax.compare', '[RUN...]') as run:
+    yield run
 
 
-def test_the_command_prints_json_of_all_runs(tmp_path):
+def test_the_command_prints_json_of_all_runs(compare, tmp_path):
   result = compare('--runs', write(tmp_path, 'a'), write(tmp_path, 'b', reference={}), '--json')
   assert result.returncode == 0, result.stderr
   first, second = json.loads(result.stdout)
@@ -126,7 +126,7 @@ def test_the_command_prints_json_of_all_runs(tmp_path):
     assert first[name] == RESULTS[name]
 
 
-def test_unfinished_runs_are_left_out(tmp_path):
+def test_unfinished_runs_are_left_out(compare, tmp_path):
   (tmp_path / 'unfinished').mkdir()
   result = compare('--runs', tmp_path / 'unfinished', write(tmp_path, 'a'), tmp_path / 'a.txt')
   assert result.returncode == 0
@@ -145,7 +145,7 @@ def test_unfinished_runs_are_left_out(tmp_path):
     (['no/run'], "'no/run' is not a flag; run directories need --runs"),
   ],
 )
-def test_mistaken_commands(args, message):
+def test_mistaken_commands(compare, args, message):
   result = compare(*args)
   assert result.returncode == 2
   assert result.stderr.startswith(f'compare.py: {message}')
