@@ -79,25 +79,24 @@ def run_two_processes(*args):
   return [out for out, _ in outputs]
 
 
-def test_two_processes_of_four_devices_give_the_losses_of_one(one_device, tmp_path):
-  outputs = run_two_processes(*RUN, f'--workdir={tmp_path}')
-  assert_same_losses(tmp_path, one_device)
+def test_two_processes_of_four_devices_give_the_losses_of_one_and_resume(one_device, tmp_path):
+  """With several steps in a dispatch, and a second start from the first's checkpoint."""
+  several = *RUN, '--config.log_every=5', '--config.checkpoint_every=13', f'--workdir={tmp_path}'
+  outputs = run_two_processes(*several)
+  expected = column(one_device, 'train/loss').reshape(4, 5).mean(axis=1)
+  np.testing.assert_allclose(column(tmp_path, 'train/loss'), expected, rtol=1e-4)
+  assert_same_evaluation(tmp_path, one_device)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results['device'] == {'kind': 'cpu', 'platform': 'cpu', 'count': 8, 'processes': 2}
   assert 'step 20/20' in outputs[0]
   assert 'step' not in outputs[1], 'one process writes logs'
 
-
-def test_processes_dispatch_the_same_steps_and_resume_together(one_device, tmp_path):
-  """Several steps in a dispatch, and a second start that goes on from the first's checkpoint."""
-  several = [arg for arg in RUN if 'log_every' not in arg] + ['--config.log_every=20']
-  several += ['--config.checkpoint_every=13', f'--workdir={tmp_path}']
-  run_two_processes(*several)
   last = tmp_path / 'checkpoints' / '20'
   last.rename(tmp_path / 'taken_away')
   (tmp_path / 'results.json').unlink()
   outputs = run_two_processes(*several)
   assert 'going on after step 13' in outputs[0]
+  np.testing.assert_allclose(column(tmp_path, 'train/loss'), expected, rtol=1e-4)
   assert_same_evaluation(tmp_path, one_device)
 
 

@@ -3,15 +3,14 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import yolo_folders
 from accuracies import assert_accuracy
-from conftest import ROOT, tiny_config
+from command_server import command_server
+from conftest import tiny_config
 from small_vits import random_variables
 
 from vit_jax import config_fields, models, weights
@@ -292,20 +291,16 @@ MISTAKES = {
 }
 
 
-def predict(*args):
-  command = [sys.executable, '-m', 'vit_jax.predict', *map(str, args)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-
 def test_the_command_shows_boxes(run, folder):
   image = folder / 'test/images/0.png'
   variables, config = weights.load(run)
   found = Predictor(variables, config)([decode_image(image)])
-  line = json.loads(predict(f'--workdir={run}', image, '--json'))
+  with command_server('vit_jax.predict', 'IMAGE_OR_FOLDER...') as predict:
+    line = json.loads(predict(f'--workdir={run}', image, '--json').stdout)
+    text = predict(f'--workdir={run}', image).stdout
   assert line.keys() == {'image', 'predictions', 'box'}
   np.testing.assert_allclose(line['box'], found['box'][0], atol=1e-5)
   assert line['predictions'][0]['label'] == found['probabilities'][0].argmax()
-  text = predict(f'--workdir={run}', image)
   numbers = re.search(r'box \(centre x, y, width, height\): (.*) %$', text, re.MULTILINE)[1]
   shown = [float(number) for number in numbers.split(' % ')]
   np.testing.assert_allclose(shown, 100 * found['box'][0], atol=0.01)

@@ -285,8 +285,9 @@ def test_options_work_together(tmp_path, changes):
   assert results['final']['test/accuracy'] > 0.15
 
 
-@pytest.mark.parametrize('arg', ['Ti/4,digits', 'Ti/4x2,digits'])
-@pytest.mark.parametrize('name', ['vit', 'token_learner'])
+@pytest.mark.parametrize(
+  ('name', 'arg'), [('vit', 'Ti/4x2,digits'), ('token_learner', 'Ti/4,digits')]
+)
 def test_named_configs_train(tmp_path, name, arg):
   from configs import token_learner, vit
 

@@ -212,14 +212,15 @@ def test_a_linear_probe_trains_the_head_alone(source, tmp_path):
   assert changed == {'output_projection/kernel', 'output_projection/bias'}
 
 
-@pytest.mark.parametrize(
-  ('changes', 'stride'),
-  [({}, (2, 2)), ({'model.patches.size': (2, 2)}, None), ({'model.stride': (4, 4)}, (4, 4))],
-)
-def test_overlapping_patches_of_a_run_go_on_overlapping(tmp_path, changes, stride):
+def test_overlapping_patches_of_a_run_go_on_overlapping(tmp_path):
   run = tiny_config(num_steps=1, **{'model.stride': (2, 2)})
   loop.train_and_evaluate(run, tmp_path / 'run')
-  assert Experiment(finetuning(tmp_path / 'run', **changes)).config.model.stride == stride
+  for changes, stride in (
+    ({}, (2, 2)),
+    ({'model.patches.size': (2, 2)}, None),
+    ({'model.stride': (4, 4)}, (4, 4)),
+  ):
+    assert Experiment(finetuning(tmp_path / 'run', **changes)).config.model.stride == stride
 
 
 def test_what_the_weights_lack_cannot_stay_frozen(source):

@@ -1,5 +1,6 @@
 """Killed, stopped or damaged at any moment, a run goes on and ends with the same bits."""
 
+import functools
 import json
 import random
 import shutil
@@ -55,13 +56,18 @@ def measurements(workdir):
   ]
 
 
-@pytest.fixture(scope='module', params=EXTRA)
-def uninterrupted(request, train, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
-  args = (*RUN, *EXTRA[request.param], f'--workdir={workdir}')
-  result = train(*args, quick=False)
-  assert result.returncode == 0, result.stderr
-  return workdir, (*RUN, *EXTRA[request.param]), 10 if request.param == 'resident' else 2
+@pytest.fixture(scope='module')
+def uninterrupted(train, tmp_path_factory):
+  """Returns the directory of such a run, made once, and its flags."""
+
+  @functools.cache
+  def run(kind):
+    args, workdir = (*RUN, *EXTRA[kind]), tmp_path_factory.mktemp(kind) / 'run'
+    result = train(*args, f'--workdir={workdir}', quick=False)
+    assert result.returncode == 0, result.stderr
+    return workdir, args
+
+  return run
 
 
 def wait_for_training(process, step_lines):
@@ -72,8 +78,9 @@ def wait_for_training(process, step_lines):
       return
 
 
-def test_kill_9_at_random_steps_changes_nothing(uninterrupted, train, tmp_path):
-  expected, args, times = uninterrupted
+@pytest.mark.parametrize(('kind', 'times'), [('resident', 4), ('streamed', 2)])
+def test_kill_9_at_random_steps_changes_nothing(uninterrupted, train, tmp_path, kind, times):
+  expected, args = uninterrupted(kind)
   workdir, rng = tmp_path / 'run', random.Random(0)
   for _ in range(times):
     process = start_training(*args, f'--workdir={workdir}', quick=False)
@@ -88,7 +95,7 @@ def test_kill_9_at_random_steps_changes_nothing(uninterrupted, train, tmp_path):
 
 
 def test_a_truncated_newest_checkpoint_changes_nothing(uninterrupted, train, tmp_path):
-  expected, args, _ = uninterrupted
+  expected, args = uninterrupted('resident')
   workdir = tmp_path / 'run'
   shutil.copytree(expected, workdir)
   newest = max((workdir / 'checkpoints').glob('[0-9]*'), key=lambda p: int(p.name))
@@ -103,9 +110,11 @@ def test_a_truncated_newest_checkpoint_changes_nothing(uninterrupted, train, tmp
   assert measurements(workdir) == measurements(expected)
 
 
-@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, signum):
-  expected, args, _ = uninterrupted
+@pytest.mark.parametrize(
+  ('kind', 'signum'), [('resident', signal.SIGTERM), ('streamed', signal.SIGINT)]
+)
+def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, kind, signum):
+  expected, args = uninterrupted(kind)
   workdir = tmp_path / 'run'
   process = start_training(*args, f'--workdir={workdir}', quick=False)
   wait_for_training(process, 2)
@@ -124,7 +133,7 @@ def test_a_signal_saves_and_says_how_to_resume(uninterrupted, train, tmp_path, s
 
 
 def test_a_finished_run_is_not_run_again(uninterrupted, train):
-  workdir, args, _ = uninterrupted
+  workdir, args = uninterrupted('streamed')
   before = [(workdir / name).read_text() for name in ('metrics.jsonl', 'results.json')]
   result = train(*args, f'--workdir={workdir}', quick=False)
   assert result.returncode == 0

@@ -162,30 +162,27 @@ import sys
 from configs import digits
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
-config = digits.get_config()
-config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
-name, test_split, resident = sys.argv[1:]
-config.data.update(name=name, test_split=test_split, train_split='test', resident=resident)
-config.augment.shift = 0
-experiment = Experiment(config)
-metrics = experiment.eval_feed()(put_on_devices(experiment.initial_state().eval_variables))
-print({name: float(count) for name, (_, count) in metrics.items()})
+for case in sys.argv[1:]:
+  config = digits.get_config()
+  config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
+  name, test_split, resident = case.split()
+  config.data.update(name=name, test_split=test_split, train_split='test', resident=resident)
+  config.augment.shift = 0
+  experiment = Experiment(config)
+  metrics = experiment.eval_feed()(put_on_devices(experiment.initial_state().eval_variables))
+  print({name: float(count) for name, (_, count) in metrics.items()})
 """
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-@pytest.mark.parametrize(
-  ('name', 'split', 'size'), [('digits', 'all', 1797), ('mnist', 'test', 10000)]
-)
-def test_an_evaluation_counts_every_example_once(devices, resident, name, split, size, request):
-  if name == 'mnist':
-    request.getfixturevalue('tfds_dir')
-
+def test_an_evaluation_counts_every_example_once(devices, tfds_dir):
+  sizes = {'digits all': 1797, 'mnist test': 10000}
+  cases = {f'{split} {resident}': sizes[split] for split in sizes for resident in ('yes', 'no')}
   env = virtual_devices(devices) | {'PYTHONPATH': str(ROOT)}
-  command = [sys.executable, '-c', COUNT, name, split, resident]
+  command = [sys.executable, '-c', COUNT, *cases]
   out = subprocess.run(
     command, env=env, cwd=ROOT, capture_output=True, text=True, check=True
   ).stdout
-  expected = dict.fromkeys(('accuracy', 'loss', 'top5_accuracy'), float(size))
-  assert ast.literal_eval(out) == expected
+  counted = dict(zip(cases, map(ast.literal_eval, out.splitlines()), strict=True))
+  metrics = ('accuracy', 'loss', 'top5_accuracy')
+  assert counted == {case: dict.fromkeys(metrics, float(size)) for case, size in cases.items()}
