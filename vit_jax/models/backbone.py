@@ -21,12 +21,21 @@ from vit_jax.models import variables as variables_lib
 Shape = tuple[int, ...]
 
 # What describes a model beside its `name`, its `head` and its fields; see `config.ModelConfig`.
-DESCRIPTION = ('num_classes', 'channels', 'image_size', 'class_names', 'preprocess')
+DESCRIPTION = (
+  'num_classes',
+  'channels',
+  'image_size',
+  'num_frames',
+  'class_names',
+  'preprocess',
+)
+# Kinds of data that a model can take (`Backbone.INPUT`) -> the axes of an example before channels.
+AXES = {'image': ('height', 'width'), 'video': ('frames', 'height', 'width')}
 
 
 @flax.struct.dataclass
 class Features:
-  """What a head reads of a batch of images: tokens, or a pyramid of maps.
+  """What a head reads of a batch of inputs: tokens, or a pyramid of maps.
 
   Attributes:
     pooled: [B, D], what the backbone's own head reads; None where it pools nothing.
@@ -129,15 +138,18 @@ class Fitted(NamedTuple):
 
 
 class Backbone(nn.Module):
-  """Base class of the models that turn images into features, and with a head into logits.
+  """Base class of the models that turn inputs into features, and with a head into logits.
 
   Its dataclass fields are the fields of an experiment's `config.model`, but for those in
   `NOT_CONFIG`. Parameters of its own head are in `output_projection`.
 
-  A subclass has `__call__(images, *, train=False)`, which gives float32 logits [B, num_classes], or
-  what the head would read where `num_classes` is 0 or less, and `features`.
+  A subclass has `__call__(inputs, *, train=False)`, which gives float32 logits [B, num_classes], or
+  what the head would read where `num_classes` is 0 or less, and `features`. Inputs are normalised
+  examples of one kind of data, `INPUT`: float images [B, H, W, C] unless a subclass says otherwise.
   """
 
+  # The kind of data that it takes, a key of `AXES`: the entry of records that goes into its call.
+  INPUT: ClassVar[str] = 'image'
   # Fields that the code which builds the model sets, and a config can't.
   NOT_CONFIG: ClassVar[tuple[str, ...]] = ('num_classes', 'dtype', 'axis_name', 'name', 'parent')
   # Defaults of `config.model` where they differ from the field's own, or it has none.
@@ -182,10 +194,10 @@ class Backbone(nn.Module):
     return type(self).__name__
 
   def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
-    """Returns what heads read of images [B, H, W, C], float.
+    """Returns what heads read of a batch of inputs.
 
     Args:
-      x: the images.
+      x: what the call takes.
       train: turns on what only training does.
       layers: whose outputs are wanted besides, counted from 0.
     """
@@ -209,14 +221,15 @@ class Backbone(nn.Module):
     del path
     return False
 
-  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
+  def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
     """Returns path -> shape of all variables, by the names of `models.variables.flatten`.
 
     Args:
-      image_size: (height, width); None where nothing depends on it.
-      channels: of the images.
+      input_size: of an input's axes between batch and channels: (height, width) of images, (frames,
+        height, width) of videos. None where nothing depends on it.
+      channels: of the input.
     """
-    return trace_shapes(self, image_size or (224, 224), channels)
+    return trace_shapes(self, input_size or (224, 224), channels)
 
   # Weights of other models.
 
@@ -320,11 +333,17 @@ class Backbone(nn.Module):
     return None
 
 
-def trace_shapes(model: nn.Module, image_size: tuple[int, int], channels: int) -> dict[str, Shape]:
-  """Returns path -> shape of a model's variables, by the names of `variables.flatten`."""
-  images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
+def trace_shapes(model: nn.Module, input_size: Shape, channels: int) -> dict[str, Shape]:
+  """Returns path -> shape of a model's variables, by the names of `variables.flatten`.
+
+  Args:
+    model: a backbone, or a head on one.
+    input_size: as for `Backbone.variable_shapes`.
+    channels: of the input.
+  """
+  inputs = jax.ShapeDtypeStruct((1, *input_size, channels), jnp.float32)
   init = functools.partial(model.init, train=False)
-  flat = variables_lib.flatten(jax.eval_shape(init, jax.random.key(0), images))
+  flat = variables_lib.flatten(jax.eval_shape(init, jax.random.key(0), inputs))
   return {name: leaf.shape for name, leaf in flat.items()}
 
 

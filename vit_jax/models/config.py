@@ -1,4 +1,4 @@
-"""`ModelConfig`: the model that a set of weights belongs to, and the images that it takes."""
+"""`ModelConfig`: the model that a set of weights belongs to, and the inputs that it takes."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from typing import Any, Self
 from vit_jax.errors import FieldError, field_prefix
 from vit_jax.models import fields as fields_lib
 from vit_jax.models import registry
-from vit_jax.models.backbone import DESCRIPTION, Backbone, Shape
+from vit_jax.models.backbone import AXES, DESCRIPTION, Backbone, Shape
 from vit_jax.models.heads.head import Head
 
 
@@ -71,7 +71,7 @@ def _is_finite(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Mapping[str, Any]):
-  """The model that a set of variables belongs to, and the images that it takes.
+  """The model that a set of variables belongs to, and the images or videos that it takes.
 
   It is also a mapping, of what `to_dict` returns: `config['num_heads']`.
 
@@ -79,6 +79,7 @@ class ModelConfig(Mapping[str, Any]):
     model: the Flax module: a `Backbone`, or a task's `Head` on one.
     channels: of its images.
     image_size: (height, width) of its images in pixels; None where nothing depends on it.
+    num_frames: of its videos; None where nothing depends on it, and of a model of images.
     class_names: a name for each class; None where they aren't known.
     preprocess: what is done to images; None where it isn't known.
 
@@ -89,6 +90,7 @@ class ModelConfig(Mapping[str, Any]):
   model: Backbone | Head
   channels: int = 3
   image_size: tuple[int, int] | None = None
+  num_frames: int | None = None
   class_names: tuple[str, ...] | None = None
   preprocess: Preprocessing | None = None
 
@@ -98,6 +100,10 @@ class ModelConfig(Mapping[str, Any]):
       if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise FieldError('image_size', f'{self.image_size!r} is not (height, width)')
       object.__setattr__(self, 'image_size', size)
+    if self.num_frames is not None and 'frames' not in AXES[self.model.INPUT]:
+      raise FieldError('num_frames', f'{self.num_frames!r}, but the model takes single images')
+    if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
+      raise FieldError('num_frames', f'{self.num_frames!r} is not a number from 1 on')
     if type(self.channels) is not int or self.channels < 1:
       raise FieldError('channels', f'{self.channels!r} is not a number from 1 on')
     names = self.class_names
@@ -138,6 +144,14 @@ class ModelConfig(Mapping[str, Any]):
     """Number of classes; 0 without a head."""
     return max(self.model.num_classes, 0)
 
+  @property
+  def input_size(self) -> Shape | None:
+    """The sizes of `AXES` of an input; None where one isn't known."""
+    height, width = self.image_size or (None, None)
+    sizes = {'frames': self.num_frames, 'height': height, 'width': width}
+    size = tuple(sizes[axis] for axis in AXES[self.model.INPUT])
+    return None if None in size else size
+
   def replace(self, **changes: Any) -> Self:
     """Returns a copy with other values in some fields; those of the backbone count as well."""
     own = {field.name for field in dataclasses.fields(self)}
@@ -153,7 +167,7 @@ class ModelConfig(Mapping[str, Any]):
 
   def variable_shapes(self) -> dict[str, Shape]:
     """Returns path -> shape of the model's variables, by the names of `variables.flatten`."""
-    return self.model.variable_shapes(self.image_size, self.channels)
+    return self.model.variable_shapes(self.input_size, self.channels)
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values that JSON can hold, by name, in one level but for dicts of fields."""
@@ -161,6 +175,7 @@ class ModelConfig(Mapping[str, Any]):
       'num_classes': self.num_classes,
       'channels': self.channels,
       'image_size': self.image_size,
+      **({} if self.num_frames is None else {'num_frames': self.num_frames}),
       'class_names': None if self.class_names is None else list(self.class_names),
       'preprocess': None if self.preprocess is None else self.preprocess.to_dict(),
     }

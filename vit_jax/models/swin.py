@@ -582,11 +582,11 @@ class Swin(Backbone, kw_only=True):
       return sum(self.depths[:stage]) + (last if block[2] is None else int(block[2])) + 1
     return 0 if path.startswith(('patch_embed', 'absolute_pos')) else sum(self.depths) + 1
 
-  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
-    if image_size is None:  # large enough for whole windows in each stage
+  def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
+    if input_size is None:  # large enough for whole windows in each stage
       pairs = zip(self.patch_size, layers.as_pair(self.window_size), strict=True)
-      image_size = tuple(patch * window * 2 ** (len(self.depths) - 1) for patch, window in pairs)
-    return super().variable_shapes(image_size, channels)
+      input_size = tuple(patch * window * 2 ** (len(self.depths) - 1) for patch, window in pairs)
+    return super().variable_shapes(input_size, channels)
 
   # Weights of other Swin Transformers.
 

@@ -366,8 +366,8 @@ class TokenLearnerViT(vit.ViT, kw_only=True):
       )
     return vit.classify(self, x)  # [B, num_classes]
 
-  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
-    return trace_shapes(self, image_size or self.patch_size, channels)
+  def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
+    return trace_shapes(self, input_size or self.patch_size, channels)
 
   @property
   def _keeps_tokens(self) -> bool:

@@ -441,10 +441,10 @@ class ViT(Backbone, kw_only=True):
   def works_untrained(self, path: str) -> bool:
     return path.startswith('fc_norm/')
 
-  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
+  def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
     # Layers are all alike, and tracing dozens takes seconds.
     shapes = super(ViT, self.clone(num_layers=1)).variable_shapes(
-      image_size or self.patch_size, channels
+      input_size or self.patch_size, channels
     )
     first = 'Transformer/encoderblock_0/'
     block = {n: s for n, s in shapes.items() if n.startswith(first)}

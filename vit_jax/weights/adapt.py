@@ -130,7 +130,7 @@ class _Parts:
     if not isinstance(self.config.model, Head):
       return tops
     more = self.config.model.clone(num_classes=self.config.num_classes + 1)
-    shapes = more.variable_shapes(self.config.image_size, self.config.channels)
+    shapes = more.variable_shapes(self.config.input_size, self.config.channels)
     return {top for top in tops if _shapes(_parts(self.head, top)) != _parts(shapes, top)}
 
   def heads(self) -> list[str]:

@@ -26,7 +26,7 @@ from vit_jax.weights import files, rules
 from vit_jax.weights.rules import Module
 
 # Entries of a model config that no parameter depends on, whatever the backbone.
-IMAGES = ('image_size', 'class_names', 'preprocess')
+IMAGES = ('image_size', 'num_frames', 'class_names', 'preprocess')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Table:
   def own_config(self, config: ModelConfig) -> dict[str, Any]:
     """Returns the entries of a model config that a file states about itself."""
     entries = config.to_dict()
-    return {name: entries[name] for name in ('name', *self.stated, *IMAGES)}
+    return {n: entries[n] for n in ('name', *self.stated, *IMAGES) if n in entries}
 
   def metadata_entries(self, source: Source) -> dict[str, Any]:
     """Returns the entries that a source states, of the right types.

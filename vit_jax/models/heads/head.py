@@ -13,8 +13,8 @@ _BACKBONE = 'backbone/'
 class Head(nn.Module, kw_only=True):
   """Base class of what a task puts on a backbone's features, in place of the backbone's own head.
 
-  The dataclass fields of a subclass are the fields of `config.model.head`. Its call takes images,
-  as the backbone's does, and returns a dict of arrays.
+  The dataclass fields of a subclass are the fields of `config.model.head`. Its call takes what the
+  backbone's does, and returns a dict of arrays.
 
   Attributes:
     backbone: whose features are read; its parameters are in `backbone`.
@@ -27,6 +27,11 @@ class Head(nn.Module, kw_only=True):
   dtype: Any = jnp.float32
 
   NOT_CONFIG: ClassVar[tuple[str, ...]] = ('backbone', 'num_classes', 'dtype', 'name', 'parent')
+
+  @property
+  def INPUT(self) -> str:
+    """As of `Backbone`."""
+    return self.backbone.INPUT
 
   @property
   def NO_DECAY(self) -> str:
@@ -46,6 +51,6 @@ class Head(nn.Module, kw_only=True):
     """As of `Backbone`."""
     return self.backbone.works_untrained(path.removeprefix(_BACKBONE))
 
-  def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
+  def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
     """As of `Backbone`."""
-    return trace_shapes(self, image_size or (224, 224), channels)
+    return trace_shapes(self, input_size or (224, 224), channels)
