@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +87,30 @@ class Kind(abc.ABC):
       shape = ', '.join(map(str, array.shape))
       raise UsageError(f"a record's {name} is {array.dtype} [{shape}], not {self.form}")
 
+  # In files, for the kinds that a model can take.
+
+  def find_files(self, path: str | Path) -> list[Path]:
+    """Returns what there is at `path` that `read_file` may read, sorted.
+
+    Raises:
+      UsageError: there is nothing.
+    """
+    raise UsageError(f'{path}: {self.plural} are not read from single files')
+
+  def read_file(self, path: Path) -> Any:
+    """Returns the value in a file that `find_files` found; raises where it is damaged."""
+    raise NotImplementedError
+
   # On the host, in NumPy.
+
+  def num_frames(self, value: np.ndarray) -> int | None:
+    """Returns how many frames a value has, None where it has no time."""
+    del value
+    return None
+
+  def picture(self, value: np.ndarray) -> np.ndarray:
+    """Returns the one image, uint8 [H, W, C], that shows a value best."""
+    raise NotImplementedError
 
   def size(self, value: np.ndarray) -> Size | None:
     """Returns the (height, width) of a value that has pixels or cells, else None."""

@@ -1,12 +1,14 @@
 """Kinds with pixels or cells: images, videos, masks."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image as pillow
 
+from vit_jax.data import images
 from vit_jax.data.kinds.kind import Geometry, Kind, Move, Size, Window
 
 VOID = 255  # the id of what no class is given for, in masks of any dtype
@@ -47,6 +49,15 @@ class Image(_Picture):
   def is_valid(self, value: np.ndarray) -> bool:
     return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3)
 
+  def find_files(self, path: str | Path) -> list[Path]:
+    return images.find_images(path)
+
+  def read_file(self, path: Path) -> np.ndarray:
+    return images.decode_image(path)
+
+  def picture(self, value: np.ndarray) -> np.ndarray:
+    return value
+
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
     """Resizes by Pillow's bicubic with antialiasing, as timm does for vision transformers."""
     if channels in (0, value.shape[-1]) and not geometry.changes(value.shape[:2]):
@@ -75,6 +86,12 @@ class Video(Image):
 
   def is_valid(self, value: np.ndarray) -> bool:
     return value.ndim == 4 and len(value) > 0 and super().is_valid(value[0])
+
+  def num_frames(self, value: np.ndarray) -> int:
+    return len(value)
+
+  def picture(self, value: np.ndarray) -> np.ndarray:
+    return value[len(value) // 2]
 
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
     return np.stack([super(Video, self).fit(frame, geometry, channels) for frame in value])
