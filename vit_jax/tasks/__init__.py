@@ -43,19 +43,21 @@ def default_options(name: str) -> ConfigDict:
   return fields.defaults(find(name))
 
 
-def build(name: str, options: Mapping[str, Any], num_classes: int) -> Task:
+def build(name: str, options: Mapping[str, Any], num_classes: int, input: str = 'image') -> Task:
   """Builds a task.
 
   Args:
     name: a key of `TASKS`.
     options: by name; those left out have their defaults.
     num_classes: of the data.
+    input: `Backbone.INPUT` of the model.
 
   Raises:
     FieldError: there is no such task, or an option is unknown or has a wrong value.
   """
   cls = find(name)
-  return cls(num_classes=num_classes, **fields.check(cls, options, cls.NOT_CONFIG))
+  options = fields.check(cls, options, cls.NOT_CONFIG)
+  return cls(num_classes=num_classes, input=input, **options)
 
 
 def task_for(config: ModelConfig, **options: Any) -> Task:
@@ -70,4 +72,4 @@ def task_for(config: ModelConfig, **options: Any) -> Task:
   """
   head = (config.to_dict().get('head') or {}).get('name')
   name = next(name for name, task in TASKS.items() if head == task.HEAD)
-  return build(name, options, config.num_classes)
+  return build(name, options, config.num_classes, config.model.INPUT)

@@ -13,7 +13,7 @@ Batch = Mapping[str, jax.Array]
 Outputs = dict[str, jax.Array]
 # Metric's name -> the sums over examples that it is computed from.
 Sums = dict[str, tuple[jax.Array, ...]]
-# apply(images, **keywords of the model) -> outputs of the model by name.
+# apply(inputs, **keywords of the model) -> outputs of the model by name.
 Apply = Callable[..., Outputs]
 
 
@@ -48,12 +48,15 @@ class Task:
 
   Attributes:
     num_classes: of the data.
+    input: the kind of data that the model takes, as `Backbone.INPUT`: the entry of batches that it
+      is run on.
   """
 
   num_classes: int
+  input: str = dataclasses.field(default='image', kw_only=True)
 
-  NOT_CONFIG: ClassVar[tuple[str, ...]] = ('num_classes',)
-  # Kinds of data in a record that it learns, beside the image.
+  NOT_CONFIG: ClassVar[tuple[str, ...]] = ('num_classes', 'input')
+  # Kinds of data in a record that it learns, beside the input.
   TARGETS: ClassVar[tuple[str, ...]] = ()
   # What it puts on a model's features, a key of `models.HEADS`; None: the model's own head.
   HEAD: ClassVar[str | None] = None
@@ -77,15 +80,15 @@ class Task:
     Args:
       apply: the model with the parameters that train, or those that are evaluated. It may be called
         several times, each with draws of its own for dropout.
-      batch: `image` float32 [B, H, W, C], normalised, in training augmented; `weight` float32 [B],
-        0 on padding; and `TARGETS`.
+      batch: `input`, as `image` float32 [B, H, W, C], normalised, in training augmented; `weight`
+        float32 [B], 0 on padding; and `TARGETS`.
       rng: [B], a key for each example, the same however many devices share the batch.
       train: whether this is training; `apply` knows it.
       teacher: as `apply`, of the moving average, without dropout and gradients; in evaluation it is
         `apply`. None unless `TEACHER`.
     """
     del rng, train, teacher
-    return apply(batch['image'])
+    return apply(batch[self.input])
 
   def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
     """Returns sums by the names of `metrics`; 'loss' is (sum, count), whose quotient is minimised.

@@ -18,6 +18,7 @@ from vit_jax.data import (
   StreamedLoader,
   augment,
   eval_loader,
+  kinds,
   load_source,
   make_preprocess,
   resolve_resident,
@@ -93,17 +94,17 @@ class Experiment:
         config.data.resident, list(self.sets.values()), jax.local_devices()
       )
     self.model = resolve.build_model(config, self.num_classes)
-    self.task = resolve.build_task(config, self.num_classes)
+    resolve.check_input(config, self.model, sources['train'][0])
+    self.task = resolve.build_task(config, self.model, self.num_classes)
     resolve.complete(config, self.model, self.task)
     resolve.check_task(config, self.model, self.task)
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
     test_source, test_preprocess = self.sets['test']
-    self._image_shape, self._shapes = trace(
-      config, self.model, self.task, test_preprocess(test_source[0])
-    )
+    record = test_preprocess(test_source[0])
+    self._input_shape, self._shapes = trace(config, self.model, self.task, record)
     self._param_shapes = self._shapes['params']
-    self.model_config = self._describe_model()
+    self.model_config = self._describe_model(record[self.model.INPUT])
     self._trainable, frozen = partition.split(config.freeze, self._param_shapes)
     self._pretrained, self._notes = {}, []
     if start:
@@ -113,14 +114,16 @@ class Experiment:
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self.model, self._param_shapes, self._schedule)
 
-  def _describe_model(self) -> ModelConfig:
-    data, crop = self.config.data, {'crop': 'resize'}
+  def _describe_model(self, example: np.ndarray) -> ModelConfig:
+    """Returns the model's config; `example` is of its inputs."""
+    data, crop, kind = self.config.data, {'crop': 'resize'}, kinds.kind_of(self.model.INPUT)
     if data.crop != 'resize':  # as in evaluation
       crop = {'crop': 'central', 'crop_fraction': self.sets['test'][1].crop_fraction}
     return ModelConfig(
       model=self.model,
-      channels=self._image_shape[-1],
-      image_size=self._image_shape[:2],
+      channels=example.shape[-1],
+      image_size=kind.size(example),
+      num_frames=kind.num_frames(example),
       class_names=tuple(self.sets['train'][0].class_names),
       preprocess=Preprocessing(mean=data.mean, std=data.std, **crop),
     )
@@ -146,10 +149,10 @@ class Experiment:
     return {name: {f: getattr(m, f) for f in fields} for name, m in self.task.metrics.items()}
 
   def _init(self) -> dict[str, Any]:
-    return init(self.model, self.config.seed, (1, *self._image_shape))
+    return init(self.model, self.config.seed, (1, *self._input_shape))
 
-  def _apply(self, variables: Any, image: jax.Array) -> Any:
-    return self.model.apply(variables, image, train=False)
+  def _apply(self, variables: Any, inputs: jax.Array) -> Any:
+    return self.model.apply(variables, inputs, train=False)
 
   def initial_state(self) -> TrainState:
     """Returns the state before the first step as NumPy arrays, the same in every process."""
@@ -197,21 +200,21 @@ class Experiment:
     return feed(eval_step, self._loader('test', self.resident))
 
   def flops_per_image(self, state: TrainState) -> dict[str, float]:
-    """Returns floating-point operations an image, counted as `vit_jax.train.flops` does.
+    """Returns floating-point operations an example, counted as `vit_jax.train.flops` does.
 
     Args:
       state: of the run; only its shapes matter.
 
     Returns:
-      `forward`: of the model in evaluation; `training`: of a training step, over its images.
+      `forward`: of the model in evaluation; `training`: of a training step, over its inputs.
     """
     source, preprocess = self.sets['test']
     row = preprocess(source[0]) | {'weight': np.float32(1), 'slot': np.int32(0)}
     rows = self.config.batch_size // jax.device_count()
     batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}
-    image = jax.ShapeDtypeStruct((1, *self._image_shape), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((1, *self._input_shape), jnp.float32)
     return {
-      'forward': flops.count(self._apply, self._shapes, image),
+      'forward': flops.count(self._apply, self._shapes, inputs),
       'training': flops.count(self._train_step(), state, batch, axis='batch') / rows,
     }
 
@@ -225,13 +228,13 @@ class Experiment:
   def describe(self) -> str:
     """Returns some lines on what is about to be run."""
     (train, _), (test, _) = self.sets['train'], self.sets['test']
-    height, width, channels = self._image_shape
+    inputs, shape = kinds.kind_of(self.model.INPUT).plural, 'x'.join(map(str, self._input_shape))
     where = 'resident on the device' if self.resident else 'streamed from the host'
     count, trained = _size(self._param_shapes), _size(self._trainable)
     parameters = f'{count:,} parameters' + (f' ({trained:,} train)' if trained < count else '')
     lines = [
-      f'{self.config.data.name}: {len(train):,} train and {len(test):,} test images of '
-      f'{height}x{width}x{channels}, {self.num_classes} classes, {where} ({self._reason})',
+      f'{self.config.data.name}: {len(train):,} train and {len(test):,} test {inputs} of '
+      f'{shape}, {self.num_classes} classes, {where} ({self._reason})',
       f'{self.config.model.name}: {parameters}, {self.config.dtype}, '
       f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       f'{self.config.num_steps:,} steps of {self.config.batch_size} examples, {self._epochs()}',

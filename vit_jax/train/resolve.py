@@ -1,10 +1,14 @@
 """From a configuration to one in which every field has its final value, all of them checked."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import models, tasks
+from vit_jax.data import kinds
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import Backbone
 from vit_jax.models import fields as fields_lib
@@ -106,15 +110,25 @@ def build_model(config: ConfigDict, num_classes: int) -> Backbone | Head:
     return models.build(fields, num_classes=num_classes, dtype=dtype, axis_name='batch')
 
 
-def build_task(config: ConfigDict, num_classes: int) -> Task:
-  """Returns the task of `config.task` and `config.loss`.
+def build_task(config: ConfigDict, model: Backbone | Head, num_classes: int) -> Task:
+  """Returns the task of `config.task` and `config.loss`, on a model.
 
   Raises:
     UsageError: there is no such task, or an option is unknown or has a wrong value.
   """
   find_task(config)
   with field_prefix('config.loss.'):
-    return tasks.build(config.task, config.loss, num_classes)
+    return tasks.build(config.task, config.loss, num_classes, model.INPUT)
+
+
+def check_input(config: ConfigDict, model: Backbone | Head, record: Mapping[str, Any]) -> None:
+  """Raises UsageError where a record of the data lacks what the model takes."""
+  if model.INPUT not in record:
+    has = ', '.join(name for name, *_ in kinds.entries(record))
+    raise UsageError(
+      f'config.model.name: {config.model.name!r} takes {kinds.kind_of(model.INPUT).plural}, and '
+      f'the records of config.data.name={config.data.name!r} have {has} alone'
+    )
 
 
 def check_task(config: ConfigDict, model: Backbone | Head, task: Task) -> None:

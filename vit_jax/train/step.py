@@ -48,15 +48,15 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
   """Returns `train_step(state, batch) -> (state, sums)`, for use under an axis named 'batch'.
 
-  The batch has uint8 `image` [B, H, W, C], the task's targets, float32 `weight` [B] and int32
-  `slot` [B], the row's place in the global batch. Augmentation and the task draw by keys from
-  (seed, step, slot), so that they don't depend on how many devices share the batch; dropout keys
-  come from (seed, step, device). The gradient is that of the global batch's weighted mean loss,
-  however it is split, and of the trainable parameters alone: frozen ones aren't differentiated, and
-  stay as they are to the bit. The model's other variables (running statistics of batch
-  normalisation) follow each micro-batch in turn, those of frozen modules too, as in PyTorch, where
-  requires_grad doesn't stop them. The sums are the task's over the global batch, with
-  `learning_rate` and `grad_norm`.
+  The batch has the task's input, as uint8 `image` [B, H, W, C], and its targets, float32 `weight`
+  [B] and int32 `slot` [B], the row's place in the global batch. Augmentation and the task draw by
+  keys from (seed, step, slot), so that they don't depend on how many devices share the batch;
+  dropout keys come from (seed, step, device). The gradient is that of the global batch's weighted
+  mean loss, however it is split, and of the trainable parameters alone: frozen ones aren't
+  differentiated, and stay as they are to the bit. The model's other variables (running statistics
+  of batch normalisation) follow each micro-batch in turn, those of frozen modules too, as in
+  PyTorch, where requires_grad doesn't stop them. The sums are the task's over the global batch,
+  with `learning_rate` and `grad_norm`.
   """
 
   def loss_fn(trainable, fixed, model_state, batch, key):
@@ -64,12 +64,12 @@ def make_train_step(
     params, calls, batch = partition.merge(trainable, frozen), itertools.count(), dict(batch)
     rng, teacher = batch.pop('rng'), None
 
-    def apply(images, **options):
+    def apply(inputs, **options):
       nonlocal model_state
       call = next(calls)
       outputs, model_state = model.apply(
         {'params': params, **model_state},
-        images,
+        inputs,
         train=True,
         rngs={'dropout': jax.random.fold_in(key, call) if call else key},
         mutable=list(model_state),
@@ -146,8 +146,8 @@ def make_train_step(
 
 def _evaluated(model: nn.Module, task: Task, variables: Any) -> Apply:
   """Returns the model with these variables, without draws, as tasks are given it."""
-  return lambda images, **options: task.name_outputs(
-    model.apply(variables, images, train=False, **options)
+  return lambda inputs, **options: task.name_outputs(
+    model.apply(variables, inputs, train=False, **options)
   )
 
 

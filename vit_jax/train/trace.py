@@ -20,11 +20,11 @@ class Traced(NamedTuple):
   """Shapes of an experiment.
 
   Attributes:
-    image: (height, width, channels) of what the model sees.
+    input: shape of an example of what the model takes, as (height, width, channels) of images.
     variables: the model's, as shapes and dtypes.
   """
 
-  image: tuple[int, int, int]
+  input: tuple[int, ...]
   variables: dict[str, Any]
 
 
@@ -37,13 +37,13 @@ def trace(
     config: the experiment; reads `data` and `monitor`.
     model: the model.
     task: its task.
-    record: an example of the data, as preprocessed.
+    record: an example of the data, as preprocessed, which has the model's input.
 
   Raises:
-    UsageError: images don't fit the model or their normalisation, outputs don't fit the task, or
+    UsageError: inputs don't fit the model or their normalisation, outputs don't fit the task, or
       there is no such metric to monitor.
   """
-  shape = record['image'].shape
+  shape = record[model.INPUT].shape
   _check_pixels(config.data, shape[-1])
   batch = kinds.stack([record]) | {'weight': np.ones(1, np.float32)}
 
@@ -59,7 +59,7 @@ def trace(
 
 
 def init(model: nn.Module, seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
-  """Returns new variables of a model of images [1, H, W, C], float."""
+  """Returns new variables of a model of float inputs of a `shape`, as [1, H, W, C] of images."""
   return model.init(jax.random.key(seed), jnp.zeros(shape), train=False)
 
 
