@@ -94,13 +94,13 @@ def test_any_model_and_the_compute_dtype():
 @pytest.fixture
 def traced(monkeypatch):
   """Batch sizes, one for each time that a predictor's computation is traced."""
-  sizes, normalize = [], augment.normalize
+  sizes, normalize = [], augment.normalize_batch
 
-  def counting(images, mean, std):
-    sizes.append(len(images))
-    return normalize(images, mean, std)
+  def counting(batch, mean, std):
+    sizes.append(len(batch['image']))
+    return normalize(batch, mean, std)
 
-  monkeypatch.setattr(augment, 'normalize', counting)
+  monkeypatch.setattr(augment, 'normalize_batch', counting)
   return sizes
 
 

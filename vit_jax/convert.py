@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax import cli, weight_flags, weights
+from vit_jax.data import kinds
 from vit_jax.errors import UsageError, field_prefix
 
 _TO = flags.DEFINE_enum('to', None, list(weights.WRITABLE), 'Format of DST.')
@@ -19,9 +20,9 @@ def main(source: str, destination: str) -> None:
   variables, config = weight_flags.load(source)
   with field_prefix('--', {'format': 'to'}):
     weights.save(variables, config, destination, format=_TO.value, allow=flags.FLAGS.allow)
-  image = 'x'.join(map(str, config.image_size or '?'))
-  summary = config.backbone.summary()
-  print(f'{destination}: {summary}, {image} images, {config.num_classes} classes')
+  size = 'x'.join(map(str, config.input_size or '?'))
+  summary, inputs = config.backbone.summary(), kinds.kind_of(config.model.INPUT).plural
+  print(f'{destination}: {summary}, {size} {inputs}, {config.num_classes} classes')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,7 @@
-"""Predicts what is in images: python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE..."""
+"""Predicts what is in images: python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE...
+
+A model of videos predicts what is in videos.
+"""
 
 import json
 import sys
@@ -10,7 +13,7 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from vit_jax import cli, weight_flags
-from vit_jax.data.images import decode_image, find_images
+from vit_jax.data import kinds
 from vit_jax.errors import field_prefix
 from vit_jax.precision import DTYPES, resolve_dtype
 from vit_jax.predictor import Prediction, Predictor
@@ -23,37 +26,39 @@ _BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images computed at once.',
 _DTYPE = flags.DEFINE_enum('dtype', 'auto', DTYPES, 'To compute in; auto: bfloat16 on GPU and TPU.')
 
 
-def main(*images: str) -> int:
-  """Prints what the model predicts of each image; returns the exit code, 1 if one is damaged."""
+def main(*paths: str) -> int:
+  """Prints what the model predicts of each file; returns the exit code, 1 if one is damaged."""
   warnings.filterwarnings('ignore', module='PIL')  # of odd files, which it reads all the same
   model = _WORKDIR.value, _WEIGHTS.value
   source = weight_flags.either(*model)
-  paths = [file for image in images for file in find_images(image)]
   loss, dtype = weight_flags.loss(*model), resolve_dtype(_DTYPE.value)
   variables, config = weight_flags.load(source)
+  kind = kinds.kind_of(config.model.INPUT)
+  files = [file for path in paths for file in kind.find_files(path)]
   with field_prefix('--'):
     predictor = Predictor(variables, config, loss=loss, dtype=dtype)
   num_damaged = 0
-  hidden = None if len(paths) > 1 else True  # None shows it on terminals alone
-  with tqdm(total=len(paths), unit='image', disable=hidden, leave=False, dynamic_ncols=True) as bar:
-    for path, outcome in predictor.map(decode_image, paths, _BATCH_SIZE.value):
+  hidden = None if len(files) > 1 else True  # None shows it on terminals alone
+  unit = config.model.INPUT
+  with tqdm(total=len(files), unit=unit, disable=hidden, leave=False, dynamic_ncols=True) as bar:
+    for file, outcome in predictor.map(kind.read_file, files, _BATCH_SIZE.value):
       if isinstance(outcome, Exception):
         num_damaged += 1
-        bar.write(f'{path}: {_reason(outcome)}', file=sys.stderr)
-      if text := _format(path, outcome, predictor):
+        bar.write(f'{file}: {_reason(outcome)}', file=sys.stderr)
+      if text := _format(unit, file, outcome, predictor):
         bar.write(text, file=sys.stdout)
         sys.stdout.flush()
       bar.update()
   return 1 if num_damaged else 0
 
 
-def _format(path: Path, outcome: Prediction | Exception, predictor: Predictor) -> str:
-  """Returns what is printed of an image: in text, nothing of a damaged one."""
+def _format(unit: str, path: Path, outcome: Prediction | Exception, predictor: Predictor) -> str:
+  """Returns what is printed of an image or other `unit`: in text, nothing of a damaged one."""
   if isinstance(outcome, Exception):
-    return json.dumps({'image': str(path), 'error': _reason(outcome)}) if _JSON.value else ''
+    return json.dumps({unit: str(path), 'error': _reason(outcome)}) if _JSON.value else ''
   shown = outcome, predictor.class_names, _TOP.value
   if _JSON.value:
-    return json.dumps({'image': str(path), **predictor.task.entry(*shown)})
+    return json.dumps({unit: str(path), **predictor.task.entry(*shown)})
   return '\n'.join([str(path), *predictor.task.lines(*shown)])
 
 

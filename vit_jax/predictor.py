@@ -1,4 +1,4 @@
-"""Predictions for images and image files, computed as in the evaluation of a run."""
+"""Predictions for images, videos and their files, computed as in the evaluation of a run."""
 
 import collections
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.data import Preprocess, augment, make_preprocess
+from vit_jax.data import Preprocess, augment, kinds, make_preprocess
 from vit_jax.data.kinds import Size, Window
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import Backbone, ModelConfig, Preprocessing
@@ -23,14 +23,14 @@ from vit_jax.tasks import task_for
 
 _BATCHES_AHEAD = 2  # decoded while the devices work
 
-# What the model's task predicts (`vit_jax.tasks`) of one image or, with a first axis more, of N. Of
+# What the model's task predicts (`vit_jax.tasks`) of one input or, with a first axis more, of N. Of
 # a classifier probabilities, float32 [num_classes]; of a model that localizes objects, a dict of
 # these `probabilities` and of the `box`, [4]: (cx, cy, width, height) in fractions of the image.
 Prediction = np.ndarray | dict[str, np.ndarray]
 
 
 class _Prepared(NamedTuple):
-  """Pixels uint8 [H, W, C] as the model takes them, and which part of which image they are."""
+  """Pixels as the model takes them, and which part of which image or video they are."""
 
   pixels: np.ndarray
   window: Window
@@ -44,7 +44,11 @@ class Predictor:
       predictor = Predictor(variables, config)
       probabilities = predictor([decode_image('cat.jpg')])  # float32 [1, 1000]
 
+  Inputs are images, uint8 [height, width, 1 or 3], any size, or what else the model takes: videos,
+  uint8 [frames, height, width, 1 or 3].
+
   Attributes:
+    input: the kind of data that the model takes, a key of `kinds.KINDS`.
     task: of the model.
     class_names: a name for each class; 'class 17' where the config has none.
   """
@@ -67,25 +71,27 @@ class Predictor:
       dtype: of the computation.
 
     Raises:
-      UsageError: the model doesn't give one number per class, or the images that it takes aren't
+      UsageError: the model doesn't give one number per class, or the inputs that it takes aren't
         known or don't fit `mean` and `std`.
     """
     config = ModelConfig.from_dict(config)
+    self.input = name = config.model.INPUT
+    self._kind = kinds.kind_of(name)
     options = {} if loss == 'softmax' else {'name': loss}  # the default, which not all tasks have
     with field_prefix('', {'name': 'loss'}):
       self.task = task = task_for(config, **options)
     num_classes = config.num_classes
     self.class_names = config.class_names or [f'class {i}' for i in range(num_classes)]
     self._preprocess, mean, std = preparation(config)
-    self._image_shape = (*config.image_size, config.channels)
+    self._input_shape = (*config.input_size, config.channels)
     model = _with_dtype(config.model, jnp.dtype(dtype))
 
-    def apply(variables, images, **options):
-      return task.name_outputs(model.apply(variables, images, train=False, **options))
+    def apply(variables, inputs, **options):
+      return task.name_outputs(model.apply(variables, inputs, train=False, **options))
 
-    def predict(variables, images):
-      batch = {'image': augment.normalize(images, mean, std)}
-      keys = jax.random.split(jax.random.key(0), len(images))
+    def predict(variables, inputs):
+      batch = augment.normalize_batch({name: inputs}, mean, std)
+      keys = jax.random.split(jax.random.key(0), len(inputs))
       run = functools.partial(apply, variables)
       return task.predict(task.outputs(run, batch, keys, False, run if task.TEACHER else None))
 
@@ -98,34 +104,38 @@ class Predictor:
     self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     self._predict = jax.jit(predict)
 
-  def __call__(self, images: Sequence[np.ndarray], batch_size: int = 32) -> Prediction:
-    """Returns the predictions of N images, each uint8 [height, width, 1 or 3], any size.
+  def __call__(self, inputs: Sequence[np.ndarray], batch_size: int = 32) -> Prediction:
+    """Returns the predictions of N inputs.
 
     They go through one compiled function, `batch_size` at a time, or the power of two that fewer
-    images need; at least one for each device.
+    inputs need; at least one for each device.
 
     Raises:
       UsageError: the model gives something else than finite numbers.
     """
-    size = self._batch_size(len(images), batch_size)
-    prepared = [self._prepare(image) for image in images]
+    size = self._batch_size(len(inputs), batch_size)
+    prepared = [self._prepare(value) for value in inputs]
     parts = [self._compute(prepared[i : i + size], size) for i in range(0, len(prepared), size)]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), self._none, *parts)
 
-  def prepare(self, image: np.ndarray) -> np.ndarray:
-    """Returns an image, uint8 [height, width, 1 or 3], as the model takes it before scaling."""
-    return self._preprocess({'image': image})['image']
+  def prepare(self, value: np.ndarray) -> np.ndarray:
+    """Returns an input as the model takes it before scaling."""
+    return self._preprocess({self.input: value})[self.input]
+
+  def picture(self, value: np.ndarray) -> np.ndarray:
+    """Returns the one image, uint8 [H, W, C], that shows best what the model takes of an input."""
+    return self._kind.picture(self.prepare(value))
 
   def map(
     self, read: Callable[[Any], np.ndarray], items: Sequence[Any], batch_size: int = 32
   ) -> Iterator[tuple[Any, Prediction | Exception]]:
-    """Yields, in order, each item with the prediction of its image, or why `read` failed.
+    """Yields, in order, each item with the prediction of its input, or why `read` failed.
 
     Batches are as in a call; threads read ahead of the devices.
 
     Args:
-      read: item to image, uint8 [height, width, 1 or 3].
-      items: what images are read by, such as their paths.
+      read: item to input.
+      items: what inputs are read by, such as their paths.
       batch_size: as in a call.
 
     Raises:
@@ -135,8 +145,8 @@ class Predictor:
     pool = ThreadPoolExecutor()
     try:
       try_to_read = functools.partial(self._try_to_read, read)
-      images = _map_ahead(pool, try_to_read, items, (1 + _BATCHES_AHEAD) * size)
-      while batch := list(itertools.islice(images, size)):
+      inputs = _map_ahead(pool, try_to_read, items, (1 + _BATCHES_AHEAD) * size)
+      while batch := list(itertools.islice(inputs, size)):
         good = [prepared for _, prepared in batch if not isinstance(prepared, Exception)]
         values, rows = self._compute(good, size) if good else None, itertools.count()
         for item, prepared in batch:
@@ -147,17 +157,17 @@ class Predictor:
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
 
-  def _batch_size(self, num_images: int, most: int) -> int:
-    wanted = min(most, 2 ** math.ceil(math.log2(max(num_images, 1))))
+  def _batch_size(self, num_inputs: int, most: int) -> int:
+    wanted = min(most, 2 ** math.ceil(math.log2(max(num_inputs, 1))))
     num_devices = jax.local_device_count()
     return -(-wanted // num_devices) * num_devices
 
   def _batch(self, size: int) -> np.ndarray:
-    return np.zeros((size, *self._image_shape), np.uint8)
+    return np.zeros((size, *self._input_shape), np.uint8)
 
-  def _prepare(self, image: np.ndarray) -> _Prepared:
-    size = image.shape[:2]
-    return _Prepared(self.prepare(image), self._preprocess.window(*size), size)
+  def _prepare(self, value: np.ndarray) -> _Prepared:
+    size = self._kind.size(value)
+    return _Prepared(self.prepare(value), self._preprocess.window(*size), size)
 
   def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, _Prepared | Exception]:
     try:
@@ -165,17 +175,17 @@ class Predictor:
     except Exception as e:  # Pillow raises many types on damaged files
       return item, e
 
-  def _compute(self, images: Sequence[_Prepared], size: int) -> Prediction:
-    """Returns the predictions of up to `size` images."""
+  def _compute(self, inputs: Sequence[_Prepared], size: int) -> Prediction:
+    """Returns the predictions of up to `size` inputs."""
     batch = self._batch(size)
-    for row, image in zip(batch, images, strict=False):
-      row[...] = image.pixels
+    for row, prepared in zip(batch, inputs, strict=False):
+      row[...] = prepared.pixels
     values = jax.device_get(self._predict(self._variables, jax.device_put(batch, self._split)))
-    if not all(np.isfinite(x[: len(images)]).all() for x in jax.tree.leaves(values)):
+    if not all(np.isfinite(x[: len(inputs)]).all() for x in jax.tree.leaves(values)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
     rows = [
-      self.task.to_image(_row(values, row), image.window, image.size)
-      for row, image in enumerate(images)
+      self.task.to_image(_row(values, row), prepared.window, prepared.size)
+      for row, prepared in enumerate(inputs)
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
@@ -202,7 +212,7 @@ def _with_dtype(model: Backbone | Head, dtype: Any) -> Backbone | Head:
 
 
 def preparation(config: ModelConfig) -> tuple[Preprocess, Sequence[float], Sequence[float]]:
-  """Returns what is done to images for a model: on the host, then `(pixels / 255 - mean) / std`.
+  """Returns what is done to inputs for a model: on the host, then `(pixels / 255 - mean) / std`.
 
   Args:
     config: of the model.
@@ -211,11 +221,15 @@ def preparation(config: ModelConfig) -> tuple[Preprocess, Sequence[float], Seque
     (the function of a record, mean, std), the last two per channel or of one number for all.
 
   Raises:
-    FieldError: it isn't known which images the model takes.
+    FieldError: it isn't known which images or videos the model takes.
   """
   if config.image_size is None:
     raise FieldError(
       'image_size', 'the weights do not say how large their images are; give HEIGHT,WIDTH'
+    )
+  if config.input_size is None:
+    raise FieldError(
+      'num_frames', 'the weights do not say how many frames their videos have; give the number'
     )
   if config.channels not in (1, 3):
     raise UsageError(

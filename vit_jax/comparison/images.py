@@ -1,4 +1,4 @@
-"""The images that a comparison is made on."""
+"""The images, or videos, that a comparison is made on."""
 
 import itertools
 import os
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_jax import data
-from vit_jax.errors import field_prefix
+from vit_jax.data import kinds
+from vit_jax.errors import FieldError, field_prefix
 from vit_jax.models import ModelConfig
 from vit_jax.predictor import preparation
 
@@ -19,21 +20,20 @@ class RandomImages:
 
   Attributes:
     name: what they are, in words.
-    shape: (height, width, channels).
+    shape: of an image (height, width, channels), of a video (frames, height, width, channels).
   """
-
-  name = 'random images'
 
   def __init__(self, config: ModelConfig, count: int):
     """Takes a model config and how many images there are, 0 standing for 64."""
-    self.shape = (*config.image_size, config.channels)
+    self.name = f'random {kinds.kind_of(config.model.INPUT).plural}'
+    self.shape = (*config.input_size, config.channels)
     self._count = count or _NUM_RANDOM
 
   def __len__(self) -> int:
     return self._count
 
   def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (float32 [B, H, W, C], labels int [B], here all -1); the last may be smaller."""
+    """Yields (float32 [B, ...], labels int [B], here all -1); the last may be smaller."""
     rng = np.random.default_rng(0)
     for start in range(0, len(self), size):
       shape = (min(size, len(self) - start), *self.shape)
@@ -47,7 +47,7 @@ class DatasetImages:
 
   Attributes:
     name: what they are, in words.
-    shape: (height, width, channels).
+    shape: as of `RandomImages`.
   """
 
   def __init__(self, config: ModelConfig, dataset: str, split: str, dir: str, count: int):
@@ -62,10 +62,10 @@ class DatasetImages:
 
     Raises:
       UsageError: what `preparation` raises, and `data.load_source`, by the names of the command's
-        flags.
+        flags; or the data set lacks what the model takes.
     """
-    self.name = f'{dataset}, {split}'
-    self.shape = (*config.image_size, config.channels)
+    self.name, self._input = f'{dataset}, {split}', config.model.INPUT
+    self.shape = (*config.input_size, config.channels)
     self._preprocess, mean, std = preparation(config)
     self._mean, self._std = np.float32(mean), np.float32(std)
     is_folder = os.sep in dataset
@@ -73,6 +73,9 @@ class DatasetImages:
     with field_prefix('--', names):
       name, dir = ('folder', dataset) if is_folder else (dataset, dir)
       self._source = data.load_source(name, split, dir)
+      if self._input not in self._source[0]:
+        inputs = kinds.kind_of(self._input).plural
+        raise FieldError('name', f'{dataset!r} has no {inputs}, which the model takes')
     self._count = min(count or len(self._source), len(self._source))
     self._labelled = self._source.num_classes == config.num_classes
 
@@ -80,14 +83,14 @@ class DatasetImages:
     return self._count
 
   def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (float32 [B, H, W, C], labels int [B]); the last may be smaller.
+    """Yields (float32 [B, ...], labels int [B]); the last may be smaller.
 
     Labels are -1 where they can't be the model's: it has another number of classes, or they are
     several to an image.
     """
     records = self._source.read(range(self._count))
     while block := list(itertools.islice(records, size)):
-      images = np.stack([self._preprocess(record)['image'] for record in block])
+      images = np.stack([self._preprocess(record)[self._input] for record in block])
       yield (images / np.float32(255) - self._mean) / self._std, self._labels(block)
 
   def _labels(self, records: list[data.Record]) -> np.ndarray:

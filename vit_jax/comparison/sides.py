@@ -81,7 +81,7 @@ class JaxSide(_Side):
     Args:
       variables: of the model.
       config: its `ModelConfig`, or that as a dict, which needs no JAX to come from another process.
-      images: the batch of the tasks, normalised float32 [B, H, W, C].
+      images: the batch of the tasks, normalised float32 [B, H, W, C], or videos [B, T, H, W, C].
       dtype: of the tasks' computation, float32 or bfloat16.
     """
     if host_memory.runs_on_cpu():
@@ -235,7 +235,7 @@ class TorchSide(_Side):
   def _to_device(self, images: np.ndarray):
     import torch
 
-    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    channels_first = np.ascontiguousarray(np.moveaxis(images, -1, -3))
     return torch.from_numpy(channels_first).to(self._device)
 
   def _cast(self):

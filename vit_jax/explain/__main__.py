@@ -19,8 +19,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from vit_jax import cli, weight_flags
-from vit_jax.data import Preprocess, augment, decode_image
-from vit_jax.data.images import find_images
+from vit_jax.data import Preprocess, augment, kinds
 from vit_jax.errors import UsageError, check_choice, field_prefix, nearest
 from vit_jax.explain import runs
 from vit_jax.explain.attention import HEAD_FUSIONS, has_attention
@@ -66,14 +65,15 @@ def main(*paths: str) -> int:
   with field_prefix('--'):
     for name in _CHOSEN.value:
       check_choice('pictures', name, _PICTURES)
-  files = [file for path in paths for file in find_images(path)]
   variables, config = weight_flags.load(source)
+  kind = kinds.kind_of(config.model.INPUT)
+  files = [file for path in paths for file in kind.find_files(path)]
   if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
     raise UsageError(f'{source}: the weights have numbers that are not finite')
   with field_prefix('--'):
     preprocessing = preparation(config)
   options = _options(variables, config)
-  examples, name = _examples(files, config.class_names)
+  examples, name = _examples(files, config)
   context = _context(variables, config, preprocessing, examples, name, options)
   _draw(context, Path(_OUT.value or Path(_WORKDIR.value, 'plots', 'explain')))
   return int(len(context.images) < len(files[: _NUM_IMAGES.value]))
@@ -108,7 +108,7 @@ def _target(variables: Mapping[str, Any], config: ModelConfig, names: Sequence[s
     return None
   classifies_alone = config.model is config.backbone and num_classes > 0
   if not classifies_alone or not has_attention(
-    config.backbone, variables, config.image_size, config.channels
+    config.backbone, variables, config.input_size, config.channels
   ):
     raise UsageError(
       '--class: for the gradients of models that only classify, and whose layers all attend to '
@@ -125,33 +125,35 @@ def _target(variables: Mapping[str, Any], config: ModelConfig, names: Sequence[s
 
 
 def _examples(
-  files: Sequence[Path], class_names: Sequence[str] | None
+  files: Sequence[Path], config: ModelConfig
 ) -> tuple[Sequence[Mapping[str, Any]], str]:
   """Returns records to look at, and their name."""
   if files:
-    return _read(files, class_names), 'the images given'
+    return _read(files, config), f'the {kinds.kind_of(config.model.INPUT).plural} given'
   if _WEIGHTS.value or set(_CHOSEN.value) <= set(_WITHOUT_IMAGES):
     return [], ''
   return runs.test_split(Path(_WORKDIR.value))
 
 
-def _read(files: Sequence[Path], class_names: Sequence[str] | None) -> list[dict[str, Any]]:
-  """Returns records of the first image files; prints which can't be decoded."""
+def _read(files: Sequence[Path], config: ModelConfig) -> list[dict[str, Any]]:
+  """Returns records of the first files; prints which can't be decoded."""
+  name = config.model.INPUT
+  kind = kinds.kind_of(name)
   if len(files) > _NUM_IMAGES.value:
-    print(f'taking {_NUM_IMAGES.value} of {len(files):,} images; --num_images says how many')
-  labels = {name: label for label, name in enumerate(class_names or ())}
+    print(f'taking {_NUM_IMAGES.value} of {len(files):,} {kind.plural}; --num_images says how many')
+  labels = {name: label for label, name in enumerate(config.class_names or ())}
   records = []
   for file in files[: _NUM_IMAGES.value]:
     try:
-      image = decode_image(file)
+      value = kind.read_file(file)
     except Exception as e:  # Pillow raises many types on damaged files
       print(f'{file}: cannot be decoded ({str(e).splitlines()[0]})', file=sys.stderr)
       continue
     folder = file.absolute().parent.name
     label = {'label': labels[folder]} if folder in labels else {}
-    records.append({'image': image, 'file': file.name} | label)
+    records.append({name: value, 'file': file.name} | label)
   if not records:
-    raise UsageError('no image can be decoded')
+    raise UsageError(f'no {name} can be decoded')
   return records
 
 
@@ -160,25 +162,27 @@ def _context(
   config: ModelConfig,
   preprocessing: tuple[Preprocess, Sequence[float], Sequence[float]],
   examples: Sequence[Mapping[str, Any]],
-  name: str,
+  source: str,
   options: Mapping[str, Any],
 ) -> Context:
   preprocess, mean, std = preprocessing
-  shape = *config.image_size, config.channels
+  name, kind = config.model.INPUT, kinds.kind_of(config.model.INPUT)
   records = [examples[i] for i in range(min(_NUM_IMAGES.value, len(examples)))]
   prepared = [preprocess(record) for record in records]
-  images = np.array([record['image'] for record in prepared], np.uint8).reshape(-1, *shape)
+  inputs = np.array([record[name] for record in prepared], np.uint8)
+  inputs = inputs.reshape(-1, *config.input_size, config.channels)
+  images = np.array([kind.picture(value) for value in inputs], np.uint8)
   labels = [record['label'] for record in records if 'label' in record]
   boxes = [record['box'] for record in prepared if 'box' in record]
   return Context(
     config=config,
     variables=variables,
-    images=images,
-    inputs=np.asarray(augment.normalize(images, mean, std)),
+    images=images.reshape(-1, *config.image_size, config.channels),
+    inputs=np.asarray(augment.normalize_batch({name: inputs}, mean, std)[name]),
     labels=_one_hot(labels, config.num_classes) if len(labels) == len(records) else None,
     boxes=np.stack(boxes) if boxes else None,
     file_names=[record.get('file', '') for record in records],
-    evaluate=functools.partial(_evaluate, variables, config, examples, name),
+    evaluate=functools.partial(_evaluate, variables, config, examples, source),
     **options,
   )
 

@@ -54,18 +54,18 @@ def capture(
 
 
 def has_attention(
-  model: Backbone, variables: Mapping[str, Any], image_size: Sequence[int], channels: int
+  model: Backbone, variables: Mapping[str, Any], input_size: Sequence[int], channels: int
 ) -> bool:
   """Whether a backbone has attention between the tokens of the patches in every layer.
 
   Args:
     model: a backbone.
     variables: its variables.
-    image_size: (height, width) of its images.
-    channels: of its images.
+    input_size: as for `Backbone.variable_shapes`.
+    channels: of its inputs.
   """
-  image = jax.ShapeDtypeStruct((1, *image_size, channels), np.float32)
-  return jax.eval_shape(functools.partial(capture, model), variables, image)[1] is not None
+  inputs = jax.ShapeDtypeStruct((1, *input_size, channels), np.float32)
+  return jax.eval_shape(functools.partial(capture, model), variables, inputs)[1] is not None
 
 
 def weigh_by_gradient(

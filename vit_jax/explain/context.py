@@ -32,9 +32,9 @@ class Context:
   Attributes:
     config: of the model.
     variables: of the model.
-    images: uint8 [N, H, W, C], as they go into the model; may be empty for the pictures in
-      `pictures.WITHOUT_IMAGES`.
-    inputs: float32 [N, H, W, C], the same, normalised.
+    images: uint8 [N, H, W, C], as they go into the model, of a video its middle frame; may be empty
+      for the pictures in `pictures.WITHOUT_IMAGES`.
+    inputs: float32 [N, H, W, C], the same, normalised; the whole videos, [N, T, H, W, C].
     class_names: a name for each logit.
     file_names: N names, empty for images of a data set.
     labels: bool [N, num_classes], the true classes of each image; None where there are none.
@@ -90,7 +90,7 @@ class Context:
       UsageError: some of it isn't finite.
     """
     apply = jax.jit(functools.partial(self.config.model.apply, self.variables, train=False))
-    rows = [jax.device_get(apply(image[None])) for image in self.inputs]
+    rows = [jax.device_get(apply(example[None])) for example in self.inputs]
     outputs = jax.tree.map(lambda *x: np.concatenate(x), *rows)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(outputs)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
@@ -138,8 +138,8 @@ class Context:
   @functools.cached_property
   def has_attention(self) -> bool:
     """Whether the backbone has attention between the tokens of the patches in every layer."""
-    *image_size, channels = self.inputs.shape[1:]
-    return attention.has_attention(self.backbone, self.backbone_variables, image_size, channels)
+    *input_size, channels = self.inputs.shape[1:]
+    return attention.has_attention(self.backbone, self.backbone_variables, input_size, channels)
 
   def attentions(self) -> Iterator[Attention]:
     """Yields the attention weights of each image, one by one, since they are large."""

@@ -16,7 +16,7 @@ class Evaluation(NamedTuple):
     name: of the images, as 'mnist, test'.
     labels: int [N].
     probabilities: float32 [N, num_classes].
-    image: index to image, uint8 [H, W, C], as it goes into the model.
+    image: index to image, uint8 [H, W, C], as it goes into the model; of a video a frame.
   """
 
   name: str
@@ -34,8 +34,8 @@ def evaluate(
 
   Args:
     predictor: the classifier.
-    records: such as a data source, one or more; each has an `image`, uint8 [height, width, 1 or
-      3], and an integer `label`. They are read by several threads.
+    records: such as a data source, one or more; each has what the classifier takes, as an `image`,
+      uint8 [height, width, 1 or 3], and an integer `label`. They are read by several threads.
     name: of the images, as 'mnist, test'.
     batch_size: images computed at once.
   """
@@ -47,12 +47,16 @@ def evaluate(
   def read(index):
     record = records[index]
     labels[index] = record['label']
-    return record['image']
+    return record[predictor.input]
 
   rows = predictor.map(read, range(len(records)), batch_size)
-  bar = {'total': len(records), 'desc': 'Classifying', 'unit': 'image'}
+  bar = {'total': len(records), 'desc': 'Classifying', 'unit': predictor.input}
   for index, row in tqdm(rows, **bar, delay=2, disable=None, leave=False):
     if isinstance(row, Exception):
       raise row
     probabilities[index] = predictor.task.probabilities(row)
-  return Evaluation(name, labels, probabilities, lambda i: predictor.prepare(records[i]['image']))
+
+  def picture(index):
+    return predictor.picture(records[index][predictor.input])
+
+  return Evaluation(name, labels, probabilities, picture)
