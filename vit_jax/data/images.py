@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
@@ -97,7 +97,7 @@ def find_images(path: str | Path) -> list[Path]:
       raise UsageError(f'{path}: no such image or folder')
     return [path]
   found = []
-  for folder, subfolders, names in os.walk(path, onerror=_refuse):
+  for folder, subfolders, names in os.walk(path, onerror=refuse):
     subfolders[:] = [name for name in subfolders if name[0] != '.']
     files = [Path(folder, n) for n in names if n[0] != '.' and n.lower().endswith(SUFFIXES)]
     # A link to nothing is left in, to be reported; a pipe would be waited for.
@@ -107,7 +107,8 @@ def find_images(path: str | Path) -> list[Path]:
   return sorted(found)
 
 
-def _refuse(error: OSError) -> NoReturn:
+def refuse(error: OSError) -> NoReturn:
+  """Raises UsageError for a folder that can't be read."""
   raise UsageError(f'{error.filename}: cannot be read ({error.strerror})') from error
 
 
@@ -129,28 +130,56 @@ def list_images(root: Path, folders: Sequence[str]) -> tuple[tuple[str, ...], tu
           stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
           size, newest = size + stat.st_size, max(newest, stat.st_mtime_ns)
           files.append(os.path.relpath(path, root))
-  files.sort(key=lambda f: (hashlib.blake2b(os.fsencode(f), digest_size=8).digest(), f))
-  return tuple(files), (size, newest)
+  return shuffle(files), (size, newest)
+
+
+def shuffle(files: Sequence[str]) -> tuple[str, ...]:
+  """Returns paths in an order that follows from each of them alone."""
+  return tuple(
+    sorted(files, key=lambda f: (hashlib.blake2b(os.fsencode(f), digest_size=8).digest(), f))
+  )
 
 
 class Checked(NamedTuple):
-  """Image files that decode, their shapes, (height, width, channels), and those that don't."""
+  """Files that decode, their shapes, and those that don't.
+
+  Shapes are (height, width, channels) of images, (frames, height, width, channels) of videos.
+  """
 
   files: list[str]
-  shapes: set[tuple[int, int, int]]
+  shapes: set[tuple[int, ...]]
   skipped: list[str]
 
 
-@functools.lru_cache(maxsize=4)  # splits are loaded one by one, often from the same files
 def check_images(root: Path, files: tuple[str, ...], stamp: tuple[int, int]) -> Checked:
   """Decodes every file once, to find those that can't be, and warns about them."""
-  del stamp  # only keeps changed files from being taken for checked ones
+  return check_files(root, files, stamp, probe_image, 'image')
+
+
+@functools.lru_cache(maxsize=4)  # splits are loaded one by one, often from the same files
+def check_files(
+  root: Path,
+  files: tuple[str, ...],
+  stamp: tuple[int, int],
+  probe: Callable[[Path], tuple[int, ...]],
+  unit: str,
+) -> Checked:
+  """Probes every file once, to find those that can't be decoded, and warns about them.
+
+  Args:
+    root: the folder that the paths are below.
+    files: the paths.
+    stamp: changes with the files, so that changed ones aren't taken for checked ones.
+    probe: returns the shape of what is in a file, and raises where it is damaged.
+    unit: what that is.
+  """
+  del stamp
 
   def check(block):
     results = []
     for file in block:
       try:
-        results.append((file, probe_image(root / file), None))
+        results.append((file, probe(root / file), None))
       except Exception as error:  # Pillow raises many types on damaged files
         results.append((file, None, error))
     return results
@@ -158,9 +187,7 @@ def check_images(root: Path, files: tuple[str, ...], stamp: tuple[int, int]) -> 
   blocks = [files[i : i + 64] for i in range(0, len(files), 64)]
   results, bar = (
     [],
-    tqdm(
-      total=len(files), desc='Checking images', unit='image', delay=2, disable=None, leave=False
-    ),
+    tqdm(total=len(files), desc=f'Checking {unit}s', unit=unit, delay=2, disable=None, leave=False),
   )
   with bar, ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
     for block in pool.map(check, blocks):
@@ -170,15 +197,18 @@ def check_images(root: Path, files: tuple[str, ...], stamp: tuple[int, int]) -> 
   for file, error in damaged:
     _log.warning('%s cannot be decoded and is skipped: %s', root / file, error)
   if damaged:
-    _log.warning('%d of %d images in %s are skipped', len(damaged), len(files), root)
+    _log.warning('%d of %d %ss in %s are skipped', len(damaged), len(files), unit, root)
   good = [(file, shape) for file, shape, error in results if not error]
   return Checked([f for f, _ in good], {s for _, s in good}, [f for f, _ in damaged])
 
 
-def common_shape(
-  shapes: Collection[tuple[int, int, int]], train: Checked
-) -> tuple[int | None, int | None, int]:
-  """Returns (height, width, channels): None where images differ, colour where one of train is."""
-  sizes = {shape[:2] for shape in shapes}
-  height, width = sizes.pop() if len(sizes) == 1 else (None, None)
-  return height, width, max(channels for *_, channels in train.shapes)
+def common_shape(shapes: Collection[tuple[int, ...]], train: Checked) -> tuple[int | None, ...]:
+  """Returns (height, width, channels): None where images differ, colour where one of train is.
+
+  Of videos (frames, height, width, channels), likewise.
+  """
+  sizes = {shape[-3:-1] for shape in shapes}
+  size = sizes.pop() if len(sizes) == 1 else (None, None)
+  lengths = {shape[:-3] for shape in shapes}
+  length = lengths.pop() if len(lengths) == 1 else (None,)
+  return *length, *size, max(channels for *_, channels in train.shapes)

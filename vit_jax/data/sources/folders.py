@@ -1,4 +1,4 @@
-"""Folders with a folder of image files for each class."""
+"""Folders with a folder of image files for each class; or of videos, see `video_folders`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,9 +20,12 @@ class FolderSource(Source):
   """Records from image files, all of which decode.
 
   Attributes:
+    plural: what the files hold, for messages.
     files: paths below `root`, in the order of the records.
     skipped: those of the used splits that can't be decoded.
   """
+
+  plural = 'images'
 
   def __init__(
     self,
@@ -37,6 +40,11 @@ class FolderSource(Source):
     self.files, self.skipped = tuple(files), tuple(skipped)
     self._root, self._labels = root, np.asarray(labels, np.int32)
 
+  @classmethod
+  def check(cls, root: Path, folders: Sequence[str]) -> images.Checked:
+    """Returns the files in folders below `root`, those that can't be decoded apart."""
+    return images.check_images(root, *images.list_images(root, folders))
+
   def __len__(self) -> int:
     return len(self.files)
 
@@ -49,7 +57,16 @@ class FolderSource(Source):
 def load(split: str, directory: str) -> FolderSource:
   """Opens splits of a folder of images: colour where any image of 'train' is, grey otherwise.
 
+  See `open_folder`.
+  """
+  return open_folder(FolderSource, split, directory)
+
+
+def open_folder(kind: type[FolderSource], split: str, directory: str) -> FolderSource:
+  """Opens splits of a folder with a folder of files for each class.
+
   Args:
+    kind: the class of the source, which knows the files.
     split: in TFDS syntax; 'val', 'valid', 'validation' and 'test' stand for each other where there
       is but one.
     directory: the folder, with CLASS/*, or train/CLASS/* and test/CLASS/* (or 'val' and so on).
@@ -60,7 +77,7 @@ def load(split: str, directory: str) -> FolderSource:
   """
   root = Path(directory).expanduser().absolute()
   if not directory or not root.is_dir():
-    raise FieldError('dir', f'{directory!r} is not a folder; give the folder of images')
+    raise FieldError('dir', f'{directory!r} is not a folder; give the folder of {kind.plural}')
   prefixes = _split_prefixes(root)
   split = resolve_aliases(str(split), prefixes)
   if not prefixes['train'] and split in EVALUATION_SPLITS:
@@ -70,19 +87,19 @@ def load(split: str, directory: str) -> FolderSource:
       "such as 'train[:80%]' to train and 'train[80%:]' to test",
     )
   names = split_names(split, prefixes)
-  class_names = _class_names(root / prefixes['train'])
+  class_names = _class_names(root / prefixes['train'], kind.plural)
   checked = {}
   for name in dict.fromkeys(('train', *names)):
     _compare_classes(root / prefixes[name], class_names)
     folders = [prefixes[name] + class_name for class_name in class_names]
-    checked[name] = images.check_images(root, *images.list_images(root, folders))
+    checked[name] = kind.check(root, folders)
   labels = {name: _labels(checked[name].files, prefixes[name], class_names) for name in checked}
   if empty := set(range(len(class_names))) - set(labels['train']):
     folder = root / prefixes['train'] / class_names[min(empty)]
-    raise FieldError('dir', f'{folder} holds no images')
+    raise FieldError('dir', f'{folder} holds no {kind.plural}')
 
   ranges = split_ranges(split, {name: len(checked[name].files) for name in names})
-  return FolderSource(
+  return kind(
     root,
     [checked[name].files[i] for name, r in ranges for i in r],
     [labels[name][i] for name, r in ranges for i in r],
@@ -103,13 +120,13 @@ def _split_prefixes(root: Path) -> dict[str, str]:
   return {n: f'{n}/' for n in found} if 'train' in found else {'train': ''}
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_names(folder: Path, plural: str) -> list[str]:
   names = _visible_folders(folder)
   if len(names) < 2:
     raise FieldError(
       'dir',
-      f'{folder} has {len(names)} folders of images and needs two or more, one per class: CLASS/* '
-      'or train/CLASS/* and test/CLASS/*',
+      f'{folder} has {len(names)} folders of {plural} and needs two or more, one per class: '
+      'CLASS/* or train/CLASS/* and test/CLASS/*',
     )
   return names
 
