@@ -1,0 +1,102 @@
+"""Video files and folders of frames: which frames they have, in which order, and damaged ones."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from video_files import CODECS, frames, write_video
+
+from vit_jax.data import videos
+from vit_jax.errors import UsageError
+
+
+@pytest.mark.parametrize('name', [*(f'a.{suffix}' for suffix in CODECS), 'a.gif', 'folder'])
+def test_frames_are_those_written_whichever_are_taken(tmp_path, name):
+  written = frames(11)
+  video = videos.open_video(write_video(tmp_path / name, written))
+  assert video.shape == (11, 32, 48, 3)
+  assert len(pickle.loads(pickle.dumps(video))) == 11
+  read = np.asarray(video)
+  assert read.dtype == np.uint8
+  assert np.abs(read.astype(int) - written).mean() < 4, 'compressed'
+  for indices in ([0], [10, 3, 3], [7]):
+    np.testing.assert_array_equal(video[np.array(indices)], read[indices])
+  assert videos.probe_video(tmp_path / name) == video.shape
+
+
+def test_grey_and_colour(tmp_path):
+  grey = np.repeat(frames(3)[..., :1], 3, axis=-1)
+  write_video(tmp_path / 'grey.mkv', grey, pix_fmt='gray')
+  np.testing.assert_array_equal(videos.open_video(tmp_path / 'grey.mkv'), grey[..., :1])
+  np.testing.assert_array_equal(videos.open_video(tmp_path / 'grey.mkv', 3), grey)
+  colour = write_video(tmp_path / 'colour.gif', frames(3))
+  luma = [np.asarray(Image.fromarray(f).convert('L'))[..., None] for f in frames(3)]
+  assert np.abs(np.asarray(videos.open_video(colour, 1)).astype(int) - luma).max() <= 2
+
+
+def test_a_display_matrix_turns_frames_upright(tmp_path):
+  """Phones store videos as the sensor sees them, and a matrix beside."""
+  path, written = tmp_path / 'a.mp4', frames(2)
+  data = bytearray(write_video(path, written).read_bytes())
+  matrix = data.index(b'tkhd') + 44
+  one = 1 << 16
+  clockwise = np.array([0, one, 0, -one, 0, 0, 0, 0, 1 << 30], '>i4')
+  data[matrix : matrix + 36] = clockwise.tobytes()
+  path.write_bytes(data)
+  video = videos.open_video(path)
+  assert video.shape == (2, 48, 32, 3)
+  turned = np.rot90(written, -1, axes=(1, 2)).astype(int)
+  assert np.abs(np.asarray(video) - turned).mean() < 4
+
+
+def test_frames_in_a_folder_are_in_the_order_of_their_numbers(tmp_path):
+  written = frames(12)
+  folder = write_video(tmp_path / 'clip', written)
+  (folder / '.hidden.png').write_text('no frame')
+  (folder / 'notes.txt').write_text('no frame')
+  assert sorted(folder.glob('frame*'))[1].name == 'frame1.png'
+  assert sorted(folder.glob('frame*'))[2].name == 'frame10.png'
+  np.testing.assert_array_equal(videos.open_video(folder), written)
+  Image.fromarray(written[0, :8]).save(folder / 'frame12.png')
+  with pytest.raises(UsageError, match='frames differ in size'):
+    videos.probe_video(folder)
+  with pytest.raises(UsageError, match='clip: its frames differ in size'):
+    np.asarray(videos.open_video(folder))
+
+
+def test_a_video_that_breaks_off_ends_with_its_last_frame(tmp_path):
+  path = write_video(tmp_path / 'a.mkv', frames(9))
+  whole, data = np.asarray(videos.open_video(path)), path.read_bytes()
+  video = videos.open_video(path)
+  path.write_bytes(data[: int(0.6 * len(data))])
+  read = np.asarray(video)
+  good = int((read == whole).all(axis=(1, 2, 3)).sum())
+  assert 2 <= good < 9
+  np.testing.assert_array_equal(read[:good], whole[:good])
+  np.testing.assert_array_equal(read[good:], np.repeat(read[good - 1 : good], 9 - good, axis=0))
+  assert len(videos.open_video(path)) < 9
+
+
+@pytest.mark.parametrize('content', ['', 'no video'])
+def test_what_is_no_video_is_refused(tmp_path, content):
+  (tmp_path / 'a.mp4').write_text(content)
+  with pytest.raises(Exception, match=r'Invalid data|no video|End of file'):
+    videos.open_video(tmp_path / 'a.mp4')
+
+
+def test_videos_are_found_below_a_folder_and_a_folder_of_frames_is_one(tmp_path):
+  written = frames(2)
+  for name in ('b/x.MP4', 'a/y.gif', 'a/clip/deep', 'b/.hidden.mp4', '.trash/x.mp4'):
+    path = tmp_path / name
+    write_video(path.with_suffix(path.suffix.lower()), written).rename(path)
+  (tmp_path / 'a' / 'notes.txt').touch()
+  found = [path.relative_to(tmp_path).as_posix() for path in videos.find_videos(tmp_path)]
+  assert found == ['a/clip/deep', 'a/y.gif', 'b/x.MP4']
+  assert videos.find_videos(tmp_path / 'a/clip/deep') == [tmp_path / 'a/clip/deep']
+  assert videos.find_videos(tmp_path / 'a/y.gif') == [tmp_path / 'a/y.gif']
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(UsageError, match=r'empty: no videos in this folder \(.*\.mp4'):
+    videos.find_videos(tmp_path / 'empty')
+  with pytest.raises(UsageError, match='missing: no such video or folder'):
+    videos.find_videos(tmp_path / 'missing')
