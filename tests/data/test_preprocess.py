@@ -232,3 +232,86 @@ def test_records_without_pictures_stay_and_cannot_be_resized():
     make_preprocess((8, 8), 0, 'resize', train=True)(given)
   with pytest.raises(FieldError, match=r'^channels: 3, but the records have no pictures'):
     make_preprocess((), 3, 'resize', train=True)(given)
+
+
+def videos(count, height=8, width=14):
+  """A record of a video whose frames have the brightness of their number, brighter to the right."""
+  video = np.arange(count)[:, None, None, None] * 4 + np.arange(width)[:, None]
+  return {'video': np.tile(video, (1, height, 1, 1)).astype(np.uint8), 'label': 1}
+
+
+def test_training_takes_a_random_clip_and_one_crop_for_all_its_frames():
+  preprocess = make_preprocess((4, 4), 0, 'inception', True, num_frames=3, frame_stride=2)
+  assert preprocess.random
+  assert preprocess.takes_clips
+  starts, given = set(), videos(9)
+  for seed in range(40):
+    made = preprocess(given, rng(seed))['video'].astype(int)
+    assert made.shape == (3, 4, 4, 1)
+    np.testing.assert_array_equal(np.diff(made, axis=0), 8)
+    draws = rng(seed)
+    start = int(draws.integers(5))
+    left, top, right, bottom = inception_box(8, 14, draws)
+    image = {'image': given['video'][start, top:bottom, left:right]}
+    np.testing.assert_array_equal(
+      made[0], make_preprocess((4, 4), 0, 'resize', True)(image)['image']
+    )
+    starts.add(start)
+  assert starts == set(range(5))
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_evaluation_takes_clips_from_start_to_end_and_three_crops_of_each(turned):
+  options = {'num_frames': 2, 'temporal_views': 2, 'spatial_crops': 3}
+  preprocess = make_preprocess((8, 8), 0, 'central', False, 1.0, **options)
+  given = videos(6)
+  if turned:
+    given['video'] = given['video'].swapaxes(1, 2)
+  made = preprocess(given)
+  assert made.keys() == {'video/evaluation', 'label'}
+  clips = [given['video'][:2], given['video'][4:]]
+  views = [clip[:, :, x : x + 8] for clip in clips for x in (0, 3, 6)]
+  if turned:
+    views = [clip[:, x : x + 8] for clip in clips for x in (0, 3, 6)]
+  np.testing.assert_array_equal(made['video/evaluation'], views)
+  middle = preprocess.one_view(given)['video']
+  np.testing.assert_array_equal(
+    middle,
+    given['video'][2:4][
+      (slice(None), *([slice(3, 11), slice(None)] if turned else [slice(None), slice(3, 11)]))
+    ],
+  )
+  assert preprocess.window(8, 14) == (3 / 14, 0, 11 / 14, 1)
+
+
+def test_three_crops_of_an_image_and_one_in_training():
+  image = {'image': record(8, 12)['image']}
+  made = make_preprocess((8, 8), 0, 'central', False, 1.0, spatial_crops=3)(image)
+  expected = [image['image'][:, x : x + 8] for x in (0, 2, 4)]
+  np.testing.assert_array_equal(made['image/evaluation'], expected)
+  train = make_preprocess((8, 8), 0, 'central', True, 1.0, spatial_crops=3)(image)
+  np.testing.assert_array_equal(train['image'], expected[1])
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'num_frames': -1}, 'num_frames: -1 is negative'),
+    ({'frame_stride': 0, 'num_frames': 2}, 'frame_stride: 0 is not'),
+    ({'frame_stride': 2}, 'frame_stride: 2, but num_frames is 0'),
+    ({'temporal_views': 2}, 'temporal_views: 2, but num_frames is 0'),
+    ({'spatial_crops': 2}, 'spatial_crops: 2 is not 1 or 3'),
+    ({'spatial_crops': 3}, "spatial_crops: crop 'resize' takes the whole"),
+  ],
+)
+def test_mistakes_in_clips_and_views(options, message):
+  with pytest.raises(FieldError, match=message):
+    make_preprocess((8, 8), 0, 'resize', False, **options)
+
+
+def test_clips_are_of_videos_and_views_of_what_has_no_boxes():
+  with pytest.raises(FieldError, match='num_frames: 2, but the records have no videos'):
+    make_preprocess((8, 8), 0, 'resize', True, num_frames=2)(record(8, 8), rng())
+  preprocess = make_preprocess((8, 8), 0, 'central', False, spatial_crops=3)
+  with pytest.raises(FieldError, match=r'spatial_crops: .* averaged, and a mask has one'):
+    preprocess(scene(0))

@@ -335,6 +335,10 @@ def _make_loader(
       'image_size',
       '() leaves images as they are stored, and these differ in size; give (height, width)',
     )
+  if not preprocess.takes_clips and source.num_frames is None:
+    raise FieldError(
+      'num_frames', '0 leaves videos as they are stored, and these differ in length; give a number'
+    )
   if resident:
     return ResidentLoader(source, preprocess, plan, num_threads)
   return StreamedLoader(source, preprocess, plan, num_workers, num_threads, prefetch)
@@ -375,7 +379,7 @@ def resolve_resident(
     raise FieldError(
       'resident',
       "'yes' keeps each image as it is decoded once, and a random crop on the host "
-      "(crop='inception') needs it anew every time; give 'auto' or 'no'",
+      "(crop='inception', or num_frames of a video) needs it anew every time; give 'auto' or 'no'",
     )
   if resident != 'auto':
     return resident == 'yes', f'resident={resident!r}'

@@ -1,12 +1,13 @@
 """What is done to a record on the host: crop, resize, grey or colour. Pixels stay uint8."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from vit_jax.data import kinds
+from vit_jax.data.clips import Clips
 from vit_jax.data.kinds import WHOLE, Geometry, Window
 from vit_jax.data.sources.records import Record
 from vit_jax.errors import FieldError, check_choice
@@ -19,14 +20,13 @@ _ASPECT = (3 / 4, 4 / 3)  # width / height
 _ATTEMPTS = 10
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Preprocess:
   """Maps a record to one whose pictures are of `image_size`; see `make_preprocess`.
 
-  Masks and boxes move with the image or video that they lie on, by one geometry.
-
-  Attributes:
-    random: whether it draws from `rng`; if not, `rng` may be None.
+  Masks and boxes move with the image or video that they lie on, by one geometry. Where evaluation
+  takes several views of an image or video, they stand in its place, with an axis of their own in
+  front, under the name that `kinds.views_of` gives.
   """
 
   image_size: tuple[int, int] | tuple[()]
@@ -34,14 +34,44 @@ class Preprocess:
   crop: str
   crop_fraction: float
   area: tuple[float, float]
-  random: bool
+  random_crop: bool
+  clips: Clips = dataclasses.field(default_factory=Clips)
+  spatial_crops: int = 1
+
+  @property
+  def random(self) -> bool:
+    """Whether it draws from `rng`; if not, `rng` may be None."""
+    return self.random_crop or self.clips.random
+
+  @property
+  def num_views(self) -> int:
+    """Views of each record."""
+    return self.clips.count * self.spatial_crops
+
+  @property
+  def one_view(self) -> 'Preprocess':
+    """The same with the middle one of the views alone."""
+    clips = dataclasses.replace(self.clips, count=1)
+    return dataclasses.replace(self, clips=clips, spatial_crops=1)
 
   @property
   def resizes(self) -> bool:
     """Whether all pictures come out in one size, whatever is stored."""
     return bool(self.image_size)
 
+  @property
+  def takes_clips(self) -> bool:
+    """Whether all videos come out with one number of frames, whatever is stored."""
+    return bool(self.clips.num_frames)
+
   def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+    stored = kinds.num_frames(record)
+    if self.takes_clips and stored is None:
+      raise FieldError('num_frames', f'{self.clips.num_frames}, but the records have no videos')
+    if self.num_views > 1:
+      return self._views(record, stored)
+    if stored is not None:
+      record = kinds.take_frames(record, self.clips.indices(stored, rng)[0])
     if not self.image_size and not self.channels:
       return record
     kinds.check(record)
@@ -49,17 +79,39 @@ class Preprocess:
     if size is None:
       field = 'image_size' if self.image_size else 'channels'
       raise FieldError(field, f'{getattr(self, field)}, but the records have no pictures')
-    geometry = self._draw(record, *size, rng) if self.random else self.geometry(*size)
+    geometry = self._draw(record, *size, rng) if self.random_crop else self.geometry(*size)
     return kinds.fit(record, geometry, self.channels)
 
-  def geometry(self, height: int, width: int) -> Geometry:
-    """Returns what evaluation takes of a picture of this size.
+  def _views(self, record: Record, stored: int | None) -> Record:
+    """Returns all views of a record: of each clip, each of the crops."""
+    pictures = {name: value for name, kind, value in kinds.entries(record) if kind.has_pixels}
+    if fixed := [n for n, k, _ in kinds.entries(record) if k.is_spatial and n not in pictures]:
+      field = 'spatial_crops' if self.spatial_crops > 1 else 'temporal_views'
+      raise FieldError(field, f'outputs of several views are averaged, and a {fixed[0]} has one')
+    clips = self.clips.indices(stored or 1)
+    # Taken together, so that a file is decoded once.
+    pictures, length = kinds.take_frames(pictures, clips.ravel()), clips.shape[1]
+    geometries, views = self.geometries(*kinds.picture_size(pictures)), []
+    for start in range(0, clips.size, length):
+      clip = kinds.take_frames(pictures, np.arange(start, start + length))
+      kinds.check(clip)
+      views += [kinds.fit(clip, geometry, self.channels) for geometry in geometries]
+    rest = {name: value for name, value in record.items() if name not in pictures}
+    return rest | {kinds.views_of(n): np.stack([view[n] for view in views]) for n in pictures}
 
+  def geometry(self, height: int, width: int) -> Geometry:
+    """Returns what evaluation takes of a picture of this size, of several crops the middle one."""
+    return self.geometries(height, width)[self.spatial_crops // 2]
+
+  def geometries(self, height: int, width: int) -> list[Geometry]:
+    """Returns the crops that evaluation takes of a picture of this size.
+
+    Three crops lie at the start, in the middle and at the end of the side that has more to spare.
     Sides are rounded down, the one that fits first, as in timm and torchvision; so is the offset,
     as in Hugging Face's processors.
     """
     if self.crop == 'resize':
-      return Geometry(WHOLE, self.image_size or (height, width))
+      return [Geometry(WHOLE, self.image_size or (height, width))]
     new_height, new_width = self.image_size
     if new_height * width >= new_width * height:
       fitting = _floor(new_height / self.crop_fraction)
@@ -67,9 +119,14 @@ class Preprocess:
     else:
       fitting = _floor(new_width / self.crop_fraction)
       resized = _floor(fitting * height / width), fitting
-    top, left = (resized[0] - new_height) // 2, (resized[1] - new_width) // 2
-    part = left, top, left + new_width, top + new_height
-    return Geometry(_fractions(part, *resized), self.image_size, resized)
+    spare = resized[0] - new_height, resized[1] - new_width
+    top, left = spare[0] // 2, spare[1] // 2
+    corners = [(top, left)]
+    if self.spatial_crops > 1:
+      wide = spare[1] >= spare[0]
+      corners = [(top, x) if wide else (x, left) for x in (0, spare[wide] // 2, spare[wide])]
+    parts = [(left, top, left + new_width, top + new_height) for top, left in corners]
+    return [Geometry(_fractions(part, *resized), self.image_size, resized) for part in parts]
 
   def window(self, height: int, width: int) -> Window:
     """Returns the part of a picture of this size that evaluation takes."""
@@ -100,6 +157,11 @@ def make_preprocess(
   train: bool,
   crop_fraction: float | None = None,
   area: tuple[float, float] = _AREA,
+  *,
+  num_frames: int = 0,
+  frame_stride: int = 1,
+  temporal_views: int = 1,
+  spatial_crops: int = 1,
 ) -> Preprocess:
   """Returns `preprocess(record, rng) -> record`, which crops and resizes all of a record alike.
 
@@ -118,6 +180,12 @@ def make_preprocess(
     crop_fraction: of a side of the resized image, what 'central' keeps, over 0 and up to 1, timm's
       crop_pct; None is 224 of 256 pixels.
     area: (smallest, largest) fraction of the image that is a random part of 'inception'.
+    num_frames: of the clip that is taken of a video, to train at a random place, to evaluate in the
+      middle; a video that is too short starts again at its end. 0 leaves videos as stored.
+    frame_stride: frames of the video from each frame of the clip to the next.
+    temporal_views: clips of each video to evaluate, from its start to its end.
+    spatial_crops: 1, or 3 to evaluate: along the side that has more to spare. Outputs are averaged
+      over the views, as arXiv 2103.15691 does.
 
   Raises:
     FieldError: a wrong value, or a crop without an image size.
@@ -140,7 +208,28 @@ def make_preprocess(
     raise FieldError('crop_fraction', f'{crop_fraction} is not over 0 and up to 1')
   if not 0 < area[0] <= area[1] <= 1:
     raise FieldError('area', f'{area} is not (low, high), 0 < low <= high <= 1')
-  return Preprocess(image_size, channels, crop, crop_fraction, area, train and crop == 'inception')
+  for field, value in (('frame_stride', frame_stride), ('temporal_views', temporal_views)):
+    if value < 1:
+      raise FieldError(field, f'{value} is not a number from 1 on')
+    if value > 1 and not num_frames:
+      raise FieldError(field, f'{value}, but num_frames is 0, which leaves videos as stored')
+  if num_frames < 0:
+    raise FieldError('num_frames', f'{num_frames} is negative')
+  if spatial_crops not in (1, 3):
+    raise FieldError('spatial_crops', f'{spatial_crops} is not 1 or 3')
+  if spatial_crops > 1 and crop == 'resize':
+    raise FieldError('spatial_crops', "crop 'resize' takes the whole image")
+  random_clip, views = train and num_frames > 0, 1 if train else temporal_views
+  return Preprocess(
+    image_size,
+    channels,
+    crop,
+    crop_fraction,
+    area,
+    random_crop=train and crop == 'inception',
+    clips=Clips(num_frames, frame_stride, random_clip, views),
+    spatial_crops=1 if train else spatial_crops,
+  )
 
 
 def inception_box(

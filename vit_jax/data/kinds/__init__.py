@@ -1,7 +1,8 @@
 """Kinds of data by the names of a record's entries, and what is done to all entries of a record.
 
 A view of an entry is named after both: 'image/global' holds images of the group of views 'global',
-with an axis of its own for the views in front.
+with an axis of its own for the views in front. The group that `views_of` names has the views whose
+outputs are averaged in evaluation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,17 @@ __all__ = [
   'Window',
   'check',
   'entries',
+  'example',
   'fit',
   'kind_of',
   'normalize',
+  'num_frames',
   'picture_size',
   'restore',
   'shows_enough',
   'stack',
+  'take_frames',
+  'views_of',
 ]
 
 KINDS: dict[str, Kind] = {
@@ -65,6 +70,29 @@ def _find(name: str) -> Kind | None:
 def entries(record: Mapping[str, Any]) -> list[tuple[str, Kind, Any]]:
   """Returns (name, kind, value) of each entry that has a kind; others are left alone."""
   return [(name, kind, value) for name, value in record.items() if (kind := _find(name))]
+
+
+def views_of(name: str) -> str:
+  """Returns the name under which a record has the views of an entry that evaluation averages."""
+  return f'{name}/evaluation'
+
+
+def example(record: Mapping[str, Any], name: str) -> np.ndarray:
+  """Returns an entry of a record, or the first of its views for evaluation."""
+  return record[name] if name in record else record[views_of(name)][0]
+
+
+def num_frames(record: Mapping[str, Any]) -> int | None:
+  """Returns how many frames the videos of a record have, None where there are none."""
+  counts = (kind.num_frames(value) for _, kind, value in entries(record))
+  return next((count for count in counts if count is not None), None)
+
+
+def take_frames(record: Mapping[str, Any], indices: np.ndarray) -> dict[str, Any]:
+  """Returns the record with some of the frames of its videos; see `Kind.take_frames`."""
+  return dict(record) | {
+    name: kind.take_frames(value, indices) for name, kind, value in entries(record)
+  }
 
 
 def picture_size(record: Mapping[str, Any]) -> Size | None:

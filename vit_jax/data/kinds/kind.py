@@ -108,6 +108,11 @@ class Kind(abc.ABC):
     del value
     return None
 
+  def take_frames(self, value: Any, indices: np.ndarray) -> Any:
+    """Returns a value that has some of its frames, in the order of `indices`, int [T]."""
+    del indices
+    return value
+
   def picture(self, value: np.ndarray) -> np.ndarray:
     """Returns the one image, uint8 [H, W, C], that shows a value best."""
     raise NotImplementedError

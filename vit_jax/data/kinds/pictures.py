@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image as pillow
 
-from vit_jax.data import images
+from vit_jax.data import images, videos
 from vit_jax.data.kinds.kind import Geometry, Kind, Move, Size, Window
 
 VOID = 255  # the id of what no class is given for, in masks of any dtype
@@ -80,7 +80,11 @@ class Image(_Picture):
 
 
 class Video(Image):
-  """uint8 [T, H, W, 1 or 3]; every frame is cropped, flipped and coloured alike."""
+  """uint8 [T, H, W, 1 or 3]; every frame is cropped, flipped and coloured alike.
+
+  In a source's records, it may be what stands for such an array, but decodes a frame only when it
+  is asked for; see `vit_jax.data.videos`.
+  """
 
   form, plural = 'uint8 [frames, height, width, 1 or 3]', 'videos'
 
@@ -90,8 +94,17 @@ class Video(Image):
   def num_frames(self, value: np.ndarray) -> int:
     return len(value)
 
+  def take_frames(self, value: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    return value[indices]
+
   def picture(self, value: np.ndarray) -> np.ndarray:
     return value[len(value) // 2]
+
+  def find_files(self, path: str | Path) -> list[Path]:
+    return videos.find_videos(path)
+
+  def read_file(self, path: Path) -> videos.Frames:
+    return videos.open_video(path)
 
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
     return np.stack([super(Video, self).fit(frame, geometry, channels) for frame in value])
