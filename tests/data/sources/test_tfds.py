@@ -43,8 +43,8 @@ def write_tfds(
     proto = tf_example_pb2.Example()
     for key, value in example.items():
       feature = proto.features.feature[key]
-      if isinstance(value, bytes):
-        feature.bytes_list.value.append(value)
+      if isinstance(value, bytes) or (value and isinstance(value[0], bytes)):
+        feature.bytes_list.value.extend([value] if isinstance(value, bytes) else value)
       else:
         feature.int64_list.value.extend(value)
     writer.write(proto.SerializeToString())
@@ -83,6 +83,13 @@ def image_feature(*shape):
   return lambda prefix: {
     'pythonClassName': f'{prefix}image_feature.Image',
     'image': {'dtype': 'uint8', 'shape': {'dimensions': [str(n) for n in shape]}},
+  }
+
+
+def video_feature(*shape):
+  return lambda prefix: {
+    'pythonClassName': f'{prefix}video_feature.Video',
+    'video': {'dtype': 'uint8', 'shape': {'dimensions': [str(n) for n in shape]}},
   }
 
 
@@ -139,6 +146,24 @@ def test_tfds_multi_label_without_supervised_keys(tmp_path):
   labels = [r['label'] for r in source]
   assert {x.dtype for x in labels} == {np.dtype(np.float32)}
   np.testing.assert_array_equal(labels, [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
+
+
+def test_tfds_videos(tmp_path):
+  written = [np.stack([pixels(4, 6, seed=10 * i + t) for t in range(3 + i)]) for i in range(3)]
+  examples = [
+    {'clip': [png(frame) for frame in video], 'label': [i]} for i, video in enumerate(written)
+  ]
+  features = {'clip': video_feature(-1, 4, 6, 3), 'label': label_feature(3)}
+  source = load_source('tiny', 'train', write_tfds(tmp_path, examples, features))
+  assert (source.image_shape, source.num_frames) == ((4, 6, 3), None)
+  for i, record in enumerate(pickle.loads(pickle.dumps(source))):
+    assert record['label'] == i
+    assert record['video'].shape == written[i].shape
+    np.testing.assert_array_equal(record['video'], written[i])
+    np.testing.assert_array_equal(record['video'][np.array([2, 0])], written[i][[2, 0]])
+  features = {'clip': video_feature(3, 4, 6, 3), 'label': label_feature(3)}
+  source = load_source('fixed', 'train', write_tfds(tmp_path, examples[:1], features, name='fixed'))
+  assert source.num_frames == 3
 
 
 def test_tfds_newest_version_and_variants(tmp_path):

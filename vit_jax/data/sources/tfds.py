@@ -1,5 +1,6 @@
 """Data sets that TFDS has prepared as array_record, read without TensorFlow."""
 
+import contextlib
 import io
 import os
 import re
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from vit_jax.data import images
+from vit_jax.data import images, videos
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.sources.splits import split_names, split_ranges
 from vit_jax.errors import FieldError, nearest
@@ -18,33 +19,58 @@ _NAME = re.compile(rf'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>{_VERSI
 
 
 class TfdsSource(Source):
-  """Records from array_record files; of each, only the image and the label are decoded."""
+  """Records from array_record files; of each, only the image or video and the label are decoded."""
 
-  def __init__(self, records, features, image_key: str, label_key: str):
+  def __init__(self, records, features, input_key: str, label_key: str):
     import tensorflow_datasets as tfds
 
-    image, label = features[image_key], features[label_key]
-    self._records, self._image_key, self._label_key = records, image_key, label_key
-    self._features = tfds.features.FeaturesDict({image_key: image, label_key: label})
+    value, label = features[input_key], features[label_key]
+    self._records, self._input_key, self._label_key = records, input_key, label_key
+    self._is_video = isinstance(value, tfds.features.Sequence)
+    self.num_frames = value.shape[0] if self._is_video else 0
     # Pillow decodes here, as TFDS would choose between decoders by what is installed.
-    self._decoders = {image_key: tfds.decode.SkipDecoding()}
+    files = tfds.features.Text()
+    files = tfds.features.Sequence(files) if self._is_video else files
+    self._features = tfds.features.FeaturesDict({input_key: files, label_key: label})
     self._multi_label = not isinstance(label, tfds.features.ClassLabel)
     self.class_names = tuple((label.feature if self._multi_label else label).names)
-    self.image_shape = (*image.shape[:2], 1 if image.shape[2] == 1 else 3)
+    *size, channels = value.shape[-3:]
+    self.image_shape = (*size, 1 if channels == 1 else 3)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for record in self._records.__getitems__(indices):
-      example = self._features.deserialize_example_np(record, decoders=self._decoders)
+      example = self._features.deserialize_example_np(record)
       label = example[self._label_key]
       if self._multi_label:
         label, present = np.zeros(self.num_classes, np.float32), label
         label[present] = 1
-      # Not turned upright, as TFDS doesn't: results published on its data sets are on such images.
-      file = io.BytesIO(example[self._image_key])
-      yield {'image': images.decode_image(file, self.image_shape[2], exif=False), 'label': label}
+      files = example[self._input_key]
+      if self._is_video:
+        yield {'video': _Video(files, self.image_shape[2]), 'label': label}
+      else:
+        yield {'image': _decode(files, self.image_shape[2]), 'label': label}
+
+
+class _Video(videos.Frames):
+  """A video that is stored as an encoded image for each frame."""
+
+  def __init__(self, files: Sequence[bytes], channels: int):
+    self._files = files
+    super().__init__((len(files), *_decode(files[0], channels).shape))
+
+  def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+    return np.stack([_decode(self._files[i], self.shape[-1]) for i in indices.tolist()])
+
+
+def _decode(file: bytes, channels: int) -> np.ndarray:
+  """Returns an image as it is stored, uint8 [H, W, C].
+
+  It isn't turned upright, as TFDS doesn't: results published on its data sets are on such images.
+  """
+  return images.decode_image(io.BytesIO(file), channels, exif=False)
 
 
 def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> TfdsSource:
@@ -54,18 +80,42 @@ def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> T
   root = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   folder = _prepared_folder(name, epath.Path(root).expanduser(), other_names)
   try:
-    builder = tfds.builder_from_directory(folder)
+    with _videos_as_sequences():
+      builder = tfds.builder_from_directory(folder)
   except ValueError:
     raise _not_prepared(name, root, f'in {folder} it is of a TFDS older than 4.0') from None
   info = builder.info
   if (stored := info.file_format.value) != 'array_record':
     raise _not_prepared(name, os.path.join(root, 'array_record'), f'in {folder} it is {stored}')
-  image_key, label_key = _image_and_label(name, info)
+  input_key, label_key = _input_and_label(name, info)
   split_names(split, info.splits)
   split_ranges(split, {n: s.num_examples for n, s in info.splits.items()})
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   records = builder.as_data_source(split, deserialize_method=raw).data_source
-  return TfdsSource(records, info.features, image_key, label_key)
+  return TfdsSource(records, info.features, input_key, label_key)
+
+
+@contextlib.contextmanager
+def _videos_as_sequences() -> Iterator[None]:
+  """Has TFDS take a video for the sequence of images that it is stored as.
+
+  To make a feature of its class Video, it asks TensorFlow for a dtype.
+  """
+  from tensorflow_datasets import features as tf
+  from tensorflow_datasets.core.features import feature as feature_lib
+
+  def from_json_content(cls, value):
+    length, *shape = feature_lib.from_shape_proto(value.shape) or (None,) * 4
+    dtype = feature_lib.dtype_from_str(value.dtype)
+    image = tf.Image(shape=shape, dtype=dtype, encoding_format=value.encoding_format or None)
+    return tf.Sequence(image, length=length)
+
+  theirs = tf.Video.__dict__['from_json_content']
+  tf.Video.from_json_content = classmethod(from_json_content)
+  try:
+    yield
+  finally:
+    tf.Video.from_json_content = theirs
 
 
 def _prepared_folder(name: str, root: epath.Path, other_names: Sequence[str]) -> epath.Path:
@@ -121,24 +171,28 @@ def _not_prepared(name: str, root: str | epath.Path, reason: str) -> FieldError:
   )
 
 
-def _image_and_label(name: str, info) -> tuple[str, str]:
-  """Returns the keys of the image and of the label or labels."""
+def _input_and_label(name: str, info) -> tuple[str, str]:
+  """Returns the keys of the image or video and of the label or labels."""
   from tensorflow_datasets import features as tf
 
   def is_label(feature):
     return isinstance(getattr(feature, 'feature', feature), tf.ClassLabel)
 
-  images = [k for k, f in info.features.items() if type(f) is tf.Image and f.np_dtype == np.uint8]
+  def is_input(feature):
+    image = feature.feature if type(feature) is tf.Sequence else feature
+    return type(image) is tf.Image and image.np_dtype == np.uint8
+
+  inputs = [k for k, f in info.features.items() if is_input(f)]
   labels = [k for k, f in info.features.items() if is_label(f)]
   keys = info.supervised_keys or ()
-  if len(keys) == 2 and keys[0] in images and keys[1] in labels:
+  if len(keys) == 2 and keys[0] in inputs and keys[1] in labels:
     return keys
-  picked = _pick(images, ('image',)), _pick(labels, ('label', 'labels'))
+  picked = _pick(inputs, ('image', 'video')), _pick(labels, ('label', 'labels'))
   if None in picked:
     raise FieldError(
       'name',
-      f'{name!r} is not a data set for image classification: it needs one image and one class '
-      f'label (or sequence of labels), and has {", ".join(info.features)}',
+      f'{name!r} is not a data set for image classification: it needs one image or video and one '
+      f'class label (or sequence of labels), and has {", ".join(info.features)}',
     )
   return picked
 
