@@ -1,32 +1,55 @@
-"""The data sets by name: digits, folders of images and in YOLO format, TFDS."""
+"""The data sets by name: digits, folders of images and videos and in YOLO format, TFDS."""
 
-from vit_jax.data.sources import digits, folders, tfds, yolo
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.data.sources import digits, folders, moving_mnist, tfds, video_folders, yolo
 from vit_jax.data.sources.records import Source
+from vit_jax.errors import FieldError, nearest
 
 # Modules by the name of the data set. A fixed one has load(split); one that reads whatever is in a
-# folder has load(split, directory).
+# folder has load(split, directory); one that is made from another has OPTIONS, with their defaults,
+# and load(split, directory, **options).
 _FIXED = {'digits': digits}
-FOLDERS = {'folder': folders, 'yolo': yolo}
+FOLDERS = {'folder': folders, 'video_folder': video_folders, 'yolo': yolo}
+_MADE = {'moving_mnist': moving_mnist}
 
 
-def load_source(name: str, split: str, dir: str = '') -> Source:
+def default_options(name: str) -> dict[str, Any]:
+  """Returns the options of a data set with their defaults: `config.data.options`."""
+  return dict(_MADE[name].OPTIONS) if name in _MADE else {}
+
+
+def load_source(
+  name: str, split: str, dir: str = '', options: Mapping[str, Any] | None = None
+) -> Source:
   """Opens a split of a data set; imports no TensorFlow.
 
   Args:
     name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder' (see
-      `folders.load`), 'yolo' (see `yolo.load`), or a data set that TFDS has prepared as
-      array_record, as 'name[/config][:version]'.
+      `folders.load`), 'video_folder' (see `video_folders.load`), 'yolo' (see `yolo.load`),
+      'moving_mnist' (see `moving_mnist`), or a data set that TFDS has prepared as array_record, as
+      'name[/config][:version]'.
     split: splits and slices in TFDS syntax: 'train', 'train[:90%]', 'train[90%:]+test', 'all'.
     dir: the folder of images, or TFDS's data_dir, where '' stands for $TFDS_DATA_DIR or else
       ~/tensorflow_datasets. Unused by digits.
+    options: those of `default_options` that have another value.
 
   Raises:
-    FieldError: of `name`, `split` or `dir`: an unknown name or split, no images, or a TFDS data set
-      that isn't prepared, isn't array_record or isn't of image classification.
+    FieldError: of `name`, `split`, `dir` or `options`: an unknown name, option or split, no images,
+      or a TFDS data set that isn't prepared, isn't array_record or isn't of classification.
     UsageError: a file there that can't be used.
   """
+  defaults, given = default_options(name), dict(options or {})
+  for option in given:
+    if option not in defaults:
+      raise FieldError(
+        f'options.{option}', f'no such option of {name!r}{nearest(option, defaults)}'
+      )
   if name in _FIXED:
     return _FIXED[name].load(split)
   if name in FOLDERS:
     return FOLDERS[name].load(split, dir)
-  return tfds.load(name, split, dir, other_names=(*_FIXED, *FOLDERS))
+  if name in _MADE:
+    return _MADE[name].load(split, dir, **defaults | given)
+  return tfds.load(name, split, dir, other_names=(*_FIXED, *FOLDERS, *_MADE))
