@@ -22,6 +22,11 @@ class Preprocessing:
     crop: 'resize' (the whole image, whatever its shape) or 'central'.
     crop_fraction: of the sides of the resized image, what 'central' keeps, over 0 and up to 1; None
       is the usual margin, 0.875.
+    frame_stride: of a video, its frames from each frame of a clip to the next; None is 1.
+    temporal_views: clips of each video, from its start to its end, over which outputs are averaged;
+      None is one from the middle.
+    spatial_crops: 3 for crops at both ends and in the middle, over which outputs are averaged; None
+      is the middle one.
 
   Raises:
     FieldError: on construction, naming the field that has another value.
@@ -31,6 +36,9 @@ class Preprocessing:
   std: tuple[float, ...] = (0.5,)
   crop: str = 'resize'
   crop_fraction: float | None = None
+  frame_stride: int | None = None
+  temporal_views: int | None = None
+  spatial_crops: int | None = None
 
   def __post_init__(self):
     for name in ('mean', 'std'):
@@ -47,9 +55,17 @@ class Preprocessing:
       raise FieldError('crop_fraction', f'{fraction!r} is not over 0 and up to 1')
     if fraction is not None and self.crop == 'resize':
       raise FieldError('crop_fraction', "crop 'resize' takes the whole image")
+    for name in ('frame_stride', 'temporal_views'):
+      value = getattr(self, name)
+      if value is not None and (type(value) is not int or value < 1):
+        raise FieldError(name, f'{value!r} is not a number from 1 on')
+    if self.spatial_crops not in (None, 1, 3):
+      raise FieldError('spatial_crops', f'{self.spatial_crops!r} is not 1 or 3')
+    if self.spatial_crops == 3 and self.crop == 'resize':
+      raise FieldError('spatial_crops', "crop 'resize' takes the whole image")
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns the fields by name, without a crop fraction that is None."""
+    """Returns the fields by name, without those that are None."""
     return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
 
   @classmethod
@@ -114,6 +130,9 @@ class ModelConfig(Mapping[str, Any]):
         raise FieldError('class_names', f'{len(names)} names for {self.num_classes} classes')
       object.__setattr__(self, 'class_names', tuple(names))
     if self.preprocess is not None:
+      for name in ('frame_stride', 'temporal_views'):
+        if getattr(self.preprocess, name) and 'frames' not in AXES[self.model.INPUT]:
+          raise FieldError(f'preprocess.{name}', 'set, but the model takes single images')
       for name in ('mean', 'std'):
         values = getattr(self.preprocess, name)
         if len(values) not in (1, self.channels):

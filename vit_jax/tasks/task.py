@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
+from vit_jax.data import kinds
 from vit_jax.data.kinds import Size, Window
 
 Batch = Mapping[str, jax.Array]
@@ -75,20 +76,25 @@ class Task:
   def outputs(
     self, apply: Apply, batch: Batch, rng: jax.Array, train: bool, teacher: Apply | None = None
   ) -> Outputs:
-    """Runs the model on a batch.
+    """Runs the model on a batch; where it has several views of the input, averages the outputs.
 
     Args:
       apply: the model with the parameters that train, or those that are evaluated. It may be called
         several times, each with draws of its own for dropout.
-      batch: `input`, as `image` float32 [B, H, W, C], normalised, in training augmented; `weight`
-        float32 [B], 0 on padding; and `TARGETS`.
+      batch: `input`, as `image` float32 [B, H, W, C], normalised, in training augmented, or in
+        evaluation V views of it, [B, V, H, W, C] (`kinds.views_of`); `weight` float32 [B], 0 on
+        padding; and `TARGETS`.
       rng: [B], a key for each example, the same however many devices share the batch.
       train: whether this is training; `apply` knows it.
       teacher: as `apply`, of the moving average, without dropout and gradients; in evaluation it is
         `apply`. None unless `TEACHER`.
     """
     del rng, train, teacher
-    return apply(batch[self.input])
+    if self.input in batch:
+      return apply(batch[self.input])
+    views = batch[kinds.views_of(self.input)]
+    outputs = apply(views.reshape(-1, *views.shape[2:]))  # [B * V, ...]
+    return jax.tree.map(lambda x: x.reshape(*views.shape[:2], *x.shape[1:]).mean(axis=1), outputs)
 
   def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
     """Returns sums by the names of `metrics`; 'loss' is (sum, count), whose quotient is minimised.
