@@ -45,7 +45,9 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   config_fields.set_task(c, task)  # task, loss, and model.head where the task has one
 
   c.data = ConfigDict()
-  c.data.name = 'digits'  # digits, folder, yolo (a folder with a data.yaml), or a TFDS data set
+  # digits, folder, video_folder, yolo (a folder with a data.yaml), moving_mnist, or a TFDS data set
+  c.data.name = 'digits'
+  c.data.options = ConfigDict()  # of the data set; see `OPTIONS` in its file in data/sources/
   c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default
   c.data.train_split = 'train'
   c.data.test_split = 'test'
@@ -54,6 +56,12 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.data.crop = 'resize'  # resize, central, or inception (random at training time)
   # Of the resized image's sides, what central keeps, and inception to evaluate; None: 0.875
   c.data.crop_fraction = placeholder(float)
+  # Of videos: frames that the model sees, to train from a random one on, to evaluate from the
+  # middle; 0 = as stored. A video that is too short starts again at its end.
+  c.data.num_frames = 0
+  c.data.frame_stride = 1  # of the video's frames, from each of these to the next
+  c.data.temporal_views = 1  # clips of each video whose outputs evaluation averages
+  c.data.spatial_crops = 1  # 3: and of each, crops in the middle and at both ends
   c.data.mean = (0.5,)  # per channel, or one for all; of pixels scaled to [0, 1]
   c.data.std = (0.5,)
   c.data.resident = 'auto'  # keep the decoded set on the device: yes, no, auto = where it fits

@@ -4,6 +4,7 @@ import os
 
 from ml_collections import ConfigDict
 
+from vit_jax import config_fields
 from vit_jax.errors import UsageError
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -21,6 +22,7 @@ _DATASETS = {
     {'mean': (0.5071, 0.4865, 0.4409), 'std': (0.2673, 0.2564, 0.2762)},
     {'crop_padding': 4, 'flip': True},
   ),
+  'moving_mnist': ({}, {}),  # a flip would turn left into right
   'imagenet2012': (
     {'test_split': 'validation', 'image_size': (224, 224), 'crop': 'inception', **IMAGENET},
     {'flip': True},
@@ -60,6 +62,5 @@ def apply(config: ConfigDict, dataset: str) -> None:
   config.data.update(data)
   config.augment.update(augment)
   if os.sep in dataset:
-    config.data.name, config.data.dir = 'folder', dataset
-  else:
-    config.data.name = dataset
+    config.data.dir = dataset
+  config_fields.set_data(config, 'folder' if os.sep in dataset else dataset)

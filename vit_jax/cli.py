@@ -23,7 +23,7 @@ from vit_jax.run.ending import Interrupted, NonFiniteError
 
 
 class _ExperimentParser(ConfigFileFlagParser):
-  """Loads a config file, and gives it the fields of the model and the task that other flags name.
+  """Loads a config file, and gives it the fields of what other flags name: model, task, data set.
 
   So --config.task=localization brings --config.model.head.hidden_size along.
   """
@@ -47,7 +47,8 @@ class _ExperimentParser(ConfigFileFlagParser):
   def _complete(self, config: ConfigDict) -> None:
     from vit_jax import config_fields  # imports JAX and the models, which not every command needs
 
-    model, task = (_flag_value(f'{self.name}.{field}') for field in ('model.name', 'task'))
+    fields = ('model.name', 'task', 'data.name')
+    model, task, data = (_flag_value(f'{self.name}.{field}') for field in fields)
     with field_prefix(f'{self.name}.'):
       # Of a config that leaves its model open, the fields of all are there.
       if model is not None and config.model.name not in (None, model):
@@ -55,6 +56,8 @@ class _ExperimentParser(ConfigFileFlagParser):
           config_fields.set_model(config, model)
       if task is not None and task != config.task:
         config_fields.set_task(config, task)
+      if data is not None and data != config.data.name:
+        config_fields.set_data(config, data)
 
 
 def DEFINE_experiment(name: str, help_string: str) -> flags.FlagHolder[ConfigDict]:

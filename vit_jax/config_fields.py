@@ -1,7 +1,7 @@
-"""The parts of a configuration that are not every experiment's, but a model's or a task's.
+"""Parts of a configuration that are not every experiment's: a model's, a task's, a data set's.
 
-`config.model` has the fields of a backbone, with a task's head in it, and `config.loss` the options
-of a task; each of them comes from its owner, with its defaults.
+`config.model` has the fields of a backbone, with a task's head in it, `config.loss` the options of
+a task, `config.data.options` those of a data set; each comes from its owner, with its defaults.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import contextlib
 from ml_collections import ConfigDict
 
 from vit_jax import models, tasks
+from vit_jax.data import sources
 
 
 def set_model(config: ConfigDict, name: str) -> None:
@@ -48,6 +49,12 @@ def set_task(config: ConfigDict, name: str) -> None:
       if head is not None:
         config.model.head = models.head_config(head)
     config.task, config.loss = name, new
+
+
+def set_data(config: ConfigDict, name: str) -> None:
+  """Names a data set and gives `config.data.options` its options with their defaults."""
+  with config.unlocked():
+    config.data.name, config.data.options = name, ConfigDict(sources.default_options(name))
 
 
 def _keep_changes(new: ConfigDict, old: ConfigDict, defaults: ConfigDict) -> None:

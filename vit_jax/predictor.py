@@ -84,6 +84,9 @@ class Predictor:
     self.class_names = config.class_names or [f'class {i}' for i in range(num_classes)]
     self._preprocess, mean, std = preparation(config)
     self._input_shape = (*config.input_size, config.channels)
+    if (num_views := self._preprocess.num_views) > 1:
+      name, self._input_shape = kinds.views_of(name), (num_views, *self._input_shape)
+    self._entry = name  # of a batch
     model = _with_dtype(config.model, jnp.dtype(dtype))
 
     def apply(variables, inputs, **options):
@@ -119,8 +122,8 @@ class Predictor:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), self._none, *parts)
 
   def prepare(self, value: np.ndarray) -> np.ndarray:
-    """Returns an input as the model takes it before scaling."""
-    return self._preprocess({self.input: value})[self.input]
+    """Returns an input as the model takes it before scaling; of several views, one."""
+    return self._preprocess.one_view({self.input: value})[self.input]
 
   def picture(self, value: np.ndarray) -> np.ndarray:
     """Returns the one image, uint8 [H, W, C], that shows best what the model takes of an input."""
@@ -167,7 +170,8 @@ class Predictor:
 
   def _prepare(self, value: np.ndarray) -> _Prepared:
     size = self._kind.size(value)
-    return _Prepared(self.prepare(value), self._preprocess.window(*size), size)
+    pixels = self._preprocess({self.input: value})[self._entry]
+    return _Prepared(pixels, self._preprocess.window(*size), size)
 
   def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, _Prepared | Exception]:
     try:
@@ -237,6 +241,14 @@ def preparation(config: ModelConfig) -> tuple[Preprocess, Sequence[float], Seque
     )
   preprocess = config.preprocess or Preprocessing()
   function = make_preprocess(
-    config.image_size, config.channels, preprocess.crop, False, preprocess.crop_fraction
+    config.image_size,
+    config.channels,
+    preprocess.crop,
+    False,
+    preprocess.crop_fraction,
+    num_frames=config.num_frames or 0,
+    frame_stride=preprocess.frame_stride or 1,
+    temporal_views=preprocess.temporal_views or 1,
+    spatial_crops=preprocess.spatial_crops or 1,
   )
   return function, preprocess.mean, preprocess.std

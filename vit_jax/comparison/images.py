@@ -66,7 +66,8 @@ class DatasetImages:
     """
     self.name, self._input = f'{dataset}, {split}', config.model.INPUT
     self.shape = (*config.input_size, config.channels)
-    self._preprocess, mean, std = preparation(config)
+    preprocess, mean, std = preparation(config)
+    self._preprocess = preprocess.one_view
     self._mean, self._std = np.float32(mean), np.float32(std)
     is_folder = os.sep in dataset
     names = {'name': 'dataset', 'dir': 'dataset' if is_folder else 'data_dir'}

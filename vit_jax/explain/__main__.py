@@ -168,7 +168,7 @@ def _context(
   preprocess, mean, std = preprocessing
   name, kind = config.model.INPUT, kinds.kind_of(config.model.INPUT)
   records = [examples[i] for i in range(min(_NUM_IMAGES.value, len(examples)))]
-  prepared = [preprocess(record) for record in records]
+  prepared = [preprocess.one_view(record) for record in records]
   inputs = np.array([record[name] for record in prepared], np.uint8)
   inputs = inputs.reshape(-1, *config.input_size, config.channels)
   images = np.array([kind.picture(value) for value in inputs], np.uint8)

@@ -28,7 +28,8 @@ def test_split(workdir: Path) -> tuple[Sequence[Mapping[str, Any]], str]:
   try:
     data = directory.read_config(workdir)['data']
     name, split, folder = data['name'], data['test_split'], data['dir']
+    options = data.get('options')  # earlier versions had none
   except (KeyError, TypeError) as e:
     raise UsageError(f'--workdir: {workdir} holds no run (config.json names no data)') from e
   with field_prefix('config.data.', {'split': 'test_split'}):
-    return load_source(name, split, folder), f'{name}, {split}'
+    return load_source(name, split, folder, options), f'{name}, {split}'

@@ -33,6 +33,9 @@ from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
 from vit_jax.train.trace import init, trace
 
+# Fields of config.data that decide which frames of a video are taken, and where.
+_CLIPS = ('num_frames', 'frame_stride', 'temporal_views', 'spatial_crops')
+
 
 def _size(tree: Any) -> int:
   return sum(x.size for x in jax.tree.leaves(tree))
@@ -40,13 +43,18 @@ def _size(tree: Any) -> int:
 
 def _load(data: ConfigDict, split: str) -> Source:
   with field_prefix('config.data.', {'split': f'{split}_split'}):
-    return load_source(data.name, data[f'{split}_split'], data.dir)
+    return load_source(data.name, data[f'{split}_split'], data.dir, data.options)
 
 
 def _preprocess(data: ConfigDict, split: str) -> Preprocess:
   with field_prefix('config.data.'):
     return make_preprocess(
-      data.image_size, data.channels, data.crop, split == 'train', data.crop_fraction
+      data.image_size,
+      data.channels,
+      data.crop,
+      split == 'train',
+      data.crop_fraction,
+      **{name: data[name] for name in _CLIPS},
     )
 
 
@@ -104,7 +112,7 @@ class Experiment:
     record = test_preprocess(test_source[0])
     self._input_shape, self._shapes = trace(config, self.model, self.task, record)
     self._param_shapes = self._shapes['params']
-    self.model_config = self._describe_model(record[self.model.INPUT])
+    self.model_config = self._describe_model(kinds.example(record, self.model.INPUT))
     self._trainable, frozen = partition.split(config.freeze, self._param_shapes)
     self._pretrained, self._notes = {}, []
     if start:
@@ -119,13 +127,14 @@ class Experiment:
     data, crop, kind = self.config.data, {'crop': 'resize'}, kinds.kind_of(self.model.INPUT)
     if data.crop != 'resize':  # as in evaluation
       crop = {'crop': 'central', 'crop_fraction': self.sets['test'][1].crop_fraction}
+    clips = {name: data[name] for name in _CLIPS[1:] if data[name] > 1}
     return ModelConfig(
       model=self.model,
       channels=example.shape[-1],
       image_size=kind.size(example),
       num_frames=kind.num_frames(example),
       class_names=tuple(self.sets['train'][0].class_names),
-      preprocess=Preprocessing(mean=data.mean, std=data.std, **crop),
+      preprocess=Preprocessing(mean=data.mean, std=data.std, **crop, **clips),
     )
 
   def _check_frozen(self, frozen: Any) -> None:
@@ -209,7 +218,7 @@ class Experiment:
       `forward`: of the model in evaluation; `training`: of a training step, over its inputs.
     """
     source, preprocess = self.sets['test']
-    row = preprocess(source[0]) | {'weight': np.float32(1), 'slot': np.int32(0)}
+    row = preprocess.one_view(source[0]) | {'weight': np.float32(1), 'slot': np.int32(0)}
     rows = self.config.batch_size // jax.device_count()
     batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}
     inputs = jax.ShapeDtypeStruct((1, *self._input_shape), jnp.float32)

@@ -43,7 +43,7 @@ def trace(
     UsageError: inputs don't fit the model or their normalisation, outputs don't fit the task, or
       there is no such metric to monitor.
   """
-  shape = record[model.INPUT].shape
+  shape = kinds.example(record, model.INPUT).shape
   _check_pixels(config.data, shape[-1])
   batch = kinds.stack([record]) | {'weight': np.ones(1, np.float32)}
 
