@@ -384,7 +384,7 @@ def resolve_resident(
   if resident != 'auto':
     return resident == 'yes', f'resident={resident!r}'
   if is_random:
-    return False, 'images are cropped at random on the host'
+    return False, 'crops or clips are taken at random on the host'
   size = sum(len(source) * _num_bytes(preprocess(source[0])) for source, preprocess in sets)
   # The whole memory, not what is free: that may differ between processes.
   stats = devices[0].memory_stats() or {}
