@@ -37,6 +37,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.init_options.format = placeholder(str)  # augreg, huggingface, timm, scenic, torchvision, run
   c.init_options.num_heads = placeholder(int)  # this and the rest: where the file doesn't say it
   c.init_options.image_size = placeholder(tuple)  # height, width
+  c.init_options.num_frames = placeholder(int)
   c.init_options.classifier = placeholder(str)
   c.init_options.activation = placeholder(str)
   c.init_options.norm_epsilon = placeholder(float)

@@ -22,6 +22,7 @@ _ALLOW = flags.DEFINE_string('allow', None, 'Tensors, by whole name, that may be
 _KNOWN = (
   flags.DEFINE_integer('num_heads', None, 'Attention heads.', lower_bound=1),
   flags.DEFINE_list('image_size', None, 'HEIGHT,WIDTH in pixels.'),
+  flags.DEFINE_integer('num_frames', None, 'Of a video.', lower_bound=1),
   flags.DEFINE_enum('classifier', None, CLASSIFIERS, 'What the head reads.'),
   flags.DEFINE_enum('activation', None, list(ACTIVATIONS), 'Of the MLPs.'),
   flags.DEFINE_float('norm_epsilon', None, 'Of the LayerNorms.', lower_bound=0.0),
@@ -34,6 +35,11 @@ _CROP = flags.DEFINE_enum(
 )
 _CROP_FRACTION = flags.DEFINE_float(
   'crop_fraction', None, 'Of the resized sides, what --crop=central keeps. Default: 0.875.'
+)
+_CLIPS = (
+  flags.DEFINE_integer('frame_stride', None, 'Of a video, from frame to frame.', lower_bound=1),
+  flags.DEFINE_integer('temporal_views', None, 'Clips of each video.', lower_bound=1),
+  flags.DEFINE_integer('spatial_crops', None, '1 or 3; outputs of all views are averaged.'),
 )
 
 
@@ -59,7 +65,8 @@ def load(path: str) -> tuple[Variables, ModelConfig]:
     if 'image_size' in known:
       known['image_size'] = _pair(known['image_size'])
     pixels = {flag.name: _numbers(flag) for flag in (_MEAN, _STD) if flag.value is not None}
-    crop = {flag.name: flag.value for flag in (_CROP, _CROP_FRACTION) if flag.value is not None}
+    views = (_CROP, _CROP_FRACTION, *_CLIPS)
+    crop = {flag.name: flag.value for flag in views if flag.value is not None}
     variables, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
     if pixels or crop:
       config = _with_preprocessing(config, pixels | crop)
