@@ -15,10 +15,10 @@ from conftest import ROOT
 from video_files import write_video
 from video_models import SIZE, Motion, register
 
-from vit_jax import weights
+from vit_jax import models, weights
 from vit_jax.data import videos as videos_lib
 from vit_jax.errors import FieldError, UsageError
-from vit_jax.models import BACKBONES, ModelConfig
+from vit_jax.models import BACKBONES, ModelConfig, Preprocessing
 from vit_jax.predictor import Predictor, preparation
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
@@ -177,12 +177,13 @@ def command(script, *args):
 
 def test_predict_takes_video_files_and_folders_of_frames(run, folder, tmp_path):
   (tmp_path / 'bad.mp4').write_text('no video')
-  result = command(
-    PREDICT, f'--workdir={run[0]}', '--json', folder / 'test' / 'left', tmp_path / 'bad.mp4'
-  )
+  flags = f'--workdir={run[0]}', '--json', '--temporal_views=2', '--frame_stride=1'
+  result = command(PREDICT, *flags, folder / 'test' / 'left', tmp_path / 'bad.mp4')
   assert result.returncode == 1, 'one was damaged'
   *lines, bad = [json.loads(line) for line in result.stdout.splitlines()]
-  predictor = Predictor(*weights.load(run[0]))
+  variables, config = weights.load(run[0])
+  pixels = dataclasses.replace(config.preprocess, temporal_views=2, frame_stride=1)
+  predictor = Predictor(variables, config.replace(preprocess=pixels))
   videos = videos_lib.find_videos(folder / 'test' / 'left')
   assert [line['video'] for line in lines] == [str(path) for path in videos]
   rows = predictor([videos_lib.open_video(path) for path in videos])
@@ -195,6 +196,8 @@ def test_predict_takes_video_files_and_folders_of_frames(run, folder, tmp_path):
     'error': 'Invalid data found when processing input',
   }
   assert result.stderr.splitlines() == [f'{bad["video"]}: {bad["error"]}']
+  with pytest.raises(FieldError, match=r'num_frames: 8, but .* says 4'):
+    weights.load(run[0], num_frames=8)
 
 
 def test_explain_shows_a_frame_of_each_video(run, tmp_path):
@@ -219,8 +222,6 @@ def test_models_and_data_that_do_not_fit_are_refused(folder, tmp_path):
   )
   with_vit = make_config(folder)
   with with_vit.unlocked():
-    from vit_jax import models
-
     with_vit.model = models.default_config('vit')
     with_vit.model.update(hidden_size=8, mlp_dim=8, num_layers=1, num_heads=2)
     with_vit.model.patches.size = (4, 4)
@@ -244,6 +245,13 @@ def test_a_config_says_how_many_frames_a_model_takes():
   assert 'num_frames' not in unknown.to_dict()
   with pytest.raises(FieldError, match='num_frames: the weights do not say'):
     preparation(unknown)
+  vit = ModelConfig.from_dict(models.default_config('vit').to_dict() | {'image_size': SIZE})
+  with pytest.raises(FieldError, match=r'num_frames: 4, but the model takes single images'):
+    vit.replace(num_frames=4)
+  with pytest.raises(
+    FieldError, match=r'preprocess\.frame_stride: set, but the model takes single'
+  ):
+    vit.replace(preprocess=Preprocessing(frame_stride=2))
   for frames in (0, 2.0, True):
     with pytest.raises(FieldError, match=r'num_frames: .* is not a number from 1 on'):
       dataclasses.replace(config, num_frames=frames)
