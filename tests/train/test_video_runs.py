@@ -16,6 +16,8 @@ from video_files import write_video
 from video_models import SIZE, Motion, register
 
 from vit_jax import models, weights
+from vit_jax.comparison.images import DatasetImages, RandomImages
+from vit_jax.data import load_source
 from vit_jax.data import videos as videos_lib
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import BACKBONES, ModelConfig, Preprocessing
@@ -206,6 +208,24 @@ def test_explain_shows_a_frame_of_each_video(run, tmp_path):
   assert result.returncode == 0, result.stderr
   assert 'attention: not of this model' in result.stdout
   assert f'{tmp_path}/confusion.png' in result.stdout
+
+
+def test_a_comparison_is_made_on_clips_of_a_folder_or_random_ones(run, folder):
+  _, config = weights.load(run[0])
+  opened = DatasetImages(config, f'{folder}/', 'test', '', 0)
+  ((clips, labels),) = opened.batches(16)
+  assert clips.shape == (16, 4, *SIZE, 3)
+  source = load_source('video_folder', 'test', str(folder))
+  np.testing.assert_array_equal(labels, [record['label'] for record in source])
+  video = np.float32(source[3]['video'])
+  start = (len(video) - 8) // 2
+  np.testing.assert_allclose(clips[3], (video[start : start + 8 : 2] / 255 - 0.5) / 0.5, atol=1e-6)
+  random = RandomImages(config, 3)
+  assert (random.name, random.shape) == ('random videos', (4, *SIZE, 3))
+  with pytest.raises(FieldError, match="dataset: 'digits' has no videos, which the model takes"):
+    DatasetImages(config, 'digits', 'test', '', 0)
+  with pytest.raises(FieldError, match='num_frames: the weights do not say'):
+    RandomImages(config.replace(num_frames=None), 0)
 
 
 def test_models_and_data_that_do_not_fit_are_refused(folder, tmp_path):

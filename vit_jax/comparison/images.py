@@ -25,6 +25,7 @@ class RandomImages:
 
   def __init__(self, config: ModelConfig, count: int):
     """Takes a model config and how many images there are, 0 standing for 64."""
+    preparation(config)  # raises where it isn't known which inputs the model takes
     self.name = f'random {kinds.kind_of(config.model.INPUT).plural}'
     self.shape = (*config.input_size, config.channels)
     self._count = count or _NUM_RANDOM
@@ -65,14 +66,14 @@ class DatasetImages:
         flags; or the data set lacks what the model takes.
     """
     self.name, self._input = f'{dataset}, {split}', config.model.INPUT
-    self.shape = (*config.input_size, config.channels)
     preprocess, mean, std = preparation(config)
+    self.shape = (*config.input_size, config.channels)
     self._preprocess = preprocess.one_view
     self._mean, self._std = np.float32(mean), np.float32(std)
     is_folder = os.sep in dataset
     names = {'name': 'dataset', 'dir': 'dataset' if is_folder else 'data_dir'}
     with field_prefix('--', names):
-      name, dir = ('folder', dataset) if is_folder else (dataset, dir)
+      name, dir = (data.FOLDER_OF[self._input], dataset) if is_folder else (dataset, dir)
       self._source = data.load_source(name, split, dir)
       if self._input not in self._source[0]:
         inputs = kinds.kind_of(self._input).plural

@@ -74,6 +74,18 @@ def test_cutmix_pastes_a_rectangle_and_weighs_labels_by_its_area():
   assert sides <= allowed
 
 
+@pytest.mark.parametrize('function', [augment.mixup, augment.cutmix])
+def test_all_frames_of_a_video_are_mixed_alike(function):
+  images = np.random.default_rng(0).uniform(size=(4, 6, 8, 3)).astype(np.float32)
+  videos, labels = np.stack([images, images[..., ::-1]], axis=1), jnp.eye(4)
+  of_images, expected = jax.jit(lambda x: function(keys(4), x, labels, 1.0))(images)
+  of_videos, found = jax.jit(lambda x: function(keys(4), x, labels, 1.0))(videos)
+  assert (np.asarray(of_images) != images).any()
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_allclose(of_videos[:, 0], of_images, atol=1e-6)
+  np.testing.assert_allclose(of_videos[:, 1], of_images[..., ::-1], atol=1e-6)
+
+
 def test_mixup_or_cutmix_takes_each_for_half_of_the_pairs():
   outcome = mixed(augment.mixup_or_cutmix, 400, 0.8, 1.0)
   blended, pasted = is_mixup(*outcome), is_cutmix(*outcome)

@@ -13,6 +13,8 @@ from vit_jax.errors import FieldError, nearest
 _FIXED = {'digits': digits}
 FOLDERS = {'folder': folders, 'video_folder': video_folders, 'yolo': yolo}
 _MADE = {'moving_mnist': moving_mnist}
+# Of a kind of data that models take, the data set that is a folder with a folder for each class.
+FOLDER_OF = {'image': 'folder', 'video': 'video_folder'}
 
 
 def default_options(name: str) -> dict[str, Any]:
