@@ -27,7 +27,8 @@ def write_video(path, video, pix_fmt=None):
     first, *rest = map(Image.fromarray, video)
     first.save(path, save_all=True, append_images=rest, duration=40)
   elif path.suffix:
-    with av.open(str(path), 'w') as container:
+    options = {'movflags': 'faststart'} if path.suffix == '.mp4' else {}  # the index comes first
+    with av.open(str(path), 'w', options=options) as container:
       stream = container.add_stream(CODECS[path.suffix[1:]], rate=25)
       stream.height, stream.width = video.shape[1:3]
       stream.pix_fmt, stream.gop_size = pix_fmt or 'yuv420p', 4

@@ -65,16 +65,20 @@ def test_frames_in_a_folder_are_in_the_order_of_their_numbers(tmp_path):
     np.asarray(videos.open_video(folder))
 
 
-def test_a_video_that_breaks_off_ends_with_its_last_frame(tmp_path):
-  path = write_video(tmp_path / 'a.mkv', frames(9))
+@pytest.mark.parametrize('name', ['a.mkv', 'a.avi', 'a.mp4'])
+def test_a_video_that_breaks_off_ends_with_its_last_frame(tmp_path, name):
+  noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+  path = write_video(tmp_path / name, noise)
   whole, data = np.asarray(videos.open_video(path)), path.read_bytes()
   video = videos.open_video(path)
   path.write_bytes(data[: int(0.6 * len(data))])
   read = np.asarray(video)
   good = int((read == whole).all(axis=(1, 2, 3)).sum())
-  assert 2 <= good < 9
+  assert 2 <= good < 7
   np.testing.assert_array_equal(read[:good], whole[:good])
-  np.testing.assert_array_equal(read[good:], np.repeat(read[good - 1 : good], 9 - good, axis=0))
+  # Of a frame that is cut in two, FFmpeg may show what there is.
+  assert (read[good + 1 :] == read[-1]).all()
+  assert (read[-1] == read[good]).all() or (read[-1] == read[good - 1]).all()
   assert len(videos.open_video(path)) < 9
 
 

@@ -4,6 +4,7 @@ PyAV (FFmpeg) decodes files. Frames are counted in the order in which they are s
 they are stored, whatever their times.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -74,8 +75,7 @@ class VideoFile(Frames):
     av = _import_av()
     self._path = path
     with av.open(str(path)) as container:
-      stream = _video_stream(container)
-      count = sum(packet.size > 0 for packet in container.demux(stream))
+      count = sum(packet.size > 0 for packet in _packets(container))
     with av.open(str(path)) as container:
       first = next(_decode(container), None)
     if first is None:
@@ -92,6 +92,8 @@ class VideoFile(Frames):
           frames[i] = self._pixels(frame)
         if len(frames) == len(wanted):
           break
+    if last is None:
+      raise UsageError(f'{self._path}: no frame of it can be decoded')
     missing = {} if len(frames) == len(wanted) else dict.fromkeys(wanted, self._pixels(last))
     frames = missing | frames
     return _stack([frames[i] for i in indices.tolist()], self._path)
@@ -210,23 +212,21 @@ def _import_av():
   return av
 
 
-def _video_stream(container):
+def _packets(container):
+  """Yields the encoded frames of the first video in a file, up to where the file breaks off."""
   if not container.streams.video:
     raise UsageError('no video in it')
   stream = container.streams.video[0]
   stream.thread_type = 'NONE'  # the callers have threads
-  return stream
+  with contextlib.suppress(_import_av().error.InvalidDataError):
+    yield from container.demux(stream)
 
 
 def _decode(container):
   """Yields the frames that can be decoded."""
-  import av
-
-  for packet in container.demux(_video_stream(container)):
-    try:
+  for packet in _packets(container):
+    with contextlib.suppress(_import_av().error.InvalidDataError):
       yield from packet.decode()
-    except av.error.InvalidDataError:
-      continue
 
 
 def _stack(frames: Sequence[np.ndarray], path: Path) -> np.ndarray:
