@@ -190,6 +190,21 @@ def test_hugging_face_s_processor_gives_the_same_pixels(tmp_path, channels, mean
     np.testing.assert_allclose(theirs.transpose(1, 2, 0), expected, rtol=0, atol=1e-5)
 
 
+def test_views_stand_beside_the_processor(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  preprocess = {'crop': 'central', 'crop_fraction': 0.8, 'spatial_crops': 3}
+  processor = load_processor(tmp_path, SQUARE, preprocess)
+  assert isinstance(processor, transformers.BaseImageProcessor)
+  config = weights.load(tmp_path)[1]
+  assert config.preprocess.spatial_crops == 3
+  assert config.preprocess.crop_fraction == pytest.approx(0.8)
+  written = json.loads((tmp_path / 'config.json').read_text())
+  written['vit_jax']['preprocess']['spatial_crops'] = 2
+  (tmp_path / 'config.json').write_text(json.dumps(written))
+  with pytest.raises(UsageError, match=r'config\.json: preprocess\.spatial_crops: 2 is not 1 or 3'):
+    weights.load(tmp_path)
+
+
 def test_hugging_face_s_vit_processor_reads_it_too(tmp_path):
   transformers = pytest.importorskip('transformers')
   load_processor(

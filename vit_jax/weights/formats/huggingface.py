@@ -7,6 +7,7 @@ read where there is one, but for the interpolation, which is bicubic here, and f
 a crop: here that keeps the aspect.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ _PROCESSOR_DEFAULTS = {
   'image_std': 0.5,
   'do_center_crop': False,
 }
+# Fields of `Preprocessing` that their processors have no words for.
+_VIEWS = ('frame_stride', 'temporal_views', 'spatial_crops')
 _CROP_FRACTION = 224 / 256  # of a central crop that isn't said to have another
 
 
@@ -61,15 +64,16 @@ def write(
   """Writes a folder that transformers' from_pretrained loads.
 
   Where the config has `preprocess`, AutoImageProcessor.from_pretrained loads that. It has no words
-  for a central crop that isn't square: that stands in config.json, for `read` alone.
+  for a central crop that isn't square, nor for views: they stand in config.json, for `read` alone.
   """
   folder = Path(path)
   files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
   their_config = table.their_config(config)
   if config.preprocess is not None:
-    if preprocessor := _their_preprocess(config):
+    preprocessor = _their_preprocess(config)
+    if preprocessor:
       files.write_json(folder / hub.PREPROCESSOR, preprocessor)
-    else:
+    if not preprocessor or any(getattr(config.preprocess, name) for name in _VIEWS):
       their_config[files.CONFIG_KEY] = {'preprocess': config.preprocess.to_dict()}
   files.write_json(folder / hub.CONFIG, their_config)
 
@@ -107,8 +111,14 @@ class HuggingFaceTable(Table):
     if not isinstance(own, dict):
       raise UsageError(f'{source.metadata_path}: {files.CONFIG_KEY} is {own!r}, not an object')
     preprocess = _read_preprocess(Path(source.metadata_path).with_name(hub.PREPROCESSOR))
+    ours = own.get('preprocess')
+    if preprocess and ours:
+      with errors_of_file(source.metadata_path):
+        ours = Preprocessing.from_dict(ours)
+        views = {name: getattr(ours, name) for name in _VIEWS}
+        preprocess = dataclasses.replace(preprocess, **views)
     return {
-      'preprocess': preprocess or own.get('preprocess'),
+      'preprocess': preprocess or ours,
       'image_size': pair(source, 'image_size', 224),
     }
 
