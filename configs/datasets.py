@@ -4,7 +4,8 @@ import os
 
 from ml_collections import ConfigDict
 
-from vit_jax import config_fields
+from vit_jax import config_fields, models
+from vit_jax.data import FOLDER_OF
 from vit_jax.errors import UsageError
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -57,10 +58,15 @@ def split_arg(arg: str, default_size: str | None) -> tuple[str | None, str]:
 
 
 def apply(config: ConfigDict, dataset: str) -> None:
-  """Sets `config.data` and `config.augment` for a data set, or for a folder where it is a path."""
+  """Sets `config.data` and `config.augment` for a data set, or for a folder where it is a path.
+
+  The folder holds what the model takes; images, where the model is left open.
+  """
   data, augment = _DATASETS.get(dataset, _PHOTOGRAPHS)
   config.data.update(data)
   config.augment.update(augment)
   if os.sep in dataset:
+    name = config.model.name
     config.data.dir = dataset
-  config_fields.set_data(config, 'folder' if os.sep in dataset else dataset)
+    dataset = FOLDER_OF['image' if name is None else models.backbone(name).INPUT]
+  config_fields.set_data(config, dataset)

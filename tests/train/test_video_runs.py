@@ -166,6 +166,16 @@ def test_logits_of_several_views_are_averaged(run, folder):
   assert one == Experiment(make_config(folder)).flops_per_image(state)['forward']
 
 
+def test_a_path_is_a_folder_of_what_the_model_takes(folder):
+  from configs import datasets
+
+  config = make_config(folder)
+  datasets.apply(config, './clips')
+  assert (config.data.name, config.data.dir) == ('video_folder', './clips')
+  datasets.apply(config, 'moving_mnist')
+  assert config.data.options.to_dict() == {'size': 64, 'num_frames': 8, 'speeds': (2, 4)}
+
+
 def command(script, *args):
   """Runs a command that knows the backbone."""
   environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, (ROOT, ROOT / 'tests')))}
