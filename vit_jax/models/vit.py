@@ -87,6 +87,7 @@ class Encoder1DBlock(nn.Module):
     stochastic_depth: probability of dropping each branch of an example.
     norm_epsilon: epsilon of the LayerNorms.
     activation: name in `layers.ACTIVATIONS`.
+    attention_fn: as for `layers.MultiHeadDotProductAttention`.
   """
 
   mlp_dim: int
@@ -97,6 +98,7 @@ class Encoder1DBlock(nn.Module):
   stochastic_depth: float = 0.0
   norm_epsilon: float = 1e-6
   activation: str = 'gelu'
+  attention_fn: Callable[..., jax.Array] = layers.dot_product_attention
 
   @nn.compact
   def __call__(
@@ -109,7 +111,10 @@ class Encoder1DBlock(nn.Module):
     """`bias` and `mask` of attention are those of `layers.dot_product_attention`."""
     x = nn.LayerNorm(self.norm_epsilon, self.dtype)(inputs)
     x = layers.MultiHeadDotProductAttention(
-      num_heads=self.num_heads, dtype=self.dtype, dropout_rate=self.attention_dropout_rate
+      num_heads=self.num_heads,
+      dtype=self.dtype,
+      dropout_rate=self.attention_dropout_rate,
+      attention_fn=self.attention_fn,
     )(x, bias=bias, mask=mask, deterministic=deterministic)
     x = nn.Dropout(self.dropout_rate)(x, deterministic)
     x = layers.StochasticDepth(self.stochastic_depth)(x, deterministic) + inputs
@@ -197,10 +202,18 @@ class Encoder(nn.Module):
     return nn.LayerNorm(self.norm_epsilon, self.dtype, name='encoder_norm')(x)
 
   @nn.nowrap
-  def block(self, layer: int) -> Encoder1DBlock:
-    """Returns block `layer`; its call takes (tokens, deterministic)."""
-    block = nn.remat(Encoder1DBlock, static_argnums=(2,)) if self.remat else Encoder1DBlock
-    return block(
+  def block(
+    self, layer: int, kind: type[nn.Module] = Encoder1DBlock, **attributes: Any
+  ) -> nn.Module:
+    """Returns block `layer`; its call takes (tokens, deterministic).
+
+    Args:
+      layer: from 0.
+      kind: its class, which has the attributes of `Encoder1DBlock`.
+      **attributes: more of them.
+    """
+    kind = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
+    return kind(
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
       dtype=self.dtype,
@@ -210,6 +223,7 @@ class Encoder(nn.Module):
       norm_epsilon=self.norm_epsilon,
       activation=self.activation,
       name=f'encoderblock_{layer}',
+      **attributes,
     )
 
   @nn.nowrap

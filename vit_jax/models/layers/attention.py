@@ -1,6 +1,7 @@
 """Multi-head attention (arXiv 1706.03762) with a bias, a mask, and weights to be captured."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,14 +22,15 @@ def dot_product_attention(
   dropout_rate: float = 0.0,
   deterministic: bool = True,
   module: nn.Module | None = None,
+  name: str = 'attention_weights',
 ) -> jax.Array:
   """Computes softmax(q k^T / sqrt(d) + bias) v per head.
 
   The products run in the inputs' dtype; logits and softmax are float32 whatever it is. Given a
   `module`, the weights before dropout, float32 [batch..., heads, queries, keys], are sown into its
-  'intermediates' as 'attention_weights', which costs nothing unless that collection is mutable;
-  and 'attention_weights' of its 'perturbations', where `apply` is given that collection, is added
-  to them, so that the gradient with respect to it is that with respect to the weights.
+  'intermediates' as `name`, which costs nothing unless that collection is mutable; and `name` of
+  its 'perturbations', where `apply` is given that collection, is added to them, so that the
+  gradient with respect to it is that with respect to the weights.
 
   Args:
     query: [batch..., queries, heads, d].
@@ -40,6 +42,7 @@ def dot_product_attention(
     dropout_rate: share of the weights that are zeroed unless `deterministic`.
     deterministic: turns dropout off.
     module: where the weights are sown, and perturbations looked up.
+    name: under which they are.
 
   Returns:
     [batch..., queries, heads, d] in the inputs' dtype.
@@ -54,9 +57,9 @@ def dot_product_attention(
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = cpu.softmax(logits)
   if module is not None:
-    module.sow('intermediates', 'attention_weights', weights)
-    if module.has_variable('perturbations', 'attention_weights'):
-      weights += module.get_variable('perturbations', 'attention_weights')
+    module.sow('intermediates', name, weights)
+    if module.has_variable('perturbations', name):
+      weights += module.get_variable('perturbations', name)
   if dropout_rate > 0 and not deterministic:
     keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
     weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
@@ -70,11 +73,15 @@ class MultiHeadDotProductAttention(nn.Module):
     num_heads: divides the width of the queries.
     dtype: dtype of the computation; parameters are float32.
     dropout_rate: dropout of the attention weights.
+    attention_fn: `dot_product_attention`, or a function that takes the same arguments.
+    out_kernel_init: initialiser of the kernel of `out`.
   """
 
   num_heads: int
   dtype: Any = jnp.float32
   dropout_rate: float = 0.0
+  attention_fn: Callable[..., jax.Array] = dot_product_attention
+  out_kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
 
   @nn.compact
   def __call__(
@@ -97,7 +104,7 @@ class MultiHeadDotProductAttention(nn.Module):
     )
     to_heads = functools.partial(dense, (self.num_heads, width // self.num_heads))
     drops = self.dropout_rate > 0 and not deterministic
-    x = dot_product_attention(
+    x = self.attention_fn(
       to_heads(name='query')(queries),
       to_heads(name='key')(keys),
       to_heads(name='value')(keys),
@@ -108,4 +115,4 @@ class MultiHeadDotProductAttention(nn.Module):
       deterministic=deterministic,
       module=self,
     )  # [B, Q, heads, D / heads]
-    return dense(width, axis=(-2, -1), name='out')(x)
+    return dense(width, axis=(-2, -1), kernel_init=self.out_kernel_init, name='out')(x)
