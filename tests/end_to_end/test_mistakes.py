@@ -32,8 +32,8 @@ MISTAKES = {
     r"--config.model.num_layer: no such field; did you mean 'config.model.num_layers'\?",
   ),
   'a field of another model': (
-    [DIGITS, '--config.model.tokenizer.num_tokens=3'],
-    r'--config.model.tokenizer.num_tokens: no such field',
+    [DIGITS, '--config.model.window_size=3'],
+    r'--config.model.window_size: no such field',
   ),
   'wrong type': ([DIGITS, '--config.batch_size=many'], r'config.batch_size.*many'),
   'unknown flag': ([DIGITS, '--wrkdir=x'], r'wrkdir.*Did you mean: workdir'),

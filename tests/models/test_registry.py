@@ -86,8 +86,8 @@ def test_patches_are_the_models_or_as_in_scenic_the_tokenizers():
 
 
 def test_fields_of_other_backbones_are_refused():
-  with pytest.raises(FieldError, match=r'^tokenizer: no such field of ViT$'):
-    build_model(config(tokenizer=TOKENIZER), num_classes=5)
+  with pytest.raises(FieldError, match=r'^num_filters: no such field of ViT;'):
+    build_model(config(num_filters=64), num_classes=5)
   with pytest.raises(
     FieldError, match=r"^num_head: no such field of ViT; did you mean 'num_heads'"
   ):

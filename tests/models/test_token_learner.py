@@ -15,6 +15,7 @@ from vit_jax.models.token_learner import (
   TokenLearnerModuleV11,
   TokenLearnerViT,
 )
+from vit_jax.models.vit import ViT
 
 ENCODER = {'num_layers': 2, 'mlp_dim': 12, 'num_heads': 2, 'num_tokens': 3, 'tokenlearner_loc': 1}
 
@@ -191,3 +192,21 @@ def test_token_maps_can_be_captured(use_v11, use_tokenfuse):
     for i in range(3)
   ]
   assert queries == [9, 4, 4]
+
+
+@pytest.mark.parametrize('use_tokenfuse', [False, True])
+def test_a_vit_with_the_tokenizer_is_a_token_learner(use_tokenfuse):
+  """The same parameters, outputs and answers; without it, it keeps its tokens."""
+  sizes = {'num_classes': 5, 'mlp_dim': 12, 'num_layers': 2, 'num_heads': 2, 'hidden_size': 8}
+  tokenizer = {'type': 'dynamic', 'num_tokens': 3, 'use_tokenfuse': use_tokenfuse}
+  patches = {'size': (4, 2)}
+  model = ViT(**sizes, patches=patches, tokenizer=tokenizer)
+  other = TokenLearnerViT(**sizes, patches=patches, tokenizer=tokenizer | {'tokenlearner_loc': 1})
+  images = normal(2, 8, 8, 3)
+  variables = random_variables(model, images)
+  assert model.variable_shapes((8, 8), 3) == other.variable_shapes((8, 8), 3)
+  np.testing.assert_array_equal(model.apply(variables, images), other.apply(variables, images))
+  assert (model.tokenizer_layer, model.num_attention_layers) == (1, 0)
+  plain = model.clone(tokenizer={'type': 'patch'})
+  assert not any('Token' in name for name in plain.variable_shapes((8, 8), 3))
+  assert (plain.tokenizer_layer, plain.learns_tokens) == (None, False)

@@ -11,6 +11,7 @@ from small_vits import SQUARE, random_variables
 from vit_jax import config_fields, models, weights
 from vit_jax.errors import UsageError
 from vit_jax.models import Preprocessing
+from vit_jax.models.vit import TOKENIZER
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
@@ -53,7 +54,7 @@ def test_fields_that_weights_say_nothing_of_are_the_model_s_defaults_in_experime
   model = Experiment(finetuning(source)).config.model
   assert (model.dropout_rate, model.attention_dropout_rate, model.remat) == (0.0, 0.0, False)
   assert 'num_filters' not in model
-  assert 'tokenizer' not in model
+  assert model.tokenizer.to_dict() == {**TOKENIZER, 'tokenlearner_loc': None}
 
 
 def test_steps_that_stand_instead_of_epochs_are_told(source):
@@ -167,7 +168,7 @@ def test_a_token_learner_goes_on_as_one(token_learner, tmp_path):
 def test_a_token_learner_without_its_tokenizer_where_the_config_is_of_a_vit(token_learner):
   workdir, before = token_learner
   assert any('TokenLearner' in name for name in before)
-  config = finetuning(workdir, **{'model.name': 'vit'})
+  config = finetuning(workdir, **{'model.name': 'vit', 'model.tokenizer.type': 'patch'})
   assert not any('TokenLearner' in name for name in initial_params(config))
 
 
@@ -269,7 +270,7 @@ def test_what_a_file_does_not_say_is_asked_for_as_a_field(tmp_path):
     ({'init_options.format': 'tf'}, r"config\.init_options\.format: 'tf' is not one of"),
     ({'model.hidden_size': 12}, r'config\.init_from: .*tensors that do not fit'),
     ({'model.num_filters': 3}, r'config\.model\.num_filters: no such field of ViT'),
-    ({'model.tokenizer.num_tokens': 3}, r'config\.model\.tokenizer: no such field of ViT'),
+    ({'model.window_size': (3,)}, r'config\.model\.window_size: no such field of ViT'),
     ({'model.stride': (1.5, 2.0)}, r'config\.model\.stride: \(1\.5, 2\.0\) is not a whole number'),
   ],
 )

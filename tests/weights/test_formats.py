@@ -386,6 +386,7 @@ TOKEN_LEARNER = ModelConfig.from_dict(
   [
     (TOKEN_LEARNER, "'token_learner' has no place there"),
     (SQUARE.replace(stride=2), r'overlapping patches \(stride 2\)'),
+    (SQUARE.replace(tokenizer={'type': 'dynamic', 'num_tokens': 2}), r'learned \(tokenizer\)'),
   ],
 )
 def test_models_without_a_place_are_refused(tmp_path, config, message):

@@ -4,6 +4,10 @@ Capture: `model.apply(variables, x, mutable=['intermediates'])` also returns the
 of layer i, a tuple of one float32 [batch, heads, queries, keys], at
 `Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/attention_weights`, and those of the
 MAP head, [batch, heads, 1, keys], at `MAPHead_0/MultiHeadDotProductAttention_0/attention_weights`.
+With a tokenizer there are the maps that weigh the tokens, float32 [batch, num_tokens, h * w], at
+`Transformer/TokenLearnerModuleV11_{i}/token_maps` (`TokenLearnerModule_{i}` for version 1), and
+those by which the fuser returns them, at `Transformer/TokenFuser_{i}/token_maps`; i counts the
+layers that learn tokens from 0.
 """
 
 import math
@@ -15,8 +19,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import FieldError, UsageError, check_choice
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import (
   Attention,
@@ -27,6 +33,8 @@ from vit_jax.models.backbone import (
   Layout,
   Positions,
   Shape,
+  TokenMaps,
+  trace_shapes,
 )
 
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'map', 'none')
@@ -38,6 +46,16 @@ _KERNEL = 'embedding/kernel'
 _POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _BEFORE_BLOCKS = re.compile(r'(embedding|cls|Transformer/posembed_input)(/.*)?')
 _BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
+_LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
+
+# A config's tokenizer; the types of tokens that are learned are its model's.
+TOKENIZER = {
+  'type': 'patch',
+  'num_tokens': 8,
+  'tokenlearner_loc': placeholder(int),
+  'use_tokenfuse': False,
+  'use_v11': True,
+}
 
 
 class MAPHead(nn.Module):
@@ -132,6 +150,8 @@ class Encoder1DBlock(nn.Module):
 class Encoder(nn.Module):
   """Position embeddings, `num_layers` blocks and a final norm: [B, N, D] to [B, N, D].
 
+  A tokenizer makes fewer tokens of them.
+
   Attributes:
     num_layers: number of blocks.
     mlp_dim: hidden width of the MLPs.
@@ -148,6 +168,8 @@ class Encoder(nn.Module):
     activation: name in `layers.ACTIVATIONS`.
     remat: recompute each block's activations in the backward pass instead of keeping them.
     final_norm: whether the tokens are normed after the last block.
+    tokenizer: as of `ViT`.
+    frames: that the grids of tokens of an example are of, one after the other.
   """
 
   num_layers: int
@@ -165,6 +187,8 @@ class Encoder(nn.Module):
   activation: str = 'gelu'
   remat: bool = False
   final_norm: bool = True
+  tokenizer: Mapping[str, Any] | None = None
+  frames: int = 1
 
   @nn.compact
   def __call__(
@@ -188,11 +212,27 @@ class Encoder(nn.Module):
     if select_tokens is not None:
       x = select_tokens(x)  # [B, M, D]
     x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+    tokenizer = self.make_tokenizer()
     for layer in range(self.num_layers):
-      x = self.block(layer)(x, not train)
+      block = self.block(layer)
+      x = tokenizer(layer, block, x, not train) if tokenizer else block(x, not train)
       if outputs is not None:
         outputs.append(x)
     return self.norm(x)
+
+  @nn.nowrap
+  def make_tokenizer(self) -> layers.Tokenizer | None:
+    """Returns what learns tokens; None where those of the patches stay."""
+    return layers.make_tokenizer(
+      self.tokenizer,
+      self.num_layers,
+      num_prefix=int(self.has_cls_token),
+      frames=self.frames,
+      grid=self.grid,
+      dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
+      norm_epsilon=self.norm_epsilon,
+    )
 
   @nn.nowrap
   def norm(self, x: jax.Array) -> jax.Array:
@@ -227,8 +267,8 @@ class Encoder(nn.Module):
     )
 
   @nn.nowrap
-  def add_positions(self, x: jax.Array, frames: int = 1) -> jax.Array:
-    """Adds the chosen position embedding to tokens [B, N, D] of `frames` images each."""
+  def add_positions(self, x: jax.Array) -> jax.Array:
+    """Adds the chosen position embedding to tokens [B, N, D]."""
     kind = self.positional_embedding
     check_choice('positional_embedding', kind, POSITIONAL_EMBEDDINGS)
     if kind == 'learned_1d':
@@ -238,7 +278,7 @@ class Encoder(nn.Module):
       return x + layers.sinusoidal_1d(*x.shape[1:]).astype(x.dtype)
     if kind == 'sinusoidal_2d':
       cls, x = self.split_cls(x)
-      grid = layers.resolve_grid(x.shape[1] // frames, self.grid)
+      grid = layers.resolve_grid(x.shape[1] // self.frames, self.grid)
       images = x.reshape(-1, *grid, x.shape[-1])  # [B * frames, h, w, D]
       x = layers.AddFixedSinCosPositionEmbedding()(images).reshape(x.shape)
       return jnp.concatenate([cls, x], axis=1)
@@ -283,6 +323,14 @@ class ViT(Backbone, kw_only=True):
       2111.06377): it takes part in attention alone.
     fc_norm: norm the pooled vector (a LayerNorm `fc_norm`) instead of the tokens before
       (`Transformer/encoder_norm`), as timm's ViTs with an average do.
+    tokenizer: a dict, None for one whose type is 'patch', of
+      type: 'dynamic' learns tokens with TokenLearner (arXiv 2106.11297) on the way through the
+        layers, 'patch' keeps those of the patches;
+      num_tokens: how many are learned;
+      tokenlearner_loc: index of the layer that they go into, from 0 (None: the middle);
+      use_v11: TokenLearner version 1.1 instead of 1 (True if absent);
+      use_tokenfuse: that layer and all after it learn tokens, and a TokenFuser returns them to the
+        positions, so that their number stays (False if absent).
 
   Raises:
     FieldError: on construction, for options that don't fit each other; when called, for images
@@ -310,6 +358,7 @@ class ViT(Backbone, kw_only=True):
   remat: bool = False
   class_token: bool | None = None
   fc_norm: bool = False
+  tokenizer: Mapping[str, Any] | None = None
 
   # ViT-Ti/16 without dropout; scenic's attributes have its defaults.
   CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
@@ -321,6 +370,7 @@ class ViT(Backbone, kw_only=True):
     'classifier': 'token',
     'dropout_rate': 0.0,
     'attention_dropout_rate': 0.0,
+    'tokenizer': TOKENIZER,
   }
   NO_DECAY: ClassVar[str] = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
@@ -336,6 +386,7 @@ class ViT(Backbone, kw_only=True):
     'positional_embedding',
     'norm_epsilon',
     'activation',
+    'tokenizer',
   )
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (
     'activation',
@@ -418,14 +469,18 @@ class ViT(Backbone, kw_only=True):
       activation=self.activation,
       remat=self.remat,
       final_norm=not self.fc_norm,
+      tokenizer=self.tokenizer,
       name='Transformer',
     )(x, train=train, select_tokens=select_tokens, outputs=outputs)  # [B, 1 + N, D]
     x = pool(self, tokens)  # [B, D]
     if features:
+      keeps_grid = select_tokens is None and (
+        not self.learns_tokens or self.tokenizer.get('use_tokenfuse')
+      )
       return Features(
         pooled=None if self.classifier == 'none' else x,
         tokens=tokens,
-        grid=tuple(grid) if select_tokens is None else None,
+        grid=tuple(grid) if keeps_grid else None,
         num_prefix=int(self.has_class_token),
       )
     return classify(self, x)  # [B, num_classes]
@@ -456,6 +511,8 @@ class ViT(Backbone, kw_only=True):
     return path.startswith('fc_norm/')
 
   def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
+    if self.learns_tokens:
+      return trace_shapes(self, input_size or self.patch_size, channels)
     # Layers are all alike, and tracing dozens takes seconds.
     shapes = super(ViT, self.clone(num_layers=1)).variable_shapes(
       input_size or self.patch_size, channels
@@ -478,6 +535,12 @@ class ViT(Backbone, kw_only=True):
   @classmethod
   def complete(cls, fields: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     completed = super().complete(fields, theirs)
+    if completed.get('tokenizer') is not None:  # weights of images whose tokens stay have none
+      default = fields_lib.defaults(cls).tokenizer
+      completed['tokenizer'] = {
+        name: default.get(name) if value is None else value
+        for name, value in completed['tokenizer'].items()
+      }
     sizes = (completed['patches']['size'], (theirs.get('patches') or {}).get('size'))
     if None not in sizes and layers.as_pair(sizes[0]) != layers.as_pair(sizes[1]):
       completed['stride'] = fields['stride']  # theirs would mean another overlap of these patches
@@ -573,9 +636,14 @@ class ViT(Backbone, kw_only=True):
     return differing if alike else differing + modules
 
   @property
+  def learns_tokens(self) -> bool:
+    """Whether there are other tokens than those of the patches, in some layers."""
+    return layers.learns_tokens(self.tokenizer)
+
+  @property
   def tokenizer_layer(self) -> int | None:
-    """The layer that learned tokens precede, which no parameter tells; None without them."""
-    return None
+    """The layer that learned tokens go into, which no parameter tells; None without them."""
+    return layers.tokenizer_layer(self.tokenizer, self.num_layers) if self.learns_tokens else None
 
   # What there is to see.
 
@@ -595,9 +663,11 @@ class ViT(Backbone, kw_only=True):
 
   @property
   def num_attention_layers(self) -> int:
-    return self.num_layers if self.classifier == 'token' else 0
+    return self.num_layers if self.classifier == 'token' and not self.learns_tokens else 0
 
   def attention(self, intermediates: Mapping[str, Any]) -> Attention | None:
+    if self.learns_tokens:
+      return None
     blocks = intermediates['Transformer']
     found = [_weights(blocks[f'encoderblock_{i}']) for i in range(self.num_layers)]
     probe = _weights(intermediates['MAPHead_0']) if self.classifier == 'map' else None
@@ -607,7 +677,7 @@ class ViT(Backbone, kw_only=True):
     self, intermediates: Mapping[str, Any], image_size: tuple[int, int], layer: int | None = None
   ) -> AttentionMaps | None:
     """What the class token pays to each patch in a layer, or the MAP head's probe."""
-    if self.classifier not in ('token', 'map'):
+    if self.classifier not in ('token', 'map') or self.learns_tokens:
       return None
     last = self.num_layers - 1
     layer = last if layer is None else layer
@@ -619,6 +689,23 @@ class ViT(Backbone, kw_only=True):
     grid = self.grid(image_size)
     maps = np.asarray(weights).reshape(*weights.shape[:2], *grid)
     return AttentionMaps(maps, self.patch_size, self.patch_stride, source)
+
+  def token_maps(
+    self, intermediates: Mapping[str, Any], image_size: tuple[int, int]
+  ) -> list[TokenMaps]:
+    """Which pixels each learned token is made of, layer by layer.
+
+    Weights of version 1.1 are a softmax, and add up to 1 over the grid; those of version 1 are
+    sigmoids, each in [0, 1].
+    """
+    if not self.learns_tokens:
+      return []
+    maps = learned_maps(intermediates['Transformer'])
+    grid, first = self.grid(image_size), self.tokenizer_layer
+    return [
+      TokenMaps(m.reshape(*m.shape[:2], *grid), f'TokenLearner before layer {first + i}')
+      for i, m in enumerate(maps)
+    ]
 
   def patch_kernel(self, params: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(params['embedding']['kernel'])
@@ -645,6 +732,12 @@ class ViT(Backbone, kw_only=True):
 def _weights(module: Mapping[str, Any]) -> Any:
   """Returns the attention weights that a block or the MAP head captured."""
   return module['MultiHeadDotProductAttention_0']['attention_weights']
+
+
+def learned_maps(encoder: Mapping[str, Any]) -> list[np.ndarray]:
+  """Returns the maps that an encoder's TokenLearners captured, in the order of the layers."""
+  found = {int(match[1]): name for name in encoder if (match := _LEARNER.fullmatch(name))}
+  return [np.asarray(encoder[found[i]]['token_maps']) for i in sorted(found)]
 
 
 def pool(model: ViT, tokens: jax.Array) -> jax.Array:
@@ -700,6 +793,7 @@ def _check_options(model: ViT) -> None:
   for field in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
     if getattr(model, field) < 1:
       raise FieldError(field, f'{getattr(model, field)} is less than 1')
+  layers.check_tokenizer(model.tokenizer, model.num_layers)
   if model.representation_size is not None and model.representation_size < 1:
     raise FieldError('representation_size', f'{model.representation_size} is less than 1')
   if model.posemb_init_stddev < 0:

@@ -18,6 +18,16 @@ from vit_jax.models.layers.positions import (
   sinusoidal_1d,
   sinusoidal_2d,
 )
+from vit_jax.models.layers.token_learner import (
+  TokenFuser,
+  Tokenizer,
+  TokenLearnerModule,
+  TokenLearnerModuleV11,
+  check_tokenizer,
+  learns_tokens,
+  make_tokenizer,
+  tokenizer_layer,
+)
 
 __all__ = [
   'ACTIVATIONS',
@@ -27,13 +37,21 @@ __all__ = [
   'MultiHeadDotProductAttention',
   'PatchEmbedding',
   'StochasticDepth',
+  'TokenFuser',
+  'TokenLearnerModule',
+  'TokenLearnerModuleV11',
+  'Tokenizer',
   'adapt_channels',
   'as_pair',
+  'check_tokenizer',
   'dot_product_attention',
+  'learns_tokens',
+  'make_tokenizer',
   'patch_grid',
   'resample_patch_kernel',
   'resize_position_embeddings',
   'resolve_grid',
   'sinusoidal_1d',
   'sinusoidal_2d',
+  'tokenizer_layer',
 ]

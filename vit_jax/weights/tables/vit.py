@@ -45,6 +45,8 @@ class _ViT(Table):
     model = config.backbone
     if model.patch_stride != model.patch_size:
       raise UsageError(f'{path}: overlapping patches (stride {model.stride}) have no place there')
+    if model.learns_tokens:
+      raise UsageError(f'{path}: tokens that are learned (tokenizer) have no place there')
     for field, allowed in self.places.items():
       if (value := getattr(model, field)) not in allowed:
         names = ', '.join(map(str, allowed))
