@@ -47,6 +47,7 @@ SLOW = (
   'models/heads',
   'models/test_models_against_numpy.py',
   'models/test_token_learner.py',
+  'models/test_vivit.py',
   'run/test_checkpoints.py',
   'tasks/test_task.py',
   'test_benchmark.py',

@@ -16,15 +16,25 @@ SMALL = {
   'token_learner': {'hidden_size': 8, 'mlp_dim': 12, 'num_layers': 3, 'num_heads': 2},
   'resnet18': {'num_filters': 2},
   'resnet34': {'num_filters': 2},
+  'vivit': {'hidden_size': 8, 'mlp_dim': 12, 'num_layers': 3, 'num_heads': 2},
+  'space_time_vivit': {
+    'hidden_size': 8,
+    'spatial_mlp_dim': 12,
+    'spatial_num_layers': 2,
+    'spatial_num_heads': 2,
+    'temporal_mlp_dim': 12,
+    'temporal_num_layers': 3,
+    'temporal_num_heads': 2,
+  },
 }
 SIZE = (32, 48)
+SIZES = {'image': {'image_size': SIZE}, 'video': {'image_size': SIZE, 'num_frames': 4}}
 
 
 def config_of(name, **changes):
   fields = models.default_config(name).to_dict() | SMALL.get(name, {}) | changes
-  return models.ModelConfig.from_dict(
-    fields | {'num_classes': 5, 'channels': 1, 'image_size': SIZE}
-  )
+  size = SIZES[models.backbone(name).INPUT]
+  return models.ModelConfig.from_dict(fields | {'num_classes': 5, 'channels': 1} | size)
 
 
 @pytest.fixture(scope='module', params=list(models.BACKBONES))
@@ -34,8 +44,12 @@ def config(request):
 
 
 @pytest.fixture(scope='module')
-def variables(config):
-  images = jnp.zeros((2, *SIZE, 1))
+def images(config):
+  return jnp.zeros((2, *config.input_size, 1))
+
+
+@pytest.fixture(scope='module')
+def variables(config, images):
   return jax.eval_shape(lambda: config.model.init(jax.random.key(0), images, train=False))
 
 
@@ -51,8 +65,7 @@ def test_a_config_is_enough_to_build_the_model_again(config):
   assert type(config.model).from_config(config).config() == config.model.config()
 
 
-def test_logits_are_float32_and_features_are_what_the_head_reads(config, variables):
-  images = jnp.zeros((2, *SIZE, 1))
+def test_logits_are_float32_and_features_are_what_the_head_reads(config, variables, images):
   apply = config.model.apply
   logits = jax.eval_shape(lambda v: apply(v, images, train=False), variables)
   assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
@@ -138,6 +151,9 @@ def test_weights_of_other_backbones_are_not_taken():
   assert kinds['token_learner'].takes_weights_of(kinds['vit'])
   assert not kinds['vit'].takes_weights_of(kinds['resnet18'])
   assert not kinds['resnet18'].takes_weights_of(kinds['resnet34'])
+  assert kinds['vivit'].takes_weights_of(kinds['vit'])
+  assert not kinds['vivit'].takes_weights_of(kinds['space_time_vivit'])
+  assert not kinds['vit'].takes_weights_of(kinds['vivit'])
 
 
 @pytest.mark.parametrize(

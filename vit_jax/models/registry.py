@@ -20,6 +20,8 @@ BACKBONES = {
   'resnet18': ('resnet', 'ResNet18'),
   'resnet34': ('resnet', 'ResNet34'),
   'swin': ('swin', 'Swin'),
+  'vivit': ('vivit', 'ViViT'),
+  'space_time_vivit': ('vivit', 'SpaceTimeViViT'),
 }
 # What tasks put on features, likewise.
 HEADS = {'localization': ('heads.localization', 'Localizer')}
