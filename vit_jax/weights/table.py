@@ -98,6 +98,11 @@ class Table:
     names = {self.canonical(name) for name in names}
     return next((mark for mark in self.marks if mark not in names), None)
 
+  def fits(self, tensors: files.Tensors) -> bool:
+    """Whether tensors by its names, which other models of the format have too, are its own."""
+    tensors = {self.canonical(name): array for name, array in tensors.items()}
+    return all(tensors[mark].ndim == rank for mark, rank in self.marks.items())
+
   # Reading.
 
   def tidy(

@@ -40,6 +40,9 @@ def find(source: Source, formats: Collection[str]) -> Table:
     tables = [table for table in all_tables() if table.format in formats]
   else:
     tables = owners(source.their_config, source.metadata_path, formats)
+  named = [table for table in tables if source.entries.get('name') in table.models]
+  if len(named) == 1:
+    return named[0]
   return find_by_names(source.tensors, source.path, tables)
 
 
@@ -66,14 +69,17 @@ def owners(config: Mapping[str, Any], path: object, formats: Collection[str]) ->
 def find_by_names(names: Collection[str], path: object, tables: Collection[Table]) -> Table:
   """Returns the one of the tables that tensors of these names are of.
 
+  Of tables of one format it is the first that fits, where the tensors themselves are given.
+
   Raises:
     FieldError: for `format`, where they are of several formats.
     UsageError: they are of none.
   """
   missing = {table: table.missing_mark(names) for table in tables}
   found = [table for table in tables if missing[table] is None]
-  if len(found) == 1:
-    return found[0]
+  if len({table.format for table in found}) == 1:
+    fitting = (table for table in found if isinstance(names, Mapping) and table.fits(names))
+    return next(fitting, found[0])
   if found:
     titles = ' and of '.join(table.title for table in found)
     formats = ' or '.join(repr(table.format) for table in found)

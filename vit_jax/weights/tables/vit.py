@@ -106,6 +106,7 @@ class ScenicViT(_FlaxViT):
   """scenic's ViT, whose names are those here."""
 
   format = 'scenic'
+  marks: ClassVar = {'embedding/kernel': 4, f'{_BLOCK.format(0)}/LayerNorm_0/scale': 1}
 
   def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
     return [tensor(name, name) for name in variable_shapes(config)]
