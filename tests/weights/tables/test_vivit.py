@@ -149,6 +149,20 @@ def test_a_hugging_face_config_of_another_model_is_refused(tmp_path, changes, me
     weights.load(tmp_path)
 
 
+def test_the_pixels_of_hugging_face_s_processor_are_the_same(tmp_path):
+  """It subtracts 1 from pixels times 1 / 127.5, and normalises what that gives."""
+  hugging_face(tmp_path, 4, (8, 8), (2, 4, 4), SMALL)
+  processor = transformers.VivitImageProcessor(
+    size={'shortest_edge': 8}, crop_size={'height': 8, 'width': 8}, image_mean=[0.4, 0.5, 0.6]
+  )
+  processor.save_pretrained(tmp_path)
+  preprocess = weights.load(tmp_path)[1].preprocess
+  clip = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+  expected = np.moveaxis(processor(list(clip), return_tensors='np')['pixel_values'][0], 1, -1)
+  found = (clip / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 # scenic.
 
 SIZES = {'mlp_dim': 12, 'num_layers': 2, 'num_heads': 2}

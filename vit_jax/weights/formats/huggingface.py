@@ -34,6 +34,7 @@ THEIR_ACTIVATIONS = {'gelu_exact': 'gelu', 'gelu': 'gelu_new', 'relu': 'relu'}
 _PROCESSOR_DEFAULTS = {
   'do_rescale': True,
   'rescale_factor': 1 / 255,
+  'offset': False,
   'do_normalize': True,
   'image_mean': 0.5,
   'image_std': 0.5,
@@ -207,8 +208,10 @@ def _read_preprocess(path: Path) -> Preprocessing | None:
   mean, std = ([0.0], [1.0])
   if theirs['do_normalize']:
     mean, std = _numbers(theirs, 'image_mean', path), _numbers(theirs, 'image_std', path)
+  # Processors of videos may subtract 1 before they normalise.
+  offset = 1.0 if theirs['offset'] and theirs['do_rescale'] else 0.0
   preprocess = {
-    'mean': tuple(value / scale for value in mean),
+    'mean': tuple((value + offset) / scale for value in mean),
     'std': tuple(value / scale for value in std),
     'crop': 'resize',
   }
