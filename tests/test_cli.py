@@ -42,6 +42,7 @@ def test_a_task_brings_its_options_and_its_head(parse, flag):
     'class_divisor': 1.0,
   }
   assert config.model.head.to_dict() == {
+    'name': 'localization',
     'hidden_size': 512,
     'dropout_rate': 0.2,
     'box_sigmoid': True,  # until the flag itself is parsed
@@ -115,4 +116,5 @@ def test_a_run_with_flags_of_a_task_that_the_file_does_not_have(train, tmp_path)
     'box': 'l1',
     'class_divisor': 1.0,
   }
-  assert config['model']['head'] == {'hidden_size': 8, 'dropout_rate': 0.2, 'box_sigmoid': True}
+  options = {'hidden_size': 8, 'dropout_rate': 0.2, 'box_sigmoid': True}
+  assert config['model']['head'] == {'name': 'localization', **options}

@@ -47,8 +47,8 @@ class _ExperimentParser(ConfigFileFlagParser):
   def _complete(self, config: ConfigDict) -> None:
     from vit_jax import config_fields  # imports JAX and the models, which not every command needs
 
-    fields = ('model.name', 'task', 'data.name')
-    model, task, data = (_flag_value(f'{self.name}.{field}') for field in fields)
+    fields = ('model.name', 'task', 'data.name', 'model.head.name')
+    model, task, data, head = (_flag_value(f'{self.name}.{field}') for field in fields)
     with field_prefix(f'{self.name}.'):
       # Of a config that leaves its model open, the fields of all are there.
       if model is not None and config.model.name not in (None, model):
@@ -58,6 +58,9 @@ class _ExperimentParser(ConfigFileFlagParser):
         config_fields.set_task(config, task)
       if data is not None and data != config.data.name:
         config_fields.set_data(config, data)
+      if head is not None and 'head' in config.model:
+        with field_prefix('model.head.'):
+          config_fields.set_head(config, head)
 
 
 def DEFINE_experiment(name: str, help_string: str) -> flags.FlagHolder[ConfigDict]:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import models, tasks
 from vit_jax.data import sources
+from vit_jax.errors import check_choice
 
 
 def set_model(config: ConfigDict, name: str) -> None:
@@ -38,16 +39,16 @@ def set_task(config: ConfigDict, name: str) -> None:
   Raises:
     FieldError: there is no such task.
   """
-  new, head = tasks.default_options(name), tasks.find(name).HEAD
+  new, heads = tasks.default_options(name), tasks.find(name).HEADS
   with config.unlocked():
     former = config.get('task')
     if former is not None:
       _keep_changes(new, config.loss, tasks.default_options(former))
-    if former is None or head != tasks.find(former).HEAD:
+    if config.model.get('head', {}).get('name') not in heads:
       if 'head' in config.model:
         del config.model.head
-      if head is not None:
-        config.model.head = models.head_config(head)
+      if heads:
+        config.model.head = models.head_config(heads[0])
     config.task, config.loss = name, new
 
 
@@ -55,6 +56,22 @@ def set_data(config: ConfigDict, name: str) -> None:
   """Names a data set and gives `config.data.options` its options with their defaults."""
   with config.unlocked():
     config.data.name, config.data.options = name, ConfigDict(sources.default_options(name))
+
+
+def set_head(config: ConfigDict, name: str) -> None:
+  """Gives `config.model.head` the options of another head of the task.
+
+  Options that the former head has as well keep their values.
+
+  Raises:
+    FieldError: the task has no such head.
+  """
+  check_choice('name', name, tasks.find(config.task).HEADS)
+  new, old = models.head_config(name), config.model.head
+  _keep_changes(new, old, models.head_config(old.name))
+  new.name = name
+  with config.unlocked():
+    config.model.head = new
 
 
 def _keep_changes(new: ConfigDict, old: ConfigDict, defaults: ConfigDict) -> None:

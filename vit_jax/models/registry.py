@@ -71,8 +71,10 @@ def open_config() -> ConfigDict:
 
 
 def head_config(name: str) -> ConfigDict:
-  """Returns the options of a head with their defaults: `config.model.head`."""
-  return fields_lib.defaults(find(HEADS, name))
+  """Returns the options of a head with their defaults, and its `name`: `config.model.head`."""
+  config = fields_lib.defaults(find(HEADS, name))
+  config.name = name
+  return config
 
 
 def build(fields: Mapping[str, Any], **attributes: Any) -> nn.Module:

@@ -71,5 +71,6 @@ def task_for(config: ModelConfig, **options: Any) -> Task:
     FieldError: as `build`.
   """
   head = (config.to_dict().get('head') or {}).get('name')
-  name = next(name for name, task in TASKS.items() if head == task.HEAD)
+  found = (name for name, task in TASKS.items() if (head in task.HEADS if head else not task.HEADS))
+  name = next(found)
   return build(name, options, config.num_classes, config.model.INPUT)

@@ -94,7 +94,7 @@ class Localization(Classification):
   class_divisor: float = 1.0
 
   TARGETS: ClassVar[tuple[str, ...]] = ('label', 'box')
-  HEAD: ClassVar[str | None] = 'localization'
+  HEADS: ClassVar[tuple[str, ...]] = ('localization',)
 
   def __post_init__(self):
     super().__post_init__()

@@ -59,8 +59,9 @@ class Task:
   NOT_CONFIG: ClassVar[tuple[str, ...]] = ('num_classes', 'input')
   # Kinds of data in a record that it learns, beside the input.
   TARGETS: ClassVar[tuple[str, ...]] = ()
-  # What it puts on a model's features, a key of `models.HEADS`; None: the model's own head.
-  HEAD: ClassVar[str | None] = None
+  # What it puts on a model's features: keys of `models.HEADS`, of which `config.model.head.name`
+  # chooses one, else the first; empty for the model's own head.
+  HEADS: ClassVar[tuple[str, ...]] = ()
   # Whether `outputs` is given a teacher: the moving average of the parameters that train.
   TEACHER: ClassVar[bool] = False
 
@@ -71,7 +72,7 @@ class Task:
   @classmethod
   def name_outputs(cls, outputs: Any) -> Outputs:
     """Returns what a model's call gave, by name: a head's dict, or a backbone's own 'logits'."""
-    return {'logits': outputs} if cls.HEAD is None else outputs
+    return outputs if cls.HEADS else {'logits': outputs}
 
   def outputs(
     self, apply: Apply, batch: Batch, rng: jax.Array, train: bool, teacher: Apply | None = None

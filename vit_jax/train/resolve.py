@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from vit_jax import models, tasks
 from vit_jax.data import kinds
-from vit_jax.errors import FieldError, UsageError, field_prefix
-from vit_jax.models import Backbone
+from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
+from vit_jax.models import Backbone, registry
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
 from vit_jax.precision import resolve_dtype
@@ -100,10 +100,11 @@ def build_model(config: ConfigDict, num_classes: int) -> Backbone | Head:
   Raises:
     UsageError: a field is unknown or has a wrong value.
   """
-  fields, head = fields_lib.plain(config.model), find_task(config).HEAD
+  fields, heads = fields_lib.plain(config.model), find_task(config).HEADS
   with field_prefix('config.model.'):
-    if head is not None:
-      fields['head'] = {'name': head, **fields.get('head', {})}
+    if heads:
+      fields['head'] = {'name': heads[0], **fields.get('head', {})}
+      check_choice('head.name', fields['head']['name'], heads)
     elif 'head' in fields:
       raise FieldError('head', f'{fields["head"]}, but the task {config.task} has none')
     dtype = jnp.dtype(config.dtype)
@@ -144,8 +145,10 @@ def check_task(config: ConfigDict, model: Backbone | Head, task: Task) -> None:
 def complete(config: ConfigDict, model: Backbone | Head, task: Task) -> None:
   """Sets the fields of `config` that its model and its task decide."""
   if isinstance(model, Head):
-    names = fields_lib.names(type(model))
-    config.model.head = ConfigDict({name: getattr(model, name) for name in names})
+    options = {name: getattr(model, name) for name in fields_lib.names(type(model))}
+    config.model.head = ConfigDict(
+      {'name': registry.name_of(registry.HEADS, type(model)), **options}
+    )
   config.loss = ConfigDict({n: getattr(task, n) for n in fields_lib.names(type(task))})
   if config.optimizer.no_decay is None:
     config.optimizer.no_decay = model.NO_DECAY
