@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from vit_jax.run.metrics import describe, format_value, format_values, read_descriptions
+from vit_jax.run.metrics import (
+  describe,
+  format_classes,
+  format_value,
+  format_values,
+  read_descriptions,
+)
 
 RECORDED = {
   'mean_iou': {'unit': '%', 'higher_is_better': True, 'label': 'mean IoU'},
@@ -31,6 +37,13 @@ def test_what_was_recorded_stands_before_the_name():
   values = {'test/mean_iou': 0.5, 'test/accuracy': 0.5, 'test/iou75': 0.5}
   expected = 'test/mean_iou 50.00 %  test/accuracy 0.5  test/iou75 50.00 %'
   assert format_values(values, RECORDED) == expected
+
+
+def test_metrics_of_each_class_have_lines_of_their_own():
+  values = {'test/loss': 0.5, 'test/accuracy/cat': 0.5, 'test/mean_iou/a/b': 0.25}
+  assert format_values(values, RECORDED) == 'test/loss 0.5'
+  expected = {'accuracy': 'cat 0.5', 'mean_iou': 'a/b 25.00 %'}
+  assert format_classes(values, RECORDED) == expected
 
 
 def test_the_direction_by_name():

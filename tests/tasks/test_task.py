@@ -29,18 +29,28 @@ def mean_iou(matrix):
   return np.mean(hits[either > 0] / either[either > 0])
 
 
+def recall(matrix):
+  """Of each class, NaN of those without examples."""
+  total = matrix.sum(1)
+  return np.where(total > 0, np.diag(matrix) / np.maximum(total, 1), np.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class Confusion(Classification):
   """Classification with a confusion matrix."""
 
   @property
   def metrics(self):
-    return super().metrics | {'mean_iou': Metric(unit='%', higher_is_better=True, value=mean_iou)}
+    return super().metrics | {
+      'mean_iou': Metric(unit='%', higher_is_better=True, value=mean_iou),
+      'recall': Metric(unit='%', value=recall, per_class=True),
+    }
 
   def loss(self, outputs, batch, rng, train):
     truth = jax.nn.one_hot(batch['label'], self.num_classes) * batch['weight'][:, None]
     guess = jax.nn.one_hot(outputs['logits'].argmax(-1), self.num_classes)
-    return super().loss(outputs, batch, rng, train) | {'mean_iou': (truth.T @ guess,)}
+    matrix = (truth.T @ guess,)
+    return super().loss(outputs, batch, rng, train) | {'mean_iou': matrix, 'recall': matrix}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +132,18 @@ def test_a_confusion_matrix_adds_up_exactly_over_batches(tmp_path):
     assert values['mean_iou'] == found[0][1]['mean_iou']
 
 
+def test_classes_that_do_not_occur_are_left_out():
+  metrics, sums = {'recall': Metric(value=recall, per_class=True)}, (np.diag([3, 0, 1.0]),)
+  expected = {'recall/cat': 1, 'recall/fox': 1}
+  assert metrics_lib.values(metrics, {'recall': sums}, ('cat', 'dog', 'fox')) == expected
+  assert metrics_lib.values(metrics, {'recall': sums}) == {}
+
+
+def test_a_metric_of_each_class_is_not_monitored():
+  with pytest.raises(UsageError, match=r"^config\.monitor: 'test/recall' is not one of .*mean_iou"):
+    Experiment(tiny_config(task='confusion', num_steps=1, monitor='test/recall'))
+
+
 def print_confusion():
   """In a process with several devices."""
   tasks.TASKS.update(MADE)
@@ -152,6 +174,9 @@ def test_a_run_monitors_a_metric_of_arrays_and_resumes(tmp_path, resident):
   results = loop.train_and_evaluate(config, tmp_path / 'whole')
   assert results['metrics']['mean_iou']['unit'] == '%'
   assert 0 < results['final']['train/mean_iou'] < 1
+  recalls = [results['best'][f'test/recall/{digit}'] for digit in range(10)]
+  assert np.mean(recalls) == pytest.approx(results['best']['test/accuracy'], abs=0.05)
+  assert not any(name.startswith('train/recall') for name in results['final'])
   loop.train_and_evaluate(config, tmp_path / 'part')
   (tmp_path / 'part' / 'checkpoints' / '6').rename(tmp_path / 'gone')
   (tmp_path / 'part' / 'results.json').unlink()

@@ -20,10 +20,11 @@ def describe(name: str, descriptions: Descriptions) -> Mapping[str, Any]:
   """Returns the description of a metric.
 
   Args:
-    name: of the metric, as 'accuracy' or, in metrics.jsonl, 'test/accuracy'.
+    name: of the metric, as 'accuracy' or, in metrics.jsonl, 'test/accuracy'; of one of each class
+      'test/iou/CLASS'.
     descriptions: of a run; empty where it recorded none, as runs of earlier versions.
   """
-  name = name.rpartition('/')[2]
+  name = _split(name)[0]
   if name in descriptions:
     return descriptions[name]
   is_share = name.endswith('accuracy') or re.fullmatch(r'iou\d+', name)
@@ -32,6 +33,12 @@ def describe(name: str, descriptions: Descriptions) -> Mapping[str, Any]:
     'higher_is_better': not name.endswith('loss'),
     'label': LABELS.get(name, ''),
   }
+
+
+def _split(name: str) -> tuple[str, str]:
+  """Returns (metric, class or '') of a name such as 'test/accuracy' or 'test/iou/CLASS'."""
+  metric, _, class_name = re.sub(r'^(train|test)/', '', name).partition('/')
+  return metric, class_name
 
 
 def read_descriptions(workdir: Path) -> Descriptions:
@@ -50,5 +57,19 @@ def format_value(name: str, value: float, descriptions: Descriptions = _NONE) ->
 
 
 def format_values(values: Mapping[str, float], descriptions: Descriptions = _NONE) -> str:
-  """Returns 'loss 0.123  accuracy 98.10 %' for a line of text."""
-  return '  '.join(f'{name} {format_value(name, v, descriptions)}' for name, v in values.items())
+  """Returns 'loss 0.123  accuracy 98.10 %' for a line of text, without metrics of each class."""
+  shown = {name: value for name, value in values.items() if not _split(name)[1]}
+  return '  '.join(f'{name} {format_value(name, v, descriptions)}' for name, v in shown.items())
+
+
+def format_classes(
+  values: Mapping[str, float], descriptions: Descriptions = _NONE
+) -> dict[str, str]:
+  """Returns, for each metric of each class, its name and 'cat 98.10 %  dog 97.52 %'."""
+  parts = {}
+  for name, value in values.items():
+    metric, class_name = _split(name)
+    if class_name:
+      text = f'{class_name} {format_value(name, value, descriptions)}'
+      parts.setdefault(metric, []).append(text)
+  return {metric: '  '.join(texts) for metric, texts in parts.items()}

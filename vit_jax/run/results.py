@@ -9,7 +9,7 @@ import jax
 
 from vit_jax import host_memory
 from vit_jax.data import FOLDERS
-from vit_jax.run.metrics import format_value, format_values
+from vit_jax.run.metrics import format_classes, format_value, format_values
 
 
 def _versions() -> dict[str, str]:
@@ -94,6 +94,7 @@ def table(results: dict[str, Any]) -> str:
     'steps': f'{results["step"]}' + (' (stopped early)' if results['stopped_early'] else ''),
     'final': format_values(test, metrics),
     'best': f'{format_values(best, metrics)}  (step {results["best"]["step"]})',
+    **{f'best {name}': text for name, text in format_classes(best, metrics).items()},
     **({'published': _published(results)} if results.get('reference') else {}),
     'parameters': f'{results["parameters"]:,}',
     'speed': f'{speed:,.0f} images/s' if speed else 'not measured: one dispatch, which compiled',

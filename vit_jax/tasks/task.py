@@ -32,12 +32,15 @@ class Metric:
     higher_is_better: whether a higher value is the better one.
     label: of its panel among a run's curves; '' for a metric that isn't drawn.
     value: function of the sums, added up over batches and devices, that returns the number.
+    per_class: whether `value` returns a number for each class, NaN for one that doesn't occur. They
+      are part of evaluations alone, as 'test/NAME/CLASS'.
   """
 
   unit: str = ''
   higher_is_better: bool = False
   label: str = ''
   value: Callable[..., Any] = mean
+  per_class: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from vit_jax.errors import UsageError
 from vit_jax.run import directory, results, writers
 from vit_jax.run.checkpoints import Checkpointer
 from vit_jax.run.ending import Interrupted, NonFiniteError
-from vit_jax.run.metrics import format_values
+from vit_jax.run.metrics import format_classes, format_values
 from vit_jax.train import feeds, metrics
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.signals import StopSignal
@@ -52,7 +52,8 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
 
 def _test_metrics(experiment: Experiment, eval_feed, variables: Any) -> dict[str, float]:
   """Evaluates `variables`, giving metrics the names that they have in metrics.jsonl."""
-  values = metrics.values(experiment.task.metrics, eval_feed(variables))
+  class_names = experiment.model_config.class_names
+  values = metrics.values(experiment.task.metrics, eval_feed(variables), class_names)
   return {f'test/{name}': value for name, value in values.items()}
 
 
@@ -239,5 +240,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   found = _test_metrics(experiment, experiment.eval_feed(), variables)
   found = {'step': int(state.step), **found}
   if _is_main():
-    print(format_values(found, experiment.descriptions), flush=True)
+    lines = [format_values(found, experiment.descriptions)]
+    lines += format_classes(found, experiment.descriptions).values()
+    print('\n'.join(lines), flush=True)
   return found

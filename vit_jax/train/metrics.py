@@ -12,9 +12,25 @@ from vit_jax.tasks import Metric, Sums
 _STEP_METRICS = ('learning_rate', 'grad_norm')
 
 
-def values(metrics: Mapping[str, Metric], sums: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-  """Turns sums, as arrays, into numbers; those of metrics that aren't listed are means."""
-  return {name: float(metrics.get(name, Metric()).value(*arrays)) for name, arrays in sums.items()}
+def values(
+  metrics: Mapping[str, Metric],
+  sums: Mapping[str, Sequence[Any]],
+  class_names: Sequence[str] = (),
+) -> dict[str, float]:
+  """Turns sums, as arrays, into numbers; those of metrics that aren't listed are means.
+
+  Metrics of each class are called NAME/CLASS by `class_names`, without which they are left out, as
+  classes that don't occur are.
+  """
+  numbers = {}
+  for name, arrays in sums.items():
+    metric = metrics.get(name, Metric())
+    if not metric.per_class:
+      numbers[name] = float(metric.value(*arrays))
+    elif class_names:
+      pairs = zip(class_names, metric.value(*arrays), strict=True)
+      numbers |= {f'{name}/{c}': float(value) for c, value in pairs if not np.isnan(value)}
+  return numbers
 
 
 def monitored(monitor: str, metrics: Mapping[str, Metric]) -> Metric:

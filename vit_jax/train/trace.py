@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.data import augment, kinds
 from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
-from vit_jax.tasks import Task
+from vit_jax.tasks import Metric, Task
 from vit_jax.train import step
 
 
@@ -54,7 +54,8 @@ def trace(
   with _names_the_model():
     variables = jax.eval_shape(lambda: init(model, 0, (1, *shape)))
     sums = jax.eval_shape(evaluate, variables)
-  check_choice('config.monitor', config.monitor, [f'test/{name}' for name in sums])
+  single = [name for name in sums if not task.metrics.get(name, Metric()).per_class]
+  check_choice('config.monitor', config.monitor, [f'test/{name}' for name in single])
   return Traced(shape, variables)
 
 
