@@ -100,6 +100,15 @@ class Task:
     outputs = apply(views.reshape(-1, *views.shape[2:]))  # [B * V, ...]
     return jax.tree.map(lambda x: x.reshape(*views.shape[:2], *x.shape[1:]).mean(axis=1), outputs)
 
+  def totals(self, batch: Batch) -> dict[str, jax.Array]:
+    """Returns sums over a batch's targets that `loss` divides by, which it finds in its batch.
+
+    There they are sums over all devices and micro-batches, so that a term may be a mean over
+    something else than examples, such as objects.
+    """
+    del batch
+    return {}
+
   def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
     """Returns sums by the names of `metrics`; 'loss' is (sum, count), whose quotient is minimised.
 

@@ -60,8 +60,8 @@ def make_train_step(
   """
 
   def loss_fn(trainable, fixed, model_state, batch, key):
-    frozen, teacher_params = fixed
-    params, calls, batch = partition.merge(trainable, frozen), itertools.count(), dict(batch)
+    frozen, teacher_params, totals = fixed
+    params, calls, batch = partition.merge(trainable, frozen), itertools.count(), batch | totals
     rng, teacher = batch.pop('rng'), None
 
     def apply(inputs, **options):
@@ -117,7 +117,8 @@ def make_train_step(
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
 
     trainable, frozen = partition.split(config.freeze, state.params)
-    fixed = frozen, state.ema_params if task.TEACHER else None
+    totals = jax.lax.psum(task.totals(batch), 'batch')
+    fixed = frozen, state.ema_params if task.TEACHER else None, totals
     found, model_state = add_up(trainable, fixed, state.model_state, batch, dropout_key)
     grads, sums = jax.lax.psum(found, 'batch')
     grads = jax.tree.map(lambda g: g / sums['loss'][1], grads)
@@ -152,7 +153,7 @@ def _evaluated(model: nn.Module, task: Task, variables: Any) -> Apply:
 
 
 def evaluate(model: nn.Module, task: Task, variables: Any, batch: Batch, rng: jax.Array) -> Sums:
-  """Returns the task's sums of a normalised batch, with a key in `rng` for each row."""
+  """Returns the task's sums of a normalised batch that has its totals; a key in `rng` a row."""
   apply = _evaluated(model, task, variables)
   outputs = task.outputs(apply, batch, rng, False, apply if task.TEACHER else None)
   return task.loss(outputs, batch, rng, False)
@@ -171,6 +172,7 @@ def make_eval_step(
     batch = augment.normalize_batch(batch, config.data.mean, config.data.std)
     key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
     rng = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(batch['slot'])
+    batch |= jax.lax.psum(task.totals(batch), 'batch')
     return jax.lax.psum(evaluate(model, task, variables, batch, rng), 'batch')
 
   return eval_step

@@ -49,7 +49,8 @@ def trace(
 
   def evaluate(variables):
     normalized = augment.normalize_batch(batch, config.data.mean, config.data.std)
-    return step.evaluate(model, task, variables, normalized, jax.random.split(jax.random.key(0), 1))
+    keys = jax.random.split(jax.random.key(0), 1)
+    return step.evaluate(model, task, variables, normalized | task.totals(normalized), keys)
 
   with _names_the_model():
     variables = jax.eval_shape(lambda: init(model, 0, (1, *shape)))
