@@ -53,8 +53,9 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.data.train_split = 'train'
   c.data.test_split = 'test'
   c.data.image_size = ()  # (height, width) that the model sees; () = as stored
+  c.data.train_size = ()  # (height, width) to train on, where the model takes both; () = image_size
   c.data.channels = 0  # 1 or 3; 0 = as stored
-  c.data.crop = 'resize'  # resize, central, or inception (random at training time)
+  c.data.crop = 'resize'  # resize, central, or inception or scale (random at training time)
   # Of the resized image's sides, what central keeps, and inception to evaluate; None: 0.875
   c.data.crop_fraction = placeholder(float)
   # Of videos: frames that the model sees, to train from a random one on, to evaluate from the

@@ -5,7 +5,7 @@ import pytest
 from image_files import bounds, corners, painted_classes, scene
 from scipy import ndimage
 
-from vit_jax.data.preprocess import inception_box, make_preprocess
+from vit_jax.data.preprocess import inception_box, make_preprocess, scale_box
 from vit_jax.errors import FieldError
 
 
@@ -315,3 +315,61 @@ def test_clips_are_of_videos_and_views_of_what_has_no_boxes():
   preprocess = make_preprocess((8, 8), 0, 'central', False, spatial_crops=3)
   with pytest.raises(FieldError, match=r'spatial_crops: .* averaged, and a mask has one'):
     preprocess(scene(0))
+
+
+def squares(height, width, side=8):
+  """An image whose grey value in each square of pixels is 10 times the mask's id there."""
+  rows, columns = np.indices((height, width)) // side
+  ids = (1 + (rows + 2 * columns) % 5).astype(np.uint8)
+  return {'image': np.repeat(10 * ids[..., None], 3, axis=-1), 'mask': ids}
+
+
+def test_a_random_scale_and_window_takes_image_and_mask_alike():
+  stored, whole, window = (96, 64), (48, 32), (24, 40)
+  draw = make_preprocess(whole, 3, 'scale', train=True, train_size=window)
+  source, shares, generator = squares(*stored), [], rng(0)
+  for _ in range(20):
+    found = draw(source, generator)
+    assert found['image'].shape == (*window, 3)
+    inside = found['mask'] != 255
+    # Black is where there is no class, but for the blending at edges.
+    wrong = abs(found['image'][..., 0] - 10.0 * np.where(inside, found['mask'], 0)) > 5
+    assert wrong.mean() < 0.35
+    rows, columns = inside.any(1), inside.any(0)
+    np.testing.assert_array_equal(inside, rows[:, None] & columns)
+    assert inside[0, 0]
+    shares.append((rows.mean(), columns.mean()))
+  shares = np.array(shares)
+  # The window is half of the image's height and 1.25 times its width, at a factor of 1.
+  assert (shares[:, 0] == 1).all()
+  assert shares[:, 1].min() < 0.6
+  assert shares[:, 1].max() == 1
+
+
+def test_scales_are_uniform_from_a_half_to_two():
+  generator = rng(1)
+  boxes = np.array([scale_box(1000, 500, generator, (10, 10), (100, 50)) for _ in range(2000)])
+  factors = 100 / (boxes[:, 3] - boxes[:, 1])
+  assert factors.min() == pytest.approx(0.5, abs=0.01)
+  assert factors.max() == pytest.approx(2, abs=0.03)
+  assert factors.mean() == pytest.approx(1.25, abs=0.03)
+  assert boxes[:, 0].min() == 0
+  assert (boxes[:, 2] <= 500).all()
+  assert (boxes[:, 3] <= 1000).all()
+  np.testing.assert_allclose(boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0], atol=1)
+
+
+def test_scales_are_of_training_alone():
+  evaluated = make_preprocess((48, 32), 3, 'scale', train=False, train_size=(24, 40))
+  whole = make_preprocess((48, 32), 3, 'resize', train=False)
+  source = squares(96, 64)
+  for name, value in evaluated(source).items():
+    np.testing.assert_array_equal(value, whole(source)[name])
+
+
+def test_the_size_to_train_on_may_be_another():
+  assert make_preprocess((8, 9), 0, 'resize', True, train_size=(5,)).image_size == (5, 5)
+  assert make_preprocess((8, 9), 0, 'resize', False, train_size=(5,)).image_size == (8, 9)
+  for size, image_size in (((5, 0), (8, 8)), ((5, 5), ())):
+    with pytest.raises(FieldError, match=r'^train_size: '):
+      make_preprocess(image_size, 0, 'resize', True, train_size=size)

@@ -12,11 +12,13 @@ from vit_jax.data.kinds import WHOLE, Geometry, Window
 from vit_jax.data.sources.records import Record
 from vit_jax.errors import FieldError, check_choice
 
-CROPS = ('resize', 'central', 'inception')
+CROPS = ('resize', 'central', 'inception', 'scale')
 
+CENTRAL_CROPS = ('central', 'inception')  # that evaluate on the middle of an image
 _CROP_FRACTION = 224 / 256  # as big_vision and torchvision evaluate on ImageNet
 _AREA = (0.08, 1.0)  # fraction of the image, as torchvision
 _ASPECT = (3 / 4, 4 / 3)  # width / height
+_SCALES = (0.5, 2.0)  # of the sides, as mmsegmentation's RandomResize
 _ATTEMPTS = 10
 
 
@@ -26,7 +28,8 @@ class Preprocess:
 
   Masks and boxes move with the image or video that they lie on, by one geometry. Where evaluation
   takes several views of an image or video, they stand in its place, with an axis of their own in
-  front, under the name that `kinds.views_of` gives.
+  front, under the name that `kinds.views_of` gives. Random scales are relative to `eval_size`, of
+  pictures in evaluation.
   """
 
   image_size: tuple[int, int] | tuple[()]
@@ -34,6 +37,7 @@ class Preprocess:
   crop: str
   crop_fraction: float
   area: tuple[float, float]
+  eval_size: tuple[int, int] | tuple[()]
   random_crop: bool
   clips: Clips = dataclasses.field(default_factory=Clips)
   spatial_crops: int = 1
@@ -110,7 +114,7 @@ class Preprocess:
     Sides are rounded down, the one that fits first, as in timm and torchvision; so is the offset,
     as in Hugging Face's processors.
     """
-    if self.crop == 'resize':
+    if self.crop not in CENTRAL_CROPS:
       return [Geometry(WHOLE, self.image_size or (height, width))]
     new_height, new_width = self.image_size
     if new_height * width >= new_width * height:
@@ -135,7 +139,11 @@ class Preprocess:
   def _draw(self, record: Record, height: int, width: int, rng: np.random.Generator) -> Geometry:
     """Draws a part that shows enough of objects; it is the whole after ten that don't."""
     for _ in range(_ATTEMPTS):
-      window = _fractions(inception_box(height, width, rng, self.area), height, width)
+      if self.crop == 'scale':
+        part = scale_box(height, width, rng, self.image_size, self.eval_size)
+      else:
+        part = inception_box(height, width, rng, self.area)
+      window = _fractions(part, height, width)
       if kinds.shows_enough(record, window):
         return Geometry(window, self.image_size)
     return Geometry(WHOLE, self.image_size)
@@ -162,6 +170,7 @@ def make_preprocess(
   frame_stride: int = 1,
   temporal_views: int = 1,
   spatial_crops: int = 1,
+  train_size: Sequence[int] = (),
 ) -> Preprocess:
   """Returns `preprocess(record, rng) -> record`, which crops and resizes all of a record alike.
 
@@ -174,8 +183,10 @@ def make_preprocess(
     crop: 'resize' takes the whole image, whatever its shape. 'central' takes the middle of the
       image resized to cover `image_size` / `crop_fraction`. 'inception' takes, to train,
       a random part (arXiv:1409.4842; of `area` and an aspect from 3/4 to 4/3, as torchvision's
-      RandomResizedCrop) and, to evaluate, the same as 'central'. Where there is a box, the random
-      part has at least half of it.
+      RandomResizedCrop) and, to evaluate, the same as 'central'. 'scale' takes, to train, a random
+      window of `train_size` of the image resized to `image_size` times a factor from 0.5 to 2, as
+      mmsegmentation does for masks, filled where the image ends before the window, and, to
+      evaluate, the whole image. Where there is a box, the random part has at least half of it.
     train: whether it is for training.
     crop_fraction: of a side of the resized image, what 'central' keeps, over 0 and up to 1, timm's
       crop_pct; None is 224 of 256 pixels.
@@ -186,23 +197,20 @@ def make_preprocess(
     temporal_views: clips of each video to evaluate, from its start to its end.
     spatial_crops: 1, or 3 to evaluate: along the side that has more to spare. Outputs are averaged
       over the views, as arXiv 2103.15691 does.
+    train_size: as `image_size`, of what is trained on; () is `image_size`.
 
   Raises:
     FieldError: a wrong value, or a crop without an image size.
   """
-  image_size = tuple(image_size)
-  image_size = image_size * 2 if len(image_size) == 1 else image_size
-  if image_size and (len(image_size) != 2 or min(image_size) < 1):
-    raise FieldError(
-      'image_size', f'{image_size} is not (height, width) in pixels, nor () as stored'
-    )
+  image_size = _as_size('image_size', image_size, 'as stored')
+  train_size = _as_size('train_size', train_size, 'image_size')
   if channels not in (0, 1, 3):
     raise FieldError('channels', f'{channels} is not 1, 3 or 0, as stored')
   check_choice('crop', crop, CROPS)
   if crop != 'resize' and not image_size:
     raise FieldError('image_size', f'crop {crop!r} needs a (height, width)')
-  if crop == 'resize' and crop_fraction is not None:
-    raise FieldError('crop_fraction', "crop 'resize' takes the whole image")
+  if crop not in CENTRAL_CROPS and crop_fraction is not None:
+    raise FieldError('crop_fraction', f'crop {crop!r} takes the whole image')
   crop_fraction = _CROP_FRACTION if crop_fraction is None else crop_fraction
   if not 0 < crop_fraction <= 1:
     raise FieldError('crop_fraction', f'{crop_fraction} is not over 0 and up to 1')
@@ -217,19 +225,30 @@ def make_preprocess(
     raise FieldError('num_frames', f'{num_frames} is negative')
   if spatial_crops not in (1, 3):
     raise FieldError('spatial_crops', f'{spatial_crops} is not 1 or 3')
-  if spatial_crops > 1 and crop == 'resize':
-    raise FieldError('spatial_crops', "crop 'resize' takes the whole image")
+  if spatial_crops > 1 and crop not in CENTRAL_CROPS:
+    raise FieldError('spatial_crops', f'crop {crop!r} takes the whole image')
+  if train_size and not image_size:
+    raise FieldError('train_size', f'{train_size}, but image_size is (), as stored')
   random_clip, views = train and num_frames > 0, 1 if train else temporal_views
   return Preprocess(
-    image_size,
-    channels,
-    crop,
-    crop_fraction,
-    area,
-    random_crop=train and crop == 'inception',
+    image_size=train_size if train and train_size else image_size,
+    channels=channels,
+    crop=crop,
+    crop_fraction=crop_fraction,
+    area=area,
+    eval_size=image_size,
+    random_crop=train and crop in ('inception', 'scale'),
     clips=Clips(num_frames, frame_stride, random_clip, views),
     spatial_crops=1 if train else spatial_crops,
   )
+
+
+def _as_size(field: str, given: Sequence[int], empty: str) -> tuple[int, int] | tuple[()]:
+  """Returns (height, width) of a size that a config has, or ()."""
+  size = tuple(given) * 2 if len(given) == 1 else tuple(given)
+  if size and (len(size) != 2 or min(size) < 1):
+    raise FieldError(field, f'{size} is not (height, width) in pixels, nor () for {empty}')
+  return size
 
 
 def inception_box(
@@ -250,3 +269,27 @@ def inception_box(
   h = min(height, round(width / _ASPECT[0]))
   left, top = (width - w) // 2, (height - h) // 2
   return left, top, left + w, top + h
+
+
+def scale_box(
+  height: int,
+  width: int,
+  rng: np.random.Generator,
+  window: tuple[int, int],
+  eval_size: tuple[int, int],
+) -> tuple[int, int, int, int]:
+  """Draws a part of an image: (left, top, right, bottom) in its pixels, which may end beyond it.
+
+  It is what a window, (height, width) in pixels, shows of the image resized to `eval_size` times
+  a factor that is uniform from 0.5 to 2. Where the window is the larger it begins with the image.
+  """
+  factor = rng.uniform(*_SCALES)
+  part = [
+    max(round(side * stored / (factor * whole)), 1)
+    for side, stored, whole in zip(window, (height, width), eval_size, strict=True)
+  ]
+  top, left = (
+    int(rng.integers(max(stored - side, 0) + 1))
+    for side, stored in zip(part, (height, width), strict=True)
+  )
+  return left, top, left + part[1], top + part[0]

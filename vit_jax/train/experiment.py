@@ -24,6 +24,7 @@ from vit_jax.data import (
   resolve_resident,
   train_loader,
 )
+from vit_jax.data.preprocess import CENTRAL_CROPS
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.tasks import Metric
@@ -31,7 +32,7 @@ from vit_jax.train import feeds, flops, metrics, partition, pretrained, resolve,
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
-from vit_jax.train.trace import init, trace
+from vit_jax.train.trace import check_train_size, init, trace
 
 # Fields of config.data that decide which frames of a video are taken, and where.
 _CLIPS = ('num_frames', 'frame_stride', 'temporal_views', 'spatial_crops')
@@ -55,6 +56,7 @@ def _preprocess(data: ConfigDict, split: str) -> Preprocess:
       split == 'train',
       data.crop_fraction,
       **{name: data[name] for name in _CLIPS},
+      train_size=data.train_size,
     )
 
 
@@ -111,6 +113,7 @@ class Experiment:
     test_source, test_preprocess = self.sets['test']
     record = test_preprocess(test_source[0])
     self._input_shape, self._shapes = trace(config, self.model, self.task, record)
+    check_train_size(self.model, self._shapes, self._input_shape, self.sets['train'][1].image_size)
     self._param_shapes = self._shapes['params']
     self.model_config = self._describe_model(kinds.example(record, self.model.INPUT))
     self._trainable, frozen = partition.split(config.freeze, self._param_shapes)
@@ -125,7 +128,7 @@ class Experiment:
   def _describe_model(self, example: np.ndarray) -> ModelConfig:
     """Returns the model's config; `example` is of its inputs."""
     data, crop, kind = self.config.data, {'crop': 'resize'}, kinds.kind_of(self.model.INPUT)
-    if data.crop != 'resize':  # as in evaluation
+    if data.crop in CENTRAL_CROPS:  # as in evaluation
       crop = {'crop': 'central', 'crop_fraction': self.sets['test'][1].crop_fraction}
     clips = {name: data[name] for name in _CLIPS[1:] if data[name] > 1}
     return ModelConfig(
@@ -217,8 +220,9 @@ class Experiment:
     Returns:
       `forward`: of the model in evaluation; `training`: of a training step, over its inputs.
     """
-    source, preprocess = self.sets['test']
-    row = preprocess.one_view(source[0]) | {'weight': np.float32(1), 'slot': np.int32(0)}
+    source, preprocess = self.sets['train']
+    row = preprocess(source[0], np.random.default_rng(0))
+    row |= {'weight': np.float32(1), 'slot': np.int32(0)}
     rows = self.config.batch_size // jax.device_count()
     batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}
     inputs = jax.ShapeDtypeStruct((1, *self._input_shape), jnp.float32)

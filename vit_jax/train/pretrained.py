@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vit_jax import models, weights
+from vit_jax.data.preprocess import CENTRAL_CROPS
 from vit_jax.errors import FieldError, UsageError, field_prefix, nearest
 from vit_jax.models import Backbone, ModelConfig, Preprocessing
 from vit_jax.models import fields as fields_lib
@@ -135,7 +136,7 @@ def _fill_pixels(data: ConfigDict, preprocess: Mapping[str, Any]) -> None:
   for name in ('mean', 'std'):
     if data[name] is None:
       data[name] = tuple(preprocess[name])
-  if data.crop != 'resize' and data.crop_fraction is None:
+  if data.crop in CENTRAL_CROPS and data.crop_fraction is None:
     data.crop_fraction = preprocess.get('crop_fraction')
 
 

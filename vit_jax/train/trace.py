@@ -60,6 +60,31 @@ def trace(
   return Traced(shape, variables)
 
 
+def check_train_size(
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  shape: tuple[int, ...],
+  train_size: tuple[int, int] | tuple[()],
+) -> None:
+  """Raises UsageError where a model for inputs of another size has variables of other shapes.
+
+  Args:
+    model: the model.
+    variables: for inputs of that shape, as shapes and dtypes.
+    shape: of an input in evaluation, as (height, width, channels).
+    train_size: (height, width) in training; () as stored.
+  """
+  if train_size in ((), shape[-3:-1]):
+    return
+  with _names_the_model():
+    trained = jax.eval_shape(lambda: init(model, 0, (1, *shape[:-3], *train_size, shape[-1])))
+  if trained != variables:
+    raise UsageError(
+      f'config.data.train_size: {train_size}, but the model has other variables for '
+      f'{shape[-3:-1]}, which it is evaluated on'
+    )
+
+
 def init(model: nn.Module, seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
   """Returns new variables of a model of float inputs of a `shape`, as [1, H, W, C] of images."""
   return model.init(jax.random.key(seed), jnp.zeros(shape), train=False)
