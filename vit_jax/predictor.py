@@ -25,7 +25,8 @@ _BATCHES_AHEAD = 2  # decoded while the devices work
 
 # What the model's task predicts (`vit_jax.tasks`) of one input or, with a first axis more, of N. Of
 # a classifier probabilities, float32 [num_classes]; of a model that localizes objects, a dict of
-# these `probabilities` and of the `box`, [4]: (cx, cy, width, height) in fractions of the image.
+# these `probabilities` and of the `box`, [4]: (cx, cy, width, height) in fractions of the image. Of
+# one that segments images, a dict of `probabilities` and of the `mask`, [height, width].
 Prediction = np.ndarray | dict[str, np.ndarray]
 
 
@@ -114,12 +115,19 @@ class Predictor:
     inputs need; at least one for each device.
 
     Raises:
-      UsageError: the model gives something else than finite numbers.
+      UsageError: the model gives something else than finite numbers, or predictions that are of the
+        size of their images, such as masks, are of several.
     """
     size = self._batch_size(len(inputs), batch_size)
     prepared = [self._prepare(value) for value in inputs]
-    parts = [self._compute(prepared[i : i + size], size) for i in range(0, len(prepared), size)]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), self._none, *parts)
+    starts = range(0, len(prepared), size)
+    rows = [row for i in starts for row in self._compute(prepared[i : i + size], size)]
+    if not rows:
+      return self._none
+    shapes = {tuple(x.shape for x in jax.tree.leaves(row)) for row in rows}
+    if len(shapes) > 1:
+      raise UsageError('predictions of images that differ in size have no common shape; use map')
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
   def prepare(self, value: np.ndarray) -> np.ndarray:
     """Returns an input as the model takes it before scaling; of several views, one."""
@@ -151,12 +159,9 @@ class Predictor:
       inputs = _map_ahead(pool, try_to_read, items, (1 + _BATCHES_AHEAD) * size)
       while batch := list(itertools.islice(inputs, size)):
         good = [prepared for _, prepared in batch if not isinstance(prepared, Exception)]
-        values, rows = self._compute(good, size) if good else None, itertools.count()
+        rows = iter(self._compute(good, size) if good else ())
         for item, prepared in batch:
-          if isinstance(prepared, Exception):
-            yield item, prepared
-          else:
-            yield item, _row(values, next(rows))
+          yield item, prepared if isinstance(prepared, Exception) else next(rows)
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
 
@@ -179,19 +184,18 @@ class Predictor:
     except Exception as e:  # Pillow raises many types on damaged files
       return item, e
 
-  def _compute(self, inputs: Sequence[_Prepared], size: int) -> Prediction:
-    """Returns the predictions of up to `size` inputs."""
+  def _compute(self, inputs: Sequence[_Prepared], size: int) -> list[Prediction]:
+    """Returns the prediction of each of up to `size` inputs."""
     batch = self._batch(size)
     for row, prepared in zip(batch, inputs, strict=False):
       row[...] = prepared.pixels
     values = jax.device_get(self._predict(self._variables, jax.device_put(batch, self._split)))
     if not all(np.isfinite(x[: len(inputs)]).all() for x in jax.tree.leaves(values)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
-    rows = [
+    return [
       self.task.to_image(_row(values, row), prepared.window, prepared.size)
       for row, prepared in enumerate(inputs)
     ]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def _row(values: Any, row: int) -> Any:
