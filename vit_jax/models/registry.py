@@ -24,7 +24,11 @@ BACKBONES = {
   'space_time_vivit': ('vivit', 'SpaceTimeViViT'),
 }
 # What tasks put on features, likewise.
-HEADS = {'localization': ('heads.localization', 'Localizer')}
+HEADS = {
+  'localization': ('heads.localization', 'Localizer'),
+  'linear': ('heads.segmentation', 'LinearSegmenter'),
+  'segvit': ('heads.segvit', 'SegViT'),
+}
 
 
 def find(table: Mapping[str, tuple[str, str]], name: str) -> type[nn.Module]:
