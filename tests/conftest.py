@@ -49,6 +49,7 @@ SLOW = (
   'models/test_token_learner.py',
   'models/test_vivit.py',
   'run/test_checkpoints.py',
+  'tasks/test_segmentation.py',
   'tasks/test_task.py',
   'test_benchmark.py',
   'test_cli.py',
