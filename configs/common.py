@@ -46,7 +46,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   config_fields.set_task(c, task)  # task, loss, and model.head where the task has one
 
   c.data = ConfigDict()
-  # digits, folder, video_folder, yolo (a folder with a data.yaml), moving_mnist, or a TFDS data set
+  # digits, moving_mnist, a TFDS data set, or of a folder: folder, video_folder, yolo, masks
   c.data.name = 'digits'
   c.data.options = ConfigDict()  # of the data set; see `OPTIONS` in its file in data/sources/
   c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default

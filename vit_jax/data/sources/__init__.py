@@ -1,9 +1,9 @@
-"""The data sets by name: digits, folders of images and videos and in YOLO format, TFDS."""
+"""The data sets by name: digits, folders of images, videos and masks and in YOLO format, TFDS."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.data.sources import digits, folders, moving_mnist, tfds, video_folders, yolo
+from vit_jax.data.sources import digits, folders, masks, moving_mnist, tfds, video_folders, yolo
 from vit_jax.data.sources.records import Source
 from vit_jax.errors import FieldError, nearest
 
@@ -11,7 +11,7 @@ from vit_jax.errors import FieldError, nearest
 # folder has load(split, directory); one that is made from another has OPTIONS, with their defaults,
 # and load(split, directory, **options).
 _FIXED = {'digits': digits}
-FOLDERS = {'folder': folders, 'video_folder': video_folders, 'yolo': yolo}
+FOLDERS = {'folder': folders, 'video_folder': video_folders, 'yolo': yolo, 'masks': masks}
 _MADE = {'moving_mnist': moving_mnist}
 # Of a kind of data that models take, the data set that is a folder with a folder for each class.
 FOLDER_OF = {'image': 'folder', 'video': 'video_folder'}
@@ -29,9 +29,9 @@ def load_source(
 
   Args:
     name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder' (see
-      `folders.load`), 'video_folder' (see `video_folders.load`), 'yolo' (see `yolo.load`),
-      'moving_mnist' (see `moving_mnist`), or a data set that TFDS has prepared as array_record, as
-      'name[/config][:version]'.
+      `folders.load`), 'video_folder' (see `video_folders.load`), 'yolo' (see `yolo.load`), 'masks'
+      (see `masks.load`), 'moving_mnist' (see `moving_mnist`), or a data set that TFDS has prepared
+      as array_record, as 'name[/config][:version]'.
     split: splits and slices in TFDS syntax: 'train', 'train[:90%]', 'train[90%:]+test', 'all'.
     dir: the folder of images, or TFDS's data_dir, where '' stands for $TFDS_DATA_DIR or else
       ~/tensorflow_datasets. Unused by digits.
