@@ -131,7 +131,11 @@ class Predictor:
 
   def prepare(self, value: np.ndarray) -> np.ndarray:
     """Returns an input as the model takes it before scaling; of several views, one."""
-    return self._preprocess.one_view({self.input: value})[self.input]
+    return self.prepare_record({self.input: value})[self.input]
+
+  def prepare_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record as `prepare` does its input, and what lies on the input with it."""
+    return self._preprocess.one_view(record)
 
   def picture(self, value: np.ndarray) -> np.ndarray:
     """Returns the one image, uint8 [H, W, C], that shows best what the model takes of an input."""

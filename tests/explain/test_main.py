@@ -24,6 +24,7 @@ from vit_jax.train import loop
 
 ATTENTION = ['attention', 'rollout', 'gradient_rollout', 'attention_distance']
 LEARNT = ['filters', 'positions']
+FOUND = ['boxes', 'masks', 'class_iou', 'worst_masks']
 MISTAKEN = ['confusion', 'wrong']
 KEPT = ROOT / 'tests' / 'kept_runs'
 
@@ -73,8 +74,8 @@ def test_a_run_is_explained_on_its_test_images(place):
   command = [sys.executable, '-m', 'vit_jax.explain', f'--workdir={place}/run', '--num_images=3']
   result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   written = [*ATTENTION, *LEARNT, *MISTAKEN, 'curves']
-  skipped = [f'{name}: not of this model' for name in ('token_maps', 'boxes')]
-  assert drawn(result) == [*ATTENTION, skipped[0], *LEARNT, skipped[1], *MISTAKEN, 'curves']
+  skipped = [f'{name}: not of this model' for name in ('token_maps', *FOUND)]
+  assert drawn(result) == [*ATTENTION, skipped[0], *LEARNT, *skipped[1:], *MISTAKEN, 'curves']
   for name in written:
     with Image.open(place / 'run' / 'plots' / 'explain' / f'{name}.png') as image:
       assert 500 <= image.width <= 1000, 'as wide as a README'
@@ -148,9 +149,10 @@ def test_a_token_learner_is_explained(explain, tmp_path):
   config.update_from_flattened_dict(changes)
   loop.train_and_evaluate(config, tmp_path / 'run')
   lines = drawn(explain(f'--workdir={tmp_path}/run', '--num_images=2'))
-  skipped = [f'{name}: not of this model' for name in ATTENTION]
-  no_boxes = 'boxes: not of this model'
-  assert lines == [*skipped, 'token_maps', *LEARNT, no_boxes, *MISTAKEN, 'curves']
+  skipped, found = (
+    [f'{name}: not of this model' for name in names] for names in (ATTENTION, FOUND)
+  )
+  assert lines == [*skipped, 'token_maps', *LEARNT, *found, *MISTAKEN, 'curves']
 
 
 @pytest.mark.parametrize('model', ['vit', 'resnet18'])

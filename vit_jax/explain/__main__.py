@@ -9,7 +9,7 @@ all of it. Images in folders of the classes' names are taken to be of these clas
 import functools
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from vit_jax.errors import UsageError, check_choice, field_prefix, nearest
 from vit_jax.explain import runs
 from vit_jax.explain.attention import HEAD_FUSIONS, has_attention
 from vit_jax.explain.context import Context
-from vit_jax.explain.evaluation import Evaluation, evaluate
+from vit_jax.explain.evaluation import evaluate
+from vit_jax.explain.masks import evaluate as evaluate_masks
 from vit_jax.explain.pictures import PICTURES, WITHOUT_IMAGES
 from vit_jax.models import ModelConfig
 from vit_jax.predictor import Predictor, preparation
@@ -173,7 +174,7 @@ def _context(
   inputs = inputs.reshape(-1, *config.input_size, config.channels)
   images = np.array([kind.picture(value) for value in inputs], np.uint8)
   labels = [record['label'] for record in records if 'label' in record]
-  boxes = [record['box'] for record in prepared if 'box' in record]
+  boxes, masks = ([r[entry] for r in prepared if entry in r] for entry in ('box', 'mask'))
   return Context(
     config=config,
     variables=variables,
@@ -182,7 +183,11 @@ def _context(
     labels=_one_hot(labels, config.num_classes) if len(labels) == len(records) else None,
     boxes=np.stack(boxes) if boxes else None,
     file_names=[record.get('file', '') for record in records],
-    evaluate=functools.partial(_evaluate, variables, config, examples, source),
+    masks=np.stack(masks) if masks else None,
+    evaluate=functools.partial(_evaluate, evaluate, variables, config, examples, source),
+    evaluate_masks=functools.partial(
+      _evaluate, evaluate_masks, variables, config, examples, source
+    ),
     **options,
   )
 
@@ -194,11 +199,12 @@ def _one_hot(labels: Sequence[int | np.ndarray], num_classes: int) -> np.ndarray
 
 
 def _evaluate(
+  evaluate: Callable[..., Any],
   variables: Mapping[str, Any],
   config: ModelConfig,
   examples: Sequence[Mapping[str, Any]],
   name: str,
-) -> Evaluation | str:
+) -> Any:
   loss = weight_flags.loss(_WORKDIR.value, _WEIGHTS.value)
   return evaluate(Predictor(variables, config, loss=loss), examples, name)
 

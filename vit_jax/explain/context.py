@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax.errors import UsageError
 from vit_jax.explain import attention
 from vit_jax.explain.evaluation import Evaluation
+from vit_jax.explain.masks import MaskEvaluation
 from vit_jax.models.backbone import Attention, Backbone, Layout
 from vit_jax.models.config import ModelConfig
 from vit_jax.tasks import task_for
@@ -46,6 +47,9 @@ class Context:
     head_fusion: see `attention.rollout`.
     discard_ratio: see `attention.rollout`.
     target: index of the class that gradients are of; None for the predicted one.
+    masks: [N, H, W], the true masks of the images as they go into the model; None where there are
+      none.
+    evaluate_masks: predicts the masks of the whole data set; or returns in words why it can't.
   """
 
   config: ModelConfig
@@ -61,6 +65,8 @@ class Context:
   head_fusion: str
   discard_ratio: float
   target: int | None
+  masks: np.ndarray | None = None
+  evaluate_masks: Callable[[], MaskEvaluation | str] | None = None
 
   @property
   def backbone(self) -> Backbone:
@@ -95,6 +101,17 @@ class Context:
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(outputs)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
     return task_for(self.config).name_outputs(outputs)
+
+  @functools.cached_property
+  def predicted_masks(self) -> np.ndarray | None:
+    """Masks, [N, H, W]; None of a model that predicts none."""
+    task = task_for(self.config)
+    return np.asarray(task.predict(self.outputs)['mask']) if 'mask' in task.TARGETS else None
+
+  @functools.cached_property
+  def mask_evaluation(self) -> MaskEvaluation | str:
+    """What `evaluate_masks` returns, or why there is nothing to evaluate."""
+    return NOT_OF_MODEL if self.predicted_masks is None else self.evaluate_masks()
 
   @property
   def predictions(self) -> np.ndarray | None:

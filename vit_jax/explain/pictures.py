@@ -15,6 +15,7 @@ from vit_jax.explain import (
   attention_plots,
   boxes,
   filters,
+  masks,
   mistakes,
   positions,
   token_maps,
@@ -161,6 +162,35 @@ def _boxes(context: Context) -> Figure | str:
   return boxes.boxes_figure(context.images, context.boxes, predicted, context.captions)
 
 
+def _masks(context: Context) -> Figure | str:
+  """The class of each pixel, and the predicted one."""
+  if context.predicted_masks is None:
+    return NOT_OF_MODEL
+  return masks.masks_figure(
+    context.images, context.masks, context.predicted_masks, context.class_names, context.captions
+  )
+
+
+def _class_iou(context: Context) -> Figure | str:
+  """How well each class is found."""
+  evaluation = context.mask_evaluation
+  if isinstance(evaluation, str):
+    return evaluation
+  return masks.class_iou_figure(evaluation, context.class_names)
+
+
+def _worst_masks(context: Context) -> Figure | str:
+  """The images whose masks are worst."""
+  evaluation = context.mask_evaluation
+  if isinstance(evaluation, str):
+    return evaluation
+  chosen, ious = masks.worst(evaluation, len(context.images))
+  drawn = map(np.stack, zip(*map(evaluation.drawn, chosen.tolist()), strict=True))
+  captions = [f'mean IoU {iou:.1%}' for iou in ious]
+  title = f'Lowest mean IoU of {evaluation.name}: true masks, and predicted'
+  return masks.masks_figure(*drawn, context.class_names, captions, title)
+
+
 def _confusion(context: Context) -> Figure | str:
   """Which classes are taken for which."""
   evaluation = context.evaluation
@@ -200,6 +230,9 @@ PICTURES: dict[str, Callable[[Context], Figure | str]] = {
   'filters': _filters,
   'positions': _positions,
   'boxes': _boxes,
+  'masks': _masks,
+  'class_iou': _class_iou,
+  'worst_masks': _worst_masks,
   'confusion': _confusion,
   'wrong': _wrong,
 }

@@ -1,0 +1,198 @@
+"""Masks over images, where they are wrong, and how well each class is found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from tqdm import tqdm
+
+from vit_jax.data.kinds import VOID
+from vit_jax.explain import panels
+from vit_jax.predictor import Predictor
+from vit_jax.tasks.segmentation import class_iou, mean_iou
+
+_COVERAGE = 0.6  # of the image, by a class's colour
+_LEGEND_COLUMNS = 4
+_WIDTH = 8.0  # inches, of one image
+_IMAGES_IN_A_ROW = {1: 4, 2: 2}  # by the number of masks of each
+_NO_MASKS = 'the images have no masks'
+
+
+def colors(num_classes: int) -> np.ndarray:
+  """Returns a colour for each id in masks, uint8 [256, 3]: black for `VOID` and ids of no class."""
+  table = np.zeros((256, 3), np.uint8)
+  if num_classes <= 20:
+    chosen = np.array(matplotlib.colormaps['tab20'].colors)
+    chosen = np.concatenate([chosen[::2], chosen[1::2]])[:num_classes]  # the bright ones first
+  else:
+    hues = np.arange(num_classes) * 0.618034 % 1  # the golden ratio keeps neighbours apart
+    values = 1 - 0.4 * (np.arange(num_classes) % 3) / 2
+    chosen = hsv_to_rgb(np.stack([hues, np.full(num_classes, 0.75), values], axis=-1))
+  table[:num_classes] = np.round(255 * chosen)
+  return table
+
+
+def indexed_image(mask: np.ndarray, num_classes: int) -> Image.Image:
+  """Returns a mask [H, W] as an image whose pixels are the ids, with a colour for each."""
+  image = Image.fromarray(mask.astype(np.uint8), mode='P')
+  image.putpalette(colors(num_classes).tobytes())
+  return image
+
+
+def masks_figure(
+  images: np.ndarray,
+  true_masks: np.ndarray | None,
+  predicted_masks: np.ndarray,
+  class_names: Sequence[str],
+  captions: Sequence[str],
+  title: str | None = None,
+) -> Figure:
+  """Draws masks over images, the true one beside the predicted one, with the classes' colours.
+
+  Args:
+    images: uint8 [N, H, W, C], N >= 1.
+    true_masks: [N, H, W], ids of classes or `VOID`; None where there are none.
+    predicted_masks: likewise; never None.
+    class_names: of all classes; the legend has those that are drawn.
+    captions: N texts, put under the images.
+    title: of the figure; None for one that names the masks.
+  """
+  drawn = [predicted_masks] if true_masks is None else [true_masks, predicted_masks]
+  height, width = images.shape[1:3]
+  ids = [i for i in np.unique(np.concatenate(drawn)).tolist() if i < len(class_names)]
+  figure, axes = panels.panels(
+    len(images) * len(drawn),
+    _IMAGES_IN_A_ROW[len(drawn)] * len(drawn),
+    title or ('Predicted masks' if true_masks is None else 'Masks: true, and predicted'),
+    aspect=height / width,
+    caption_lines=panels.count_lines(captions),
+    footer_lines=2 + -(-len(ids) // _LEGEND_COLUMNS),
+  )
+  for i, axis in enumerate(axes):
+    row, column = divmod(i, len(drawn))
+    _show(axis, images[row], drawn[column][row], len(class_names))
+    panels.caption(axis, captions[row] if column == 0 else '', loc='left')
+  _add_legend(figure, ids, class_names)
+  return figure
+
+
+def mask_figure(image: np.ndarray, mask: np.ndarray, class_names: Sequence[str]) -> Figure:
+  """Draws a mask [H, W] over its image, uint8 [H, W, C], with a legend of the classes in it."""
+  ids = [i for i in np.unique(mask).tolist() if i < len(class_names)]
+  legend = 0.22 * (1 + -(-len(ids) // _LEGEND_COLUMNS))  # inches
+  height = _WIDTH * image.shape[0] / image.shape[1]
+  figure = Figure(figsize=(_WIDTH, height + legend))
+  share = legend / (height + legend)
+  axis = figure.add_axes((0, share, 1, 1 - share), xticks=[], yticks=[])
+  _show(axis, image, mask, len(class_names))
+  _add_legend(figure, ids, class_names)
+  return figure
+
+
+def _show(axis: Axes, image: np.ndarray, mask: np.ndarray, num_classes: int) -> None:
+  """Draws a mask over an image in grey, which shows alone where the mask is void."""
+  panels.show(axis, image.mean(axis=-1, keepdims=True).astype(np.uint8))
+  visible = np.where(mask == VOID, 0, _COVERAGE)[..., None]
+  axis.imshow(np.concatenate([colors(num_classes)[mask] / 255, visible], axis=-1))
+
+
+def _add_legend(figure: Figure, ids: Sequence[int], class_names: Sequence[str]) -> None:
+  table = colors(len(class_names)) / 255
+  handles = [Patch(color=table[i], label=class_names[i]) for i in ids]
+  options = {'ncols': _LEGEND_COLUMNS, 'fontsize': panels.SMALL, 'frameon': False}
+  figure.legend(handles=handles, loc='lower center', **options)
+
+
+class MaskEvaluation(NamedTuple):
+  """A model's masks for N images, against the true ones, at the images' own sizes.
+
+  Attributes:
+    name: of the images, as 'camvid, test'.
+    hits: float64 [N, K], pixels of each class that are found.
+    either: float64 [N, K], pixels of each class that are found or there.
+    drawn: index to image uint8 [H, W, C], true and predicted mask [H, W], as the model takes them.
+  """
+
+  name: str
+  hits: np.ndarray
+  either: np.ndarray
+  drawn: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def evaluate(
+  predictor: Predictor, records: Sequence[Mapping[str, Any]], name: str, batch_size: int = 8
+) -> MaskEvaluation | str:
+  """Predicts the masks of records batch by batch, with a progress bar where it takes a while.
+
+  Args:
+    predictor: of a model that predicts masks.
+    records: such as a data source, one or more; where they have no masks, it says so in words.
+    name: of the images, as 'camvid, test'.
+    batch_size: images computed at once.
+  """
+  if 'mask' not in records[0]:
+    return _NO_MASKS
+  num_classes, hits, either, masks = len(predictor.class_names), [], [], {}
+
+  def read(index):
+    record = records[index]
+    masks[index] = record['mask']
+    return record[predictor.input]
+
+  rows = predictor.map(read, range(len(records)), batch_size)
+  bar = {'total': len(records), 'desc': 'Predicting masks', 'unit': predictor.input}
+  for index, row in tqdm(rows, **bar, delay=2, disable=None, leave=False):
+    if isinstance(row, Exception):
+      raise row
+    true, guess = masks.pop(index), row['mask']
+    counted = true != VOID
+    sizes = [
+      np.bincount(ids[(ids < num_classes) & counted], minlength=num_classes)
+      for ids in (true, guess, np.where(true == guess, true, VOID))
+    ]
+    hits.append(sizes[2])
+    either.append(sizes[0] + sizes[1] - sizes[2])
+
+  def drawn(index):
+    record = records[index]
+    (_, row), *_ = predictor.map(read, [index], 1)
+    found = [predictor.prepare_record({**record, 'mask': m}) for m in (record['mask'], row['mask'])]
+    return found[0][predictor.input], found[0]['mask'], found[1]['mask']
+
+  return MaskEvaluation(name, np.array(hits, np.float64), np.array(either, np.float64), drawn)
+
+
+def worst(evaluation: MaskEvaluation, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (indices of the images with the lowest mean IoU, the lowest first; these IoUs)."""
+  pairs = zip(evaluation.hits, evaluation.either, strict=True)
+  ious = np.array([mean_iou(hits, either) for hits, either in pairs])
+  chosen = np.argsort(ious, kind='stable')[:count]
+  return chosen, ious[chosen]
+
+
+def class_iou_figure(evaluation: MaskEvaluation, class_names: Sequence[str]) -> Figure:
+  """Draws the IoU of each class over all images as bars, the highest first, and their mean."""
+  hits, either = evaluation.hits.sum(axis=0), evaluation.either.sum(axis=0)
+  ious = class_iou(hits, either)
+  order = np.argsort(-np.nan_to_num(ious, nan=-1), kind='stable')
+  table = colors(len(class_names)) / 255
+  figure = Figure(figsize=(8, 1.2 + 0.28 * len(class_names)), layout='constrained')
+  axis = figure.subplots()
+  bars = axis.barh(
+    np.arange(len(order)), 100 * np.nan_to_num(ious[order]), color=table[: len(order)][order]
+  )
+  texts = ['no pixels' if np.isnan(ious[i]) else f'{ious[i]:.1%}' for i in order]
+  axis.bar_label(bars, texts, padding=3, fontsize=panels.SMALL)
+  axis.set_yticks(np.arange(len(order)), [class_names[i] for i in order], **panels.PLAIN)
+  axis.invert_yaxis()
+  axis.set(xlabel='IoU (%)', xlim=(0, 108))
+  axis.axvline(100 * mean_iou(hits, either), color='black', linestyle='--', linewidth=1)
+  title = f'IoU of each class: {evaluation.name} (mean {mean_iou(hits, either):.1%})'
+  figure.suptitle(title, **panels.PLAIN)
+  return figure
