@@ -3,18 +3,21 @@
 A model of videos predicts what is in videos.
 """
 
+import itertools
 import json
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from vit_jax import cli, weight_flags
 from vit_jax.data import kinds
-from vit_jax.errors import field_prefix
+from vit_jax.errors import UsageError, field_prefix
 from vit_jax.precision import DTYPES, resolve_dtype
 from vit_jax.predictor import Prediction, Predictor
 
@@ -22,6 +25,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; its best checkpo
 _WEIGHTS = flags.DEFINE_string('weights', None, 'In place of --workdir: a file, folder or hf:NAME.')
 _TOP = flags.DEFINE_integer('top', 5, 'Classes to show of each image.', lower_bound=1)
 _JSON = flags.DEFINE_boolean('json', False, 'Print a JSON object a line.')
+_OUT = flags.DEFINE_string('out', None, 'Folder to write masks to, and drawings over the images.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum('dtype', 'auto', DTYPES, 'To compute in; auto: bfloat16 on GPU and TPU.')
 
@@ -37,6 +41,7 @@ def main(*paths: str) -> int:
   files = [file for path in paths for file in kind.find_files(path)]
   with field_prefix('--'):
     predictor = Predictor(variables, config, loss=loss, dtype=dtype)
+  write = _writer(predictor) if _OUT.value else None
   num_damaged = 0
   hidden = None if len(files) > 1 else True  # None shows it on terminals alone
   unit = config.model.INPUT
@@ -45,11 +50,39 @@ def main(*paths: str) -> int:
       if isinstance(outcome, Exception):
         num_damaged += 1
         bar.write(f'{file}: {_reason(outcome)}', file=sys.stderr)
+      elif write:
+        write(file, kind.picture(kind.read_file(file)), outcome)
       if text := _format(unit, file, outcome, predictor):
         bar.write(text, file=sys.stdout)
         sys.stdout.flush()
       bar.update()
   return 1 if num_damaged else 0
+
+
+def _writer(predictor: Predictor) -> Callable[[Path, np.ndarray, Prediction], None]:
+  """Returns what writes the drawings of a prediction to the folder --out."""
+  from vit_jax.explain import drawings  # Matplotlib, which takes a second to import
+
+  folder, names = Path(_OUT.value), set()
+  if not drawings.DRAWINGS.keys() & set(predictor([])):
+    raise UsageError(f'--out: nothing is drawn but {", ".join(drawings.DRAWINGS)} of a prediction')
+
+  def write(file: Path, image: np.ndarray, prediction: Prediction) -> None:
+    name = next(n for n in _names(file) if n not in names)  # files of several folders may be alike
+    names.add(name)
+    drawings.write(folder, name, image, prediction, predictor.class_names)
+
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UsageError(f'--out: {folder} cannot be written ({e.strerror})') from e
+  return write
+
+
+def _names(file: Path) -> Iterator[str]:
+  """Yields 'NAME', 'NAME_1', 'NAME_2', ... of a file."""
+  yield file.stem
+  yield from (f'{file.stem}_{i}' for i in itertools.count(1))
 
 
 def _format(unit: str, path: Path, outcome: Prediction | Exception, predictor: Predictor) -> str:
