@@ -84,6 +84,11 @@ class Context:
     return self.images.shape[1:3]
 
   @property
+  def sees_windows(self) -> bool:
+    """Whether the backbone never sees a whole image, so that nothing can be drawn over one."""
+    return self.config.seen_size != self.config.image_size
+
+  @property
   def layout(self) -> Layout | None:
     """Where the backbone's tokens lie in the images."""
     return self.backbone.layout(self.image_size)
@@ -156,7 +161,9 @@ class Context:
   def has_attention(self) -> bool:
     """Whether the backbone has attention between the tokens of the patches in every layer."""
     *input_size, channels = self.inputs.shape[1:]
-    return attention.has_attention(self.backbone, self.backbone_variables, input_size, channels)
+    return not self.sees_windows and attention.has_attention(
+      self.backbone, self.backbone_variables, input_size, channels
+    )
 
   def attentions(self) -> Iterator[Attention]:
     """Yields the attention weights of each image, one by one, since they are large."""
@@ -168,13 +175,15 @@ class Context:
     return jax.jit(functools.partial(attention.capture, self.backbone))
 
   def ask_backbone(self, question: Callable[[Mapping[str, Any]], _T]) -> list[_T]:
-    """Returns the answer about each image, or [] of a model that has none (None or empty).
+    """Returns the answer about each image; [] of a model that has none, or sees windows alone.
 
     Args:
       question: a function of what the backbone captured of an image, `Backbone.attention`'s
         `intermediates`.
     """
     answers = []
+    if self.sees_windows:
+      return answers
     for image in self.inputs:
       _, intermediates = jax.device_get(self._apply(self.backbone_variables, image[None]))
       answer = question(intermediates)

@@ -127,7 +127,7 @@ def _filters(context: Context) -> Figure | str:
 def _positions(context: Context) -> Figure | str:
   """Cosine similarity of position embeddings."""
   params = context.backbone_variables['params']
-  found = context.backbone.positions(params, context.image_size)
+  found = context.backbone.positions(params, context.config.seen_size)
   if found is None:
     return NOT_OF_MODEL
   return positions.similarity_figure(

@@ -147,6 +147,13 @@ class ModelConfig(Mapping[str, Any]):
     """The model without a task's head."""
     return self.model.backbone if isinstance(self.model, Head) else self.model
 
+  @property
+  def seen_size(self) -> tuple[int, int] | None:
+    """(height, width) that the backbone sees at once of the images; None as `image_size`."""
+    if self.image_size is None or not isinstance(self.model, Head):
+      return self.image_size
+    return self.model.seen_size(self.image_size)
+
   def backbone_variables(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns those of the model's variables that are the backbone's."""
     if not isinstance(self.model, Head):

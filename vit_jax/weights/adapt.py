@@ -62,7 +62,8 @@ def adapt(
   _check_function(config, target, path)
   ours = _Parts(config, rules.flatten(variables))
   theirs = _Parts(target, target.variable_shapes())
-  fitted = target.backbone.fit(ours.backbone, theirs.backbone, config, target, path)
+  seen = (c.replace(image_size=c.seen_size) for c in (config, target))
+  fitted = target.backbone.fit(ours.backbone, theirs.backbone, *seen, path)
   notes = list(fitted.notes)
 
   replaced = list(fitted.replaced)

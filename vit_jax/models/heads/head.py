@@ -51,6 +51,11 @@ class Head(nn.Module, kw_only=True):
     """As of `Backbone`."""
     return self.backbone.works_untrained(path.removeprefix(_BACKBONE))
 
+  @nn.nowrap
+  def seen_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (height, width) that the backbone sees at once of images of `image_size`."""
+    return image_size
+
   def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
     """As of `Backbone`."""
     return trace_shapes(self, input_size or (224, 224), channels)
