@@ -5,6 +5,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -51,7 +52,7 @@ class TfdsSource(Source):
       if self._is_video:
         yield {'video': _Video(files, self.image_shape[2]), 'label': label}
       else:
-        yield {'image': _decode(files, self.image_shape[2]), 'label': label}
+        yield {'image': decode(files, self.image_shape[2]), 'label': label}
 
 
 class _Video(videos.Frames):
@@ -59,13 +60,13 @@ class _Video(videos.Frames):
 
   def __init__(self, files: Sequence[bytes], channels: int):
     self._files = files
-    super().__init__((len(files), *_decode(files[0], channels).shape))
+    super().__init__((len(files), *decode(files[0], channels).shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    return np.stack([_decode(self._files[i], self.shape[-1]) for i in indices.tolist()])
+    return np.stack([decode(self._files[i], self.shape[-1]) for i in indices.tolist()])
 
 
-def _decode(file: bytes, channels: int) -> np.ndarray:
+def decode(file: bytes, channels: int) -> np.ndarray:
   """Returns an image as it is stored, uint8 [H, W, C].
 
   It isn't turned upright, as TFDS doesn't: results published on its data sets are on such images.
@@ -75,6 +76,14 @@ def _decode(file: bytes, channels: int) -> np.ndarray:
 
 def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> TfdsSource:
   """Opens splits of a data set on disk: see `sources.load_source`, which knows `other_names`."""
+  records, info = open_split(name, split, directory, other_names)
+  return TfdsSource(records, info.features, *_input_and_label(name, info))
+
+
+def open_split(
+  name: str, split: str, directory: str, other_names: Sequence[str]
+) -> tuple[Any, Any]:
+  """Returns (the records of a data set on disk as bytes, TFDS's information on it); see `load`."""
   import tensorflow_datasets as tfds
 
   root = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
@@ -87,12 +96,10 @@ def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> T
   info = builder.info
   if (stored := info.file_format.value) != 'array_record':
     raise _not_prepared(name, os.path.join(root, 'array_record'), f'in {folder} it is {stored}')
-  input_key, label_key = _input_and_label(name, info)
   split_names(split, info.splits)
   split_ranges(split, {n: s.num_examples for n, s in info.splits.items()})
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
-  records = builder.as_data_source(split, deserialize_method=raw).data_source
-  return TfdsSource(records, info.features, input_key, label_key)
+  return builder.as_data_source(split, deserialize_method=raw).data_source, info
 
 
 @contextlib.contextmanager
