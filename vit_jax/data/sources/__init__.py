@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.data.sources import digits, folders, masks, moving_mnist, tfds, video_folders, yolo
+from vit_jax.data.sources import (
+  digits,
+  folders,
+  masks,
+  moving_mnist,
+  tfds,
+  tfds_masks,
+  video_folders,
+  yolo,
+)
 from vit_jax.data.sources.records import Source
 from vit_jax.errors import FieldError, nearest
 
@@ -12,7 +21,7 @@ from vit_jax.errors import FieldError, nearest
 # and load(split, directory, **options).
 _FIXED = {'digits': digits}
 FOLDERS = {'folder': folders, 'video_folder': video_folders, 'yolo': yolo, 'masks': masks}
-_MADE = {'moving_mnist': moving_mnist}
+_MADE = {'moving_mnist': moving_mnist, 'tfds_masks': tfds_masks}
 # Of a kind of data that models take, the data set that is a folder with a folder for each class.
 FOLDER_OF = {'image': 'folder', 'video': 'video_folder'}
 
@@ -30,8 +39,9 @@ def load_source(
   Args:
     name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder' (see
       `folders.load`), 'video_folder' (see `video_folders.load`), 'yolo' (see `yolo.load`), 'masks'
-      (see `masks.load`), 'moving_mnist' (see `moving_mnist`), or a data set that TFDS has prepared
-      as array_record, as 'name[/config][:version]'.
+      (see `masks.load`), 'moving_mnist' (see `moving_mnist`), 'tfds_masks' (see
+      `tfds_masks`), or a data set that TFDS has prepared as array_record, as
+      'name[/config][:version]'.
     split: splits and slices in TFDS syntax: 'train', 'train[:90%]', 'train[90%:]+test', 'all'.
     dir: the folder of images, or TFDS's data_dir, where '' stands for $TFDS_DATA_DIR or else
       ~/tensorflow_datasets. Unused by digits.

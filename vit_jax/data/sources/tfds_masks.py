@@ -1,0 +1,87 @@
+"""Data sets of images and masks that TFDS has prepared, as oxford_iiit_pet: its image and trimap.
+
+TFDS doesn't tell what the ids in a mask are; the options do.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.kinds import VOID
+from vit_jax.data.sources import tfds
+from vit_jax.data.sources.masks import decode_mask, label_table
+from vit_jax.data.sources.records import Record, Source
+from vit_jax.errors import FieldError
+
+# The options of the data set and their defaults.
+OPTIONS = {
+  'dataset': 'oxford_iiit_pet',  # of TFDS, as 'name[/config][:version]'
+  'names': ('pet', 'background', 'void'),  # of the ids, in order; void is of no class
+  'first_id': 1,  # that of the first name
+}
+
+
+class TfdsMaskSource(Source):
+  """Records with an image and its mask, uint8 [H, W]; ids that have no name are of no class."""
+
+  def __init__(
+    self, records: Any, features: Any, keys: tuple[str, str], names: Sequence[str], first_id: int
+  ):
+    from tensorflow_datasets import features as tf
+
+    self._records, self._keys = records, keys
+    self.class_names = tuple(name for name in names if name != 'void')
+    self._labels = np.full(256, VOID, np.uint8)
+    self._labels[first_id:] = label_table(names)[: 256 - first_id]
+    *size, channels = features[keys[0]].shape
+    self.image_shape = (*size, 1 if channels == 1 else 3)
+    self._features = tf.FeaturesDict(dict.fromkeys(keys, tf.Text()))  # decoded by Pillow
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def read(self, indices: Sequence[int]) -> Iterator[Record]:
+    for record in self._records.__getitems__(indices):
+      example = self._features.deserialize_example_np(record)
+      image, mask = (example[key] for key in self._keys)
+      yield {
+        'image': tfds.decode(image, self.image_shape[2]),
+        'mask': self._labels[decode_mask(io.BytesIO(mask))],
+      }
+
+
+def load(
+  split: str, directory: str, dataset: str, names: Sequence[str], first_id: int
+) -> TfdsMaskSource:
+  """Opens splits of a data set on disk.
+
+  Args:
+    split: in TFDS syntax.
+    directory: TFDS's data_dir, as for `sources.load_source`.
+    dataset: see `OPTIONS`, as for the others.
+    names: likewise.
+    first_id: likewise.
+
+  Raises:
+    FieldError: an option out of range (`options.`), or what `tfds.load` raises.
+  """
+  classes = [name for name in names if name != 'void']
+  if not 0 <= first_id <= VOID - len(names) or len({*classes}) < max(len(classes), 2):
+    raise FieldError('options.names', f'{tuple(names)} from id {first_id} are no classes of masks')
+  records, info = tfds.open_split(dataset, split, directory, other_names=())
+  return TfdsMaskSource(records, info.features, _image_and_mask(dataset, info), names, first_id)
+
+
+def _image_and_mask(name: str, info: Any) -> tuple[str, str]:
+  """Returns the keys of the image and of the mask, the one other image that has one channel."""
+  from tensorflow_datasets import features as tf
+
+  found = [key for key, feature in info.features.items() if type(feature) is tf.Image]
+  masks = [key for key in found if key != 'image' and info.features[key].shape[-1] == 1]
+  if 'image' not in found or len(masks) != 1:
+    raise FieldError(
+      'options.dataset', f'{name!r} needs an image and one mask, and has {", ".join(info.features)}'
+    )
+  return 'image', masks[0]
