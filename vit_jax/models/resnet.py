@@ -18,41 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
 from vit_jax.models.layers import cpu
-
-
-class BatchNorm(nn.BatchNorm):
-  """Flax's batch normalisation, whose running variance is PyTorch's.
-
-  Both normalise by the variance of the n values that a channel has in the batch; PyTorch's running
-  average takes n / (n - 1) times as much, the unbiased estimate, where Flax's takes it as it is.
-
-  Attributes: those of flax.linen.BatchNorm; `momentum` 0.9 is PyTorch's 0.1.
-  """
-
-  momentum: float = 0.9
-  epsilon: float = 1e-5
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Normalises the last axis by the statistics of the batch, or by the running ones."""
-    if not train or self.is_initializing():
-      return super().__call__(x, use_running_average=not train)
-    devices = jax.lax.axis_size(self.axis_name) if self.axis_name else 1
-    count = devices * x.size // x.shape[-1]
-    if count < 2:
-      raise UsageError(
-        'batch normalisation has a single value in each channel, 1 example of 1x1; give a larger '
-        'batch (or micro-batch), or larger images'
-      )
-    before = self.get_variable('batch_stats', 'var')
-    y = super().__call__(x, use_running_average=False)
-    after = self.get_variable('batch_stats', 'var')
-    share = after - self.momentum * before  # of this batch
-    self.put_variable('batch_stats', 'var', after + share / (count - 1))
-    return y
-
 
 _kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -90,7 +58,7 @@ class BasicBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     conv = functools.partial(_conv, self.filters, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
+    norm = functools.partial(layers.BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
     y = conv(3, self.stride, name='conv1')(x)
     y = nn.relu(norm(name='bn1')(y, train))
     y = conv(3, 1, name='conv2')(y)
@@ -145,7 +113,7 @@ class ResNet(Backbone, kw_only=True):
     """Classifies images, or returns their `Features`: a map of each stage, and their mean."""
     common = {'dtype': self.dtype, 'axis_name': self.axis_name}
     x = _conv(self.num_filters, 7, 2, dtype=self.dtype, name='conv1')(x)
-    x = nn.relu(BatchNorm(**common, name='bn1')(x, train))  # [B, H / 2, W / 2, C]
+    x = nn.relu(layers.BatchNorm(**common, name='bn1')(x, train))  # [B, H / 2, W / 2, C]
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # [B, H / 4, W / 4, C]
     maps = []
     for stage, num_blocks in enumerate(self.stage_sizes):

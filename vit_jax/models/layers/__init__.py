@@ -1,6 +1,7 @@
 """Layers that the models share."""
 
 from vit_jax.models.layers.attention import MultiHeadDotProductAttention, dot_product_attention
+from vit_jax.models.layers.batch_norm import BatchNorm
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
 from vit_jax.models.layers.patches import (
@@ -33,6 +34,7 @@ __all__ = [
   'ACTIVATIONS',
   'AddFixedSinCosPositionEmbedding',
   'AddPositionEmbs',
+  'BatchNorm',
   'MlpBlock',
   'MultiHeadDotProductAttention',
   'PatchEmbedding',
