@@ -19,11 +19,13 @@ def test_the_derivative_of_softmax():
 @pytest.mark.parametrize('size', [1, 3])
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('shape', [(1, 1), (2, 2), (8, 5), (9, 2)])
-def test_convolutions_of_small_maps_are_convolutions(shape, stride, size):
+@pytest.mark.parametrize('groups', [1, 3])
+def test_convolutions_in_other_ways_are_convolutions(groups, shape, stride, size):
+  """Of small maps, and of each channel by itself."""
   rng = np.random.default_rng(0)
-  x, kernel = rng.normal(size=(2, *shape, 3)), rng.normal(size=(size, size, 3, 4))
+  x, kernel = rng.normal(size=(2, *shape, 3)), rng.normal(size=(size, size, 3 // groups, 3))
   how = (stride, stride), [(size // 2, size // 2)] * 2
-  axes = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+  axes = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': groups}
 
   @jax.jit
   def values_and_gradients(x, kernel):
@@ -38,13 +40,12 @@ def test_convolutions_of_small_maps_are_convolutions(shape, stride, size):
     np.testing.assert_allclose(array, its_expected, rtol=1e-4, atol=1e-5)
 
 
-def test_other_devices_convolve_as_usual():
+@pytest.mark.parametrize(('side', 'groups'), [(4, 1), (20, 3)])
+def test_other_devices_convolve_as_usual(side, groups):
   """The choice is made where the program is lowered, not by the process."""
-  x, kernel = jnp.zeros((2, 4, 4, 3)), jnp.zeros((3, 3, 3, 4))
-  padding = [(1, 1), (1, 1)]
-  convolve = jax.jit(
-    lambda x, k: cpu.convolve(x, k, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  )
+  x, kernel = jnp.zeros((2, side, side, 3)), jnp.zeros((3, 3, 3 // groups, 3))
+  options = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': groups}
+  convolve = jax.jit(lambda x, k: cpu.convolve(x, k, (1, 1), [(1, 1), (1, 1)], **options))
   for platform, convolutions in (('cpu', 0), ('cuda', 1), ('tpu', 1)):
     text = convolve.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     assert text.count('stablehlo.convolution') == convolutions, platform

@@ -38,20 +38,28 @@ def main() -> None:
     for f in (jax.nn.softmax, cpu.softmax)
   )
   print('softmax, gradient of attention:', _ratio(*gradients, *tokens))
-  x = jax.random.normal(jax.random.key(1), (32, 2, 2, 512))
-  kernel = jax.random.normal(jax.random.key(2), (3, 3, 512, 512)) / 64
-  strides, padding = (1, 1), ((1, 1), (1, 1))
-  axes = ('NHWC', 'HWIO', 'NHWC')
+  for name, side, channels, groups in (
+    ('convolution of small maps', 2, 512, 1),
+    ('depthwise convolution', 16, 256, 256),
+  ):
+    x = jax.random.normal(jax.random.key(1), (32, side, side, channels))
+    kernel = jax.random.normal(jax.random.key(2), (3, 3, channels // groups, channels)) / 64
+    options = {
+      'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'),
+      'feature_group_count': groups,
+    }
 
-  def usual(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes)
+    def usual(x, kernel, options=options):
+      return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **options)
 
-  def ours(x, kernel):
-    return cpu.convolve(x, kernel, strides, padding, dimension_numbers=axes)
+    def ours(x, kernel, options=options):
+      return cpu.convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), **options)
 
-  print('convolution of small maps:', _ratio(usual, ours, x, kernel))
-  gradients = (jax.grad(lambda x, k, f=f: jnp.square(f(x, k)).sum(), (0, 1)) for f in (usual, ours))
-  print('its gradient:', _ratio(*gradients, x, kernel))
+    print(f'{name}:', _ratio(usual, ours, x, kernel))
+    gradients = (
+      jax.grad(lambda x, k, f=f: jnp.square(f(x, k)).sum(), (0, 1)) for f in (usual, ours)
+    )
+    print('its gradient:', _ratio(*gradients, x, kernel))
 
 
 if __name__ == '__main__':
