@@ -1,6 +1,7 @@
 """A ResNet (arXiv 1512.03385) on a data set: configs/resnet.py:DEPTH,DATASET or resnet.py:DATASET.
 
-DEPTH is resnet18 or resnet34; DATASET as in vit.py. torchvision's weights go to config.init_from.
+DEPTH is resnet18, resnet34, resnet50, resnet101 or resnet152; DATASET as in vit.py. Weights go to
+config.init_from.
 """
 
 from ml_collections import ConfigDict
@@ -8,11 +9,13 @@ from ml_collections import ConfigDict
 from configs import common, datasets
 from vit_jax.errors import check_choice
 
+_DEPTHS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
+
 
 def get_config(arg: str = 'resnet18,cifar10') -> ConfigDict:
   """Returns torchvision's recipe for ImageNet, with a cosine in place of steps."""
   depth, dataset = datasets.split_arg(arg, default_size='resnet18')
-  check_choice('--config: model', depth, ('resnet18', 'resnet34'))
+  check_choice('--config: model', depth, _DEPTHS)
   c = common.get_config(model=depth)
   datasets.apply(c, dataset)
   c.batch_size = 256

@@ -8,7 +8,8 @@ import pytest
 
 from vit_jax.errors import UsageError
 from vit_jax.models import build
-from vit_jax.models.resnet import ResNet, ResNet18
+from vit_jax.models.resnet import ResNet, ResNet18, ResNet50
+from vit_jax.train import flops
 
 
 def shapes_of(model, image=(32, 32, 3)):
@@ -20,12 +21,21 @@ def shapes_of(model, image=(32, 32, 3)):
 
 # As torchvision counts them: https://docs.pytorch.org/vision/stable/models.html
 @pytest.mark.parametrize(
-  ('name', 'count', 'num_statistics'),
-  [('resnet18', 11_689_512, 2 * 4_800), ('resnet34', 21_797_672, 2 * 8_512)],
+  ('name', 'count', 'num_statistics', 'operations'),
+  [
+    ('resnet18', 11_689_512, 2 * 4_800, 1.81),
+    ('resnet34', 21_797_672, 2 * 8_512, 3.66),
+    ('resnet50', 25_557_032, 2 * 26_560, 4.09),
+    ('resnet101', 44_549_160, 2 * 52_672, 7.80),
+    ('resnet152', 60_192_808, 2 * 75_712, 11.51),
+  ],
 )
-def test_published_sizes(name, count, num_statistics):
+def test_published_sizes(name, count, num_statistics, operations):
   model = build({'name': name}, num_classes=1000)
   logits, shapes = shapes_of(model, (224, 224, 3))
+  image = jnp.zeros((1, 224, 224, 3))
+  found = flops.count(lambda v, x: model.apply(v, x), shapes, image) / 2e9
+  assert round(found, 2) == operations  # 10^9 multiply-adds
   assert (logits.shape, logits.dtype) == ((2, 1000), jnp.float32)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == count
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes['batch_stats'])) == num_statistics
@@ -39,8 +49,9 @@ def test_features_have_the_compute_dtype_and_all_else_is_float32(num_classes, dt
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
 
 
-def test_bfloat16_reaches_every_convolution_and_norm():
-  model = ResNet18(num_classes=0, num_filters=4, dtype=jnp.bfloat16)
+@pytest.mark.parametrize('kind', [ResNet18, ResNet50])
+def test_bfloat16_reaches_every_convolution_and_norm(kind):
+  model = kind(num_classes=0, num_filters=4, dtype=jnp.bfloat16)
   _, shapes = jax.eval_shape(
     lambda: model.init_with_output(
       jax.random.key(0), jnp.zeros((2, 32, 32, 3)), capture_intermediates=True

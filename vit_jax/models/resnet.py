@@ -1,4 +1,4 @@
-"""ResNet-18 and -34 (arXiv 1512.03385), as torchvision builds them.
+"""ResNet-18, -34, -50, -101 and -152 (arXiv 1512.03385), as torchvision builds them.
 
 github.com/pytorch/vision, torchvision/models/resnet.py: its layers, padding, initialisation and
 names, but that `layer1.0` is `layer1_0`, `downsample.0` and `.1` are `downsample_conv` and
@@ -22,6 +22,7 @@ from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
 from vit_jax.models.layers import cpu
 
+_EXPANSION = 4  # of a bottleneck's channels
 _kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
@@ -69,19 +70,55 @@ class BasicBlock(nn.Module):
     return nn.relu(x + y)
 
 
+class Bottleneck(nn.Module):
+  """A 3x3 convolution between two of 1x1, beside a shortcut: [B, H, W, C] to 4 * filters channels.
+
+  The stride is that of the 3x3 convolution, as in torchvision; the paper's is that of the first.
+  The shortcut is a 1x1 convolution where C is not 4 * `filters`. Sides are rounded up.
+
+  Attributes:
+    filters: channels of the 3x3 convolution.
+    stride: of it.
+    dtype, axis_name: as for `BasicBlock`.
+  """
+
+  filters: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    conv = functools.partial(_conv, dtype=self.dtype)
+    norm = functools.partial(layers.BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
+    width = _EXPANSION * self.filters
+    y = conv(self.filters, 1, 1, name='conv1')(x)
+    y = nn.relu(norm(name='bn1')(y, train))
+    y = conv(self.filters, 3, self.stride, name='conv2')(y)
+    y = nn.relu(norm(name='bn2')(y, train))
+    y = conv(width, 1, 1, name='conv3')(y)
+    y = norm(name='bn3')(y, train)  # [B, H / stride, W / stride, 4 * filters]
+    if x.shape[-1] != width:
+      x = conv(width, 1, self.stride, name='downsample_conv')(x)
+      x = norm(name='downsample_bn')(x, train)
+    return nn.relu(x + y)
+
+
 def _uniform_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any, *, fan_in: int) -> jax.Array:
   return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
 
 class ResNet(Backbone, kw_only=True):
-  """ResNet of basic blocks: float images [B, H, W, C] to float32 logits [B, num_classes].
+  """ResNet: float images [B, H, W, C] to float32 logits [B, num_classes].
 
   Attributes:
     num_classes: number of logits; 0 or less leaves the head out and returns the mean over
-      positions, [B, 8 * num_filters] with four stages, in `dtype`.
+      positions, with four stages [B, 8 * num_filters], or of bottlenecks [B, 32 * num_filters], in
+      `dtype`.
     stage_sizes: number of blocks of each stage; from the second on, a stage halves the sides and
       doubles the channels.
-    num_filters: channels of the first stage.
+    bottleneck: blocks are `Bottleneck`s, and else `BasicBlock`s.
+    num_filters: channels of the first convolution, and `filters` of the first stage.
     dtype: dtype of the computation. Parameters, statistics of the normalisation and logits are
       float32 in any case.
     axis_name: the mapped axis over which a batch is spread, where there is one, so that its
@@ -94,11 +131,12 @@ class ResNet(Backbone, kw_only=True):
 
   num_classes: int
   stage_sizes: tuple[int, ...]
+  bottleneck: bool = False
   num_filters: int = 64
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
-  NOT_CONFIG: ClassVar[tuple[str, ...]] = (*Backbone.NOT_CONFIG, 'stage_sizes')
+  NOT_CONFIG: ClassVar[tuple[str, ...]] = (*Backbone.NOT_CONFIG, 'stage_sizes', 'bottleneck')
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = ('num_filters',)
 
   def __post_init__(self) -> None:
@@ -115,16 +153,14 @@ class ResNet(Backbone, kw_only=True):
     x = _conv(self.num_filters, 7, 2, dtype=self.dtype, name='conv1')(x)
     x = nn.relu(layers.BatchNorm(**common, name='bn1')(x, train))  # [B, H / 2, W / 2, C]
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # [B, H / 4, W / 4, C]
-    maps = []
+    maps, kind = [], Bottleneck if self.bottleneck else BasicBlock
     for stage, num_blocks in enumerate(self.stage_sizes):
       for i in range(num_blocks):
         stride = 2 if stage > 0 and i == 0 else 1
-        block = BasicBlock(
-          self.num_filters * 2**stage, stride, **common, name=f'layer{stage + 1}_{i}'
-        )
+        block = kind(self.num_filters * 2**stage, stride, **common, name=f'layer{stage + 1}_{i}')
         x = block(x, train)
-      maps.append(x)  # [B, H / (4 * 2**stage), W / (4 * 2**stage), C * 2**stage]
-    x = x.mean(axis=(1, 2))  # [B, 8 * C]
+      maps.append(x)  # [B, H / (4 * 2**stage), W / (4 * 2**stage), D * 2**stage]
+    x = x.mean(axis=(1, 2))  # [B, 8 * D]
     if features:
       strides = tuple((4 * 2**stage,) * 2 for stage in range(len(maps)))
       return Features(pooled=x, maps=tuple(maps), strides=strides)
@@ -161,3 +197,24 @@ class ResNet34(ResNet, kw_only=True):
   """ResNet-34: see `ResNet`."""
 
   stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+
+
+class ResNet50(ResNet, kw_only=True):
+  """ResNet-50: see `ResNet`."""
+
+  stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+  bottleneck: bool = True
+
+
+class ResNet101(ResNet, kw_only=True):
+  """ResNet-101: see `ResNet`."""
+
+  stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
+  bottleneck: bool = True
+
+
+class ResNet152(ResNet, kw_only=True):
+  """ResNet-152: see `ResNet`."""
+
+  stage_sizes: tuple[int, ...] = (3, 8, 36, 3)
+  bottleneck: bool = True
