@@ -112,6 +112,22 @@ def batch_norm(ours: str, theirs: str) -> tuple[Module, Module]:
   return Module(ours, theirs, NORM), Module(f'batch_stats/{ours}', theirs, STATISTICS)
 
 
+# Counts of steps beside the statistics, which PyTorch reads where momentum is None alone.
+_COUNTER = '.num_batches_tracked'
+
+
+def without_counters(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns tensors without what PyTorch's batch normalisation counts."""
+  return {name: array for name, array in tensors.items() if not name.endswith(_COUNTER)}
+
+
+def with_counters(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns tensors with a count of 0 for each batch normalisation."""
+  mean = '.running_mean'
+  norms = [name.removesuffix(mean) for name in tensors if name.endswith(mean)]
+  return {**tensors, **{f'{norm}{_COUNTER}': np.array(0) for norm in norms}}
+
+
 def expand(modules: Iterable[Module], separator: str = '.') -> list[Rule]:
   """Returns a rule for each tensor of the modules.
 
