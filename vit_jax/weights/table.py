@@ -73,6 +73,7 @@ class Table:
     stated: the backbone's fields that can't be read off its tensors. This project writes them into
       the metadata of a file, and callers of `weights.load` may give them.
     separator: between the modules in a tensor's name.
+    yields: whether a file that has the tensors of another table, too, is of that one.
   """
 
   format: ClassVar[str]
@@ -81,6 +82,7 @@ class Table:
   marks: ClassVar[Mapping[str, int]]
   stated: ClassVar[tuple[str, ...]] = ()
   separator: ClassVar[str] = '.'
+  yields: ClassVar[bool] = False
 
   # Which files are this table's.
 
