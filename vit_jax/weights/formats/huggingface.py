@@ -39,7 +39,14 @@ _PROCESSOR_DEFAULTS = {
   'image_mean': 0.5,
   'image_std': 0.5,
   'do_center_crop': False,
+  'do_flip_channel_order': False,
 }
+# Those of an image processor, or feature extractor, whose name begins so, where they are others.
+_DEFAULTS_OF = {
+  'ConvNext': {'crop_pct': 224 / 256},
+  'MobileViT': {'do_normalize': False, 'do_center_crop': True, 'do_flip_channel_order': True},
+}
+_MOST_CROPPED = 384  # pixels a side, from which on ConvNext's processor stretches whole images
 # Fields of `Preprocessing` that their processors have no words for.
 _VIEWS = ('frame_stride', 'temporal_views', 'spatial_crops')
 _CROP_FRACTION = 224 / 256  # of a central crop that isn't said to have another
@@ -84,10 +91,13 @@ class HuggingFaceTable(Table):
 
   Attributes:
     model_type: of config.json.
+    reads_bgr: whether the table reads models of images whose channels are in the order BGR, and
+      makes them models of RGB.
   """
 
   format = 'huggingface'
   model_type: ClassVar[str]
+  reads_bgr: ClassVar[bool] = False
 
   def owns_config(self, config: Mapping[str, Any]) -> bool:
     """Whether it is of this type of model."""
@@ -111,7 +121,10 @@ class HuggingFaceTable(Table):
     own = config.get(files.CONFIG_KEY, {})
     if not isinstance(own, dict):
       raise UsageError(f'{source.metadata_path}: {files.CONFIG_KEY} is {own!r}, not an object')
-    preprocess = _read_preprocess(Path(source.metadata_path).with_name(hub.PREPROCESSOR))
+    if takes_bgr(source) and not self.reads_bgr:
+      path = _processor_path(source)
+      raise UsageError(f'{path}: do_flip_channel_order is not read for {self.title}')
+    preprocess = _read_preprocess(source)
     ours = own.get('preprocess')
     if preprocess and ours:
       with errors_of_file(source.metadata_path):
@@ -120,8 +133,13 @@ class HuggingFaceTable(Table):
         preprocess = dataclasses.replace(preprocess, **views)
     return {
       'preprocess': preprocess or ours,
-      'image_size': pair(source, 'image_size', 224),
+      'image_size': pair(source, 'image_size', _read_side(source) or 224),
     }
+
+
+def takes_bgr(source: Source) -> bool:
+  """Whether preprocessor_config.json puts the channels of images into the order BGR."""
+  return bool((_read_processor(source) or {}).get('do_flip_channel_order'))
 
 
 def whole(source: Source, name: str, default: int) -> int:
@@ -193,12 +211,36 @@ def shortest(size: tuple[int, int]) -> int | list[int]:
   return size[0] if size[0] == size[1] else list(size)
 
 
-def _read_preprocess(path: Path) -> Preprocessing | None:
-  """Returns what preprocessor_config.json states, if it is there, in this project's terms."""
+def _processor_path(source: Source) -> Path:
+  return Path(source.metadata_path).with_name(hub.PREPROCESSOR)
+
+
+def _read_processor(source: Source) -> dict[str, Any] | None:
+  """Returns preprocessor_config.json, if it is there, with the defaults of what it leaves out."""
+  path = _processor_path(source)
   if not path.is_file():
     return None
   theirs = hub.read_json(path, "an image processor's config")
-  theirs = _PROCESSOR_DEFAULTS | {name: v for name, v in theirs.items() if v is not None}
+  kind = str(theirs.get('image_processor_type') or theirs.get('feature_extractor_type'))
+  defaults = dict(_PROCESSOR_DEFAULTS)
+  for name, others in _DEFAULTS_OF.items():
+    if kind.startswith(name):
+      defaults |= others
+  return defaults | {name: v for name, v in theirs.items() if v is not None}
+
+
+def _read_side(source: Source) -> int | None:
+  """Returns the side of square images that come out of the image processor, where it tells."""
+  theirs, path = _read_processor(source) or {}, _processor_path(source)
+  sides = [_side(theirs, name, path) for name in ('crop_size', 'size')]
+  return sides[0] if theirs.get('do_center_crop') and sides[0] else sides[1]
+
+
+def _read_preprocess(source: Source) -> Preprocessing | None:
+  """Returns what preprocessor_config.json states, if it is there, in this project's terms."""
+  theirs, path = _read_processor(source), _processor_path(source)
+  if theirs is None:
+    return None
   # They normalise pixels times the factor, here it is pixels / 255.
   scale = 255.0
   if theirs['do_rescale']:
@@ -221,6 +263,8 @@ def _read_preprocess(path: Path) -> Preprocessing | None:
   # An image that is stretched to the size of the crop is whole.
   if theirs['do_center_crop'] and not (is_stretched and fraction == 1):
     preprocess |= {'crop': 'central', 'crop_fraction': fraction}
+  elif 'crop_pct' in theirs and size and size < _MOST_CROPPED:
+    preprocess |= {'crop': 'central', 'crop_fraction': theirs['crop_pct']}
   with errors_of_file(path):
     return Preprocessing(**preprocess)
 
