@@ -9,7 +9,7 @@ from small_vits import SQUARE, WIDE, random_variables
 from vit_jax import weights
 from vit_jax.data.preprocess import make_preprocess
 from vit_jax.errors import UsageError
-from vit_jax.models import Preprocessing
+from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.weights import files
 from vit_jax.weights.table import Table
 
@@ -101,6 +101,49 @@ def test_hugging_face_s_margin_around_the_crop(tmp_path, size, crop_size, fracti
   its_preprocess = read(tmp_path, do_center_crop=True, size=size, crop_size=crop_size)
   assert its_preprocess.get('crop_fraction') == fraction
   assert its_preprocess['crop'] == ('resize' if fraction is None else 'central')
+
+
+@pytest.mark.parametrize(
+  ('processor', 'expected'),
+  [
+    ({'size': 8, 'crop_pct': 0.8}, ('central', 0.8)),
+    ({'size': {'shortest_edge': 8}}, ('central', 0.875)),
+    ({'size': 384, 'crop_pct': 0.8}, ('resize', None)),
+  ],
+)
+@pytest.mark.parametrize('key', ['image_processor_type', 'feature_extractor_type'])
+def test_the_margin_of_convnext_s_processor(tmp_path, processor, expected, key):
+  found = read(tmp_path, **{key: 'ConvNextImageProcessor'}, **processor)
+  assert (found['crop'], found.get('crop_fraction')) == expected
+
+
+def test_mobilevit_s_processor_does_not_normalise_and_turns_colours_round(tmp_path):
+  processor = {'image_processor_type': 'MobileViTImageProcessor', 'size': 288, 'crop_size': 256}
+  with pytest.raises(UsageError, match=r'do_flip_channel_order is not read for a Hugging Face ViT'):
+    read(tmp_path, **processor)
+  found = read(tmp_path, do_flip_channel_order=False, **processor)
+  assert found == {'mean': (0.0,), 'std': (1.0,), 'crop': 'central', 'crop_fraction': 256 / 288}
+
+
+@pytest.mark.parametrize(
+  ('processor', 'side'),
+  [
+    ({'size': 96}, 96),
+    ({'size': {'shortest_edge': 96}, 'do_center_crop': True, 'crop_size': 64}, 64),
+    ({'size': 96, 'crop_size': 64}, 96),
+    ({}, 224),
+  ],
+)
+def test_where_config_json_has_no_image_size_the_processor_has(tmp_path, processor, side):
+  resnet = ModelConfig.from_dict(
+    {'name': 'resnet18', 'num_filters': 2, 'num_classes': 3, 'image_size': (32, 32)}
+  )
+  weights.save(random_variables(resnet), resnet, tmp_path, format='huggingface')
+  config = json.loads((tmp_path / 'config.json').read_text())
+  del config['image_size']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  (tmp_path / PROCESSOR).write_text(json.dumps(processor))
+  assert weights.load(tmp_path)[1].image_size == (side, side)
 
 
 @pytest.mark.parametrize(

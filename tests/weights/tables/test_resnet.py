@@ -1,6 +1,7 @@
-"""ResNets compute what torchvision's do, restated here in PyTorch: evaluated, trained, saved."""
+"""ResNets compute what torchvision's do, restated here in PyTorch, and what transformers' do."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -9,11 +10,19 @@ import pytest
 from small_vits import assert_same, assert_same_tensors
 
 from vit_jax import models, weights
+from vit_jax.errors import UsageError
 from vit_jax.weights import files
 
 torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
 
-BLOCKS = {'resnet18': (2, 2, 2, 2), 'resnet34': (3, 4, 6, 3)}
+BLOCKS = {
+  'resnet18': (2, 2, 2, 2),
+  'resnet34': (3, 4, 6, 3),
+  'resnet50': (3, 4, 6, 3),
+  'resnet101': (3, 4, 23, 3),
+  'resnet152': (3, 8, 36, 3),
+}
 QUICK = {'xla_backend_optimization_level': 0}  # to compile, which is all the time that it takes
 
 
@@ -38,6 +47,31 @@ class Block(torch.nn.Module):
     return torch.relu(self.bn2(self.conv2(y)) + shortcut)
 
 
+class Bottleneck(torch.nn.Module):
+  """torchvision's Bottleneck."""
+
+  def __init__(self, inputs, width, stride):
+    super().__init__()
+    outputs = 4 * width
+    self.conv1 = torch.nn.Conv2d(inputs, width, 1, bias=False)
+    self.bn1 = torch.nn.BatchNorm2d(width)
+    self.conv2 = torch.nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+    self.bn2 = torch.nn.BatchNorm2d(width)
+    self.conv3 = torch.nn.Conv2d(width, outputs, 1, bias=False)
+    self.bn3 = torch.nn.BatchNorm2d(outputs)
+    self.downsample = None
+    if stride != 1 or inputs != outputs:
+      self.downsample = torch.nn.Sequential(
+        torch.nn.Conv2d(inputs, outputs, 1, stride, bias=False), torch.nn.BatchNorm2d(outputs)
+      )
+
+  def forward(self, x):
+    shortcut = x if self.downsample is None else self.downsample(x)
+    y = torch.relu(self.bn1(self.conv1(x)))
+    y = torch.relu(self.bn2(self.conv2(y)))
+    return torch.relu(self.bn3(self.conv3(y)) + shortcut)
+
+
 class TorchResNet(torch.nn.Module):
   """torchvision's ResNet of such blocks; torchvision's width is 64."""
 
@@ -46,12 +80,14 @@ class TorchResNet(torch.nn.Module):
     self.conv1 = torch.nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
     self.bn1 = torch.nn.BatchNorm2d(width)
     self.maxpool = torch.nn.MaxPool2d(3, 2, padding=1)
-    inputs = width
+    inputs, kind, expansion = width, Block, 1
+    if name not in ('resnet18', 'resnet34'):
+      kind, expansion = Bottleneck, 4
     for i, depth in enumerate(BLOCKS[name]):
       blocks = []
       for j in range(depth):
-        blocks.append(Block(inputs, width * 2**i, 2 if i > 0 and j == 0 else 1))
-        inputs = width * 2**i
+        blocks.append(kind(inputs, width * 2**i, 2 if i > 0 and j == 0 else 1))
+        inputs = expansion * width * 2**i
       setattr(self, f'layer{i + 1}', torch.nn.Sequential(*blocks))
     self.fc = torch.nn.Linear(inputs, num_classes)
     for module in self.modules():
@@ -112,20 +148,26 @@ def ours(variables, config, images):
   return np.asarray(apply(variables, images))
 
 
+def assert_close(found, expected):
+  tolerance = 1e-4 * np.abs(expected).max()
+  np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
 # 47 and 33: where torch's padding differs from TensorFlow's 'SAME' in other ways than at 64.
 @pytest.mark.parametrize('shape', [(2, 64, 64, 3), (3, 47, 33, 3)], ids=['even', 'odd'])
-def test_logits_agree_both_ways(tmp_path, shape):
-  model = randomised(TorchResNet())
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
+def test_logits_agree_both_ways(tmp_path, name, shape):
+  model = randomised(TorchResNet(name))
   torch.save(model.state_dict(), tmp_path / 'theirs.pth')
   variables, config = weights.load(tmp_path / 'theirs.pth')
-  assert (config.name, config.backbone.num_filters, config.num_classes) == ('resnet18', 8, 5)
+  assert (config.name, config.backbone.num_filters, config.num_classes) == (name, 8, 5)
   images = make_images(*shape)
   expected = theirs(model, images)
   assert np.ptp(expected, axis=0).max() > 0.1
-  np.testing.assert_allclose(ours(variables, config, images), expected, rtol=0, atol=1e-4)
+  assert_close(ours(variables, config, images), expected)
 
   weights.save(variables, config, tmp_path / 'ours.pth', format='torchvision')
-  back = TorchResNet()
+  back = TorchResNet(name)
   back.load_state_dict(torch.load(tmp_path / 'ours.pth'))
   assert_same_tensors(back, model)
   # How PyTorch rounds depends on where in memory the tensors lie.
@@ -172,11 +214,11 @@ def test_a_training_step_agrees(tmp_path):
 @pytest.mark.parametrize('name', BLOCKS)
 def test_names_and_shapes_are_torchvision_s(tmp_path, name):
   with torch.device('meta'):
-    expected = TorchResNet(name, width=64, num_classes=1000).state_dict()
+    expected = TorchResNet(name, width=16, num_classes=1000).state_dict()
   zeros = {n: np.zeros(t.shape, str(t.dtype).removeprefix('torch.')) for n, t in expected.items()}
   (tmp_path / 'theirs.safetensors').write_bytes(files.format_safetensors(zeros))
   variables, config = weights.load(tmp_path / 'theirs.safetensors')
-  assert (config.name, config.backbone.num_filters) == (name, 64)
+  assert (config.name, config.backbone.num_filters) == (name, 16)
   weights.save(variables, config, tmp_path / 'ours.safetensors', format='torchvision')
   found, _ = files.parse_safetensors((tmp_path / 'ours.safetensors').read_bytes())
   assert {n: (a.shape, a.dtype) for n, a in found.items()} == {
@@ -214,3 +256,112 @@ def test_a_file_for_pytorch_says_all_that_a_run_does(tmp_path):
     is_counter = name.endswith('num_batches_tracked')
     assert tensor.dtype == (torch.int64 if is_counter else torch.float32)
     assert tensor.shape == TorchResNet(channels=1).state_dict()[name].shape
+
+
+def hugging_face(name, **changes):
+  """transformers' ResNet of the same sizes as `TorchResNet(name)`."""
+  bottleneck = name != 'resnet18'
+  sizes = {
+    'embedding_size': 8,
+    'hidden_sizes': [(32 if bottleneck else 8) * 2**stage for stage in range(4)],
+    'depths': list(BLOCKS[name]),
+    'layer_type': 'bottleneck' if bottleneck else 'basic',
+    'num_labels': 5,
+  }
+  return randomised(
+    transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes | changes))
+  )
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
+def test_hugging_face_agrees_and_takes_it_back(tmp_path, name):
+  model = hugging_face(name)
+  model.save_pretrained(tmp_path / 'theirs')
+  variables, config = weights.load(tmp_path / 'theirs')
+  assert (config.name, config.num_classes, config.image_size) == (name, 5, (224, 224))
+  for shape in ((2, 64, 64, 3), (3, 47, 33, 3)):
+    images = make_images(*shape)
+    with torch.no_grad():
+      expected = model.eval()(to_torch(images)).logits.numpy()
+    assert np.ptp(expected, axis=0).max() > 0.1
+    assert_close(ours(variables, config, images), expected)
+
+  preprocess = models.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+  config = config.replace(image_size=(64, 48), preprocess=preprocess)
+  weights.save(variables, config, tmp_path / 'ours', format='huggingface')
+  back = type(model).from_pretrained(tmp_path / 'ours')
+  assert_same_tensors(back, model)
+  again, its_config = weights.load(tmp_path / 'ours')
+  assert_same(again, variables)
+  assert its_config == config
+  bare = config.replace(image_size=None)
+  with pytest.raises(UsageError, match='image_size is needed there'):
+    weights.save(variables, bare, tmp_path / 'no', format='huggingface')
+
+
+def test_a_hugging_face_model_without_a_head(tmp_path):
+  hugging_face('resnet18').resnet.save_pretrained(tmp_path / 'theirs')
+  variables, config = weights.load(tmp_path / 'theirs')
+  assert config.num_classes == 0
+  weights.save(variables, config, tmp_path / 'ours', format='huggingface')
+  transformers.ResNetModel.from_pretrained(tmp_path / 'ours')
+  assert_same(weights.load(tmp_path / 'ours')[0], variables)
+
+
+@pytest.mark.parametrize(
+  'entry',
+  [
+    {'downsample_in_bottleneck': True},
+    {'downsample_in_first_stage': True},
+    {'hidden_act': 'gelu'},
+    {'layer_type': 'bottleneck'},
+    {'depths': None},
+    {'num_channels': 4},
+  ],
+)
+def test_a_config_json_of_another_resnet_is_refused(tmp_path, entry):
+  hugging_face('resnet18').save_pretrained(tmp_path)
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+  with pytest.raises(UsageError, match=rf'config\.json: {next(iter(entry))} is '):
+    weights.load(tmp_path)
+
+
+def save_as_timm(folder, architecture='resnet50.a1_in1k', **more):
+  """As on the hub: config.json, and a state dict, which is torchvision's."""
+  model = randomised(TorchResNet('resnet50'))
+  cfg = {'input_size': [3, 64, 48], 'mean': [0.4], 'std': [0.3], 'crop_pct': 0.95}
+  config = {'architecture': architecture, 'global_pool': 'avg', 'pretrained_cfg': cfg, **more}
+  (folder / 'config.json').write_text(json.dumps(config))
+  torch.save(model.state_dict(), folder / 'pytorch_model.bin')
+  torch.save(model.state_dict(), folder.parent / 'plain.pth')
+
+
+def test_timm_s_folders_say_what_is_done_to_images(tmp_path):
+  (tmp_path / 'timm').mkdir()
+  save_as_timm(tmp_path / 'timm')
+  assert weights.detect(tmp_path / 'timm') == 'timm'
+  variables, config = weights.load(tmp_path / 'timm')
+  assert (config.name, config.image_size) == ('resnet50', (64, 48))
+  assert config.preprocess == models.Preprocessing((0.4,), (0.3,), 'central', 0.95)
+  assert_same(variables, weights.load(tmp_path / 'plain.pth')[0])
+  weights.save(variables, config, tmp_path / 'ours.pth', format='timm')
+  TorchResNet('resnet50').load_state_dict(torch.load(tmp_path / 'ours.pth')['state_dict'])
+  again, its_config = weights.load(tmp_path / 'ours.pth')
+  assert_same(again, variables)
+  assert its_config == config
+
+
+@pytest.mark.parametrize(
+  ('entry', 'message'),
+  [
+    ({'architecture': 'resnetblur50'}, "architecture: 'resnetblur50' is not one of resnet18, "),
+    ({'model_args': {'act_layer': 'silu'}}, 'model_args act_layer are not read'),
+    ({'global_pool': 'max'}, "global_pool: 'max' is not one of avg"),
+  ],
+)
+def test_other_models_with_these_tensors_are_refused(tmp_path, entry, message):
+  (tmp_path / 'timm').mkdir()
+  save_as_timm(tmp_path / 'timm', **entry)
+  with pytest.raises(UsageError, match=message):
+    weights.load(tmp_path / 'timm')
