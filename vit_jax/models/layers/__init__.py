@@ -2,6 +2,7 @@
 
 from vit_jax.models.layers.attention import MultiHeadDotProductAttention, dot_product_attention
 from vit_jax.models.layers.batch_norm import BatchNorm
+from vit_jax.models.layers.conv_norm import ConvNorm, make_divisible
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
 from vit_jax.models.layers.patches import (
@@ -35,6 +36,7 @@ __all__ = [
   'AddFixedSinCosPositionEmbedding',
   'AddPositionEmbs',
   'BatchNorm',
+  'ConvNorm',
   'MlpBlock',
   'MultiHeadDotProductAttention',
   'PatchEmbedding',
@@ -48,6 +50,7 @@ __all__ = [
   'check_tokenizer',
   'dot_product_attention',
   'learns_tokens',
+  'make_divisible',
   'make_tokenizer',
   'patch_grid',
   'resample_patch_kernel',
