@@ -25,6 +25,7 @@ BACKBONES = {
   'swin': ('swin', 'Swin'),
   'vivit': ('vivit', 'ViViT'),
   'space_time_vivit': ('vivit', 'SpaceTimeViViT'),
+  'mobilevit': ('mobilevit', 'MobileViT'),
 }
 # What tasks put on features, likewise.
 HEADS = {
