@@ -49,6 +49,22 @@ class Layout(NamedTuple):
     return array.transpose(np.argsort(self.order)).reshape(shape)
 
 
+class Pointwise(Layout):
+  """A dense layer's kernel here, [in, out], where a 1x1 convolution has [out, in, 1, 1]."""
+
+  def their_shape(self, ours: Shape) -> Shape:
+    """As of `Layout`."""
+    return (*super().their_shape(ours), 1, 1)
+
+  def to_theirs(self, array: np.ndarray) -> np.ndarray:
+    """As of `Layout`."""
+    return super().to_theirs(array)[:, :, None, None]
+
+  def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+    """As of `Layout`."""
+    return super().to_ours(array[:, :, 0, 0], shape)
+
+
 class Rule(NamedTuple):
   """One tensor there and the parameters here that it holds; no layout means the same one."""
 
@@ -104,6 +120,7 @@ FROM_HEADS = (('kernel', 'weight', Layout((2, 1), (1, 0))), ('bias', 'bias', _VE
 # PyTorch's running statistics of batch normalisation.
 STATISTICS = (('mean', 'running_mean', _VECTOR), ('var', 'running_var', _VECTOR))
 # PyTorch: [out, in, height, width]; here [height, width, in, out].
+POINTWISE = (('kernel', 'weight', Pointwise((1, 1), (1, 0))), ('bias', 'bias', _VECTOR))
 CONV = (('kernel', 'weight', Layout((1, 1, 1, 1), (3, 2, 0, 1))), ('bias', 'bias', _VECTOR))
 
 
