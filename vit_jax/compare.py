@@ -102,7 +102,8 @@ def _compare_with_pytorch() -> None:
 def _for_pytorch(variables: Variables, config: ModelConfig, folder: str) -> str:
   """Returns what PyTorch loads: the given weights where it can, else `folder`, written here."""
   path = _WEIGHTS.value
-  if (flags.FLAGS['from'].value or weights.detect(path)) == 'huggingface':
+  is_theirs = (flags.FLAGS['from'].value or weights.detect(path)) == 'huggingface'
+  if is_theirs and not weights.takes_bgr(path):
     return path.removeprefix('hf:')
   weights.save(variables, config, folder, format='huggingface', label=path)
   return folder

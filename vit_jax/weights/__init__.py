@@ -108,3 +108,8 @@ def transformers_class(config: ModelConfig, path: object) -> str:
     UsageError: there is none.
   """
   return tables.find_for_model(config, 'huggingface', path).classifier_class(config, path)
+
+
+def takes_bgr(path: str | os.PathLike) -> bool:
+  """Whether the model at a path of transformers takes images of BGR; `load` makes it one of RGB."""
+  return FORMATS['huggingface'].takes_bgr(hub.read_config(path)[1])

@@ -121,8 +121,8 @@ class HuggingFaceTable(Table):
     own = config.get(files.CONFIG_KEY, {})
     if not isinstance(own, dict):
       raise UsageError(f'{source.metadata_path}: {files.CONFIG_KEY} is {own!r}, not an object')
-    if takes_bgr(source) and not self.reads_bgr:
-      path = _processor_path(source)
+    if takes_bgr(source.metadata_path) and not self.reads_bgr:
+      path = _processor_path(source.metadata_path)
       raise UsageError(f'{path}: do_flip_channel_order is not read for {self.title}')
     preprocess = _read_preprocess(source)
     ours = own.get('preprocess')
@@ -137,9 +137,9 @@ class HuggingFaceTable(Table):
     }
 
 
-def takes_bgr(source: Source) -> bool:
-  """Whether preprocessor_config.json puts the channels of images into the order BGR."""
-  return bool((_read_processor(source) or {}).get('do_flip_channel_order'))
+def takes_bgr(config_path: os.PathLike) -> bool:
+  """Whether preprocessor_config.json, beside config.json, puts channels into the order BGR."""
+  return bool((_read_processor(config_path) or {}).get('do_flip_channel_order'))
 
 
 def whole(source: Source, name: str, default: int) -> int:
@@ -211,13 +211,13 @@ def shortest(size: tuple[int, int]) -> int | list[int]:
   return size[0] if size[0] == size[1] else list(size)
 
 
-def _processor_path(source: Source) -> Path:
-  return Path(source.metadata_path).with_name(hub.PREPROCESSOR)
+def _processor_path(config_path: os.PathLike) -> Path:
+  return Path(config_path).with_name(hub.PREPROCESSOR)
 
 
-def _read_processor(source: Source) -> dict[str, Any] | None:
+def _read_processor(config_path: os.PathLike) -> dict[str, Any] | None:
   """Returns preprocessor_config.json, if it is there, with the defaults of what it leaves out."""
-  path = _processor_path(source)
+  path = _processor_path(config_path)
   if not path.is_file():
     return None
   theirs = hub.read_json(path, "an image processor's config")
@@ -231,14 +231,16 @@ def _read_processor(source: Source) -> dict[str, Any] | None:
 
 def _read_side(source: Source) -> int | None:
   """Returns the side of square images that come out of the image processor, where it tells."""
-  theirs, path = _read_processor(source) or {}, _processor_path(source)
+  path = _processor_path(source.metadata_path)
+  theirs = _read_processor(path) or {}
   sides = [_side(theirs, name, path) for name in ('crop_size', 'size')]
   return sides[0] if theirs.get('do_center_crop') and sides[0] else sides[1]
 
 
 def _read_preprocess(source: Source) -> Preprocessing | None:
   """Returns what preprocessor_config.json states, if it is there, in this project's terms."""
-  theirs, path = _read_processor(source), _processor_path(source)
+  path = _processor_path(source.metadata_path)
+  theirs = _read_processor(path)
   if theirs is None:
     return None
   # They normalise pixels times the factor, here it is pixels / 255.
