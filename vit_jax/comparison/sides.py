@@ -98,8 +98,8 @@ class JaxSide(_Side):
     self._precision = 'highest' if dtype == 'float32' else None
     self._on_cpu = jax.default_backend() == 'cpu'
     self._variables, self._batch = jax.device_put((variables, (self._images, self._labels)))
-    self._forward = jax.jit(self._model('float32'))
-    inference = jax.jit(self._model(dtype))
+    self._forward = jax.jit(self._model('float32').apply)
+    inference = jax.jit(self._model(dtype).apply)
     self._tasks = {
       'inference': lambda: inference(self._variables, self._batch[0]),
       'training': self._training(self._model(dtype)),
@@ -126,8 +126,7 @@ class JaxSide(_Side):
   def _model(self, dtype: str):
     import jax.numpy as jnp
 
-    model = self._config.model.clone(dtype=jnp.dtype(dtype))
-    return lambda variables, images: model.apply(variables, images, train=False)
+    return self._config.model.clone(dtype=jnp.dtype(dtype))
 
   def _training(self, model):
     import jax
@@ -136,21 +135,23 @@ class JaxSide(_Side):
 
     tx = optax.adamw(_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
 
-    statistics = {name: tree for name, tree in self._variables.items() if name != 'params'}
-
-    def loss_fn(params, images, labels):
-      logits = model({'params': params, **statistics}, images)
-      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def loss_fn(params, statistics, images, labels):
+      variables, mutable = {'params': params, **statistics}, list(statistics)
+      logits, statistics = model.apply(variables, images, train=True, mutable=mutable)
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return losses.mean(), statistics
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state, images, labels):
-      params, opt_state = state
-      loss, grads = jax.value_and_grad(loss_fn)(params, images, labels)
+      params, statistics, opt_state = state
+      grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+      (loss, statistics), grads = grad_fn(params, statistics, images, labels)
       updates, opt_state = tx.update(grads, opt_state, params)
-      return (optax.apply_updates(params, updates), opt_state), loss
+      return (optax.apply_updates(params, updates), statistics, opt_state), loss
 
-    params = jax.tree.map(jnp.copy, self._variables['params'])
-    state = params, jax.jit(tx.init)(params)
+    statistics = jax.tree.map(jnp.copy, self._variables)
+    params = statistics.pop('params')
+    state = params, statistics, jax.jit(tx.init)(params)
 
     def run():
       nonlocal state
