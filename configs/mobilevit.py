@@ -1,8 +1,8 @@
 """A MobileViT (arXiv 2110.02178) on a data set: configs/mobilevit.py:SIZE,DATASET.
 
-SIZE is XXS, XS or S, as in mobilevit.py:XXS,cifar10; DATASET is as in vit.py. Images that are stored
-small, CIFAR's and MNIST's, keep their size: the first convolution and the last layer have a stride
-of 1, so that the last maps of CIFAR have 4x4 positions. Weights go to config.init_from.
+SIZE is XXS, XS or S, as in mobilevit.py:XXS,cifar10; DATASET is as in vit.py. Images that are
+stored small, CIFAR's and MNIST's, keep their size: the first convolution and the last layer have a
+stride of 1, so that the last maps of CIFAR have 4x4 positions. Weights go to config.init_from.
 """
 
 from ml_collections import ConfigDict

@@ -248,7 +248,6 @@ class MobileViT(Backbone, kw_only=True):
     'strides',
     'norm_epsilon',
   )
-  HEAD_READS: ClassVar[tuple[str, ...]] = ('conv_1x1_exp',)
 
   def __post_init__(self) -> None:
     _check_options(self)

@@ -8,27 +8,11 @@ from vit_jax.models import ModelConfig
 from vit_jax.models.mobilevit import NUM_RESIDUALS, SIZES, STRIDES, MobileViT
 from vit_jax.weights import files, rules
 from vit_jax.weights.formats import huggingface, timm
-from vit_jax.weights.rules import CONV, DENSE, FROM_HEADS, NORM, TO_HEADS, Layout, Module
+from vit_jax.weights.rules import CONV, DENSE, FROM_HEADS, NORM, POINTWISE, TO_HEADS, Module
 from vit_jax.weights.table import Source, Table, length_of, shape_of
 
 _NUM_HEADS, _PATCH_SIZE, _EPSILON = 4, 2, 1e-5  # of all published models
 _ARCHITECTURES = {f'mobilevit_{size.lower()}': size for size in SIZES}
-
-
-class _Pointwise(Layout):
-  """A dense kernel here, [in, out], where a 1x1 convolution has [out, in, 1, 1]."""
-
-  def their_shape(self, ours):
-    return (*super().their_shape(ours), 1, 1)
-
-  def to_theirs(self, array):
-    return super().to_theirs(array)[:, :, None, None]
-
-  def to_ours(self, array, shape):
-    return super().to_ours(array[:, :, 0, 0], shape)
-
-
-_POINTWISE = (('kernel', 'weight', _Pointwise((1, 1), (1, 0))),)
 
 
 class _MobileViT(Table):
@@ -134,7 +118,7 @@ class _MobileViT(Table):
       ours, theirs = f'layer_{layer}_1', self.block_name(layer)
       local, pointwise, norm, projection, fusion = (f'{theirs}.{name}' for name in self.block)
       yield from self.conv_norm(f'{ours}/local_rep_conv_3x3', local)
-      yield Module(f'{ours}/local_rep_conv_1x1', pointwise, _POINTWISE)
+      yield Module(f'{ours}/local_rep_conv_1x1', pointwise, POINTWISE)
       for i in range(depth):
         theirs = self.transformer_name(layer, i)
         yield from self.transformer_layer(f'{ours}/global_rep_{i}', theirs)
@@ -146,7 +130,7 @@ class _MobileViT(Table):
 
   def conv_norm(self, ours: str, theirs: str) -> Iterator[Module]:
     """Yields a convolution and its norm."""
-    yield Module(f'{ours}/conv', f'{theirs}.{self.conv}', CONV[:1])
+    yield Module(f'{ours}/conv', f'{theirs}.{self.conv}', CONV)
     yield from rules.batch_norm(f'{ours}/norm', f'{theirs}.{self.norm}')
 
   def transformer_layer(self, ours: str, theirs: str) -> Iterator[Module]:
@@ -218,7 +202,7 @@ class HuggingFaceMobileViT(_MobileViT, huggingface.HuggingFaceTable):
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> files.Tensors:
     name = f'{self.stem}.{self.conv}.weight'
-    if huggingface.takes_bgr(source):
+    if huggingface.takes_bgr(source.metadata_path):
       tensors |= {name: tensors[name][:, ::-1]}
     return super().tidy(tensors, entries, source)
 
