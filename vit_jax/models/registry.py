@@ -26,6 +26,8 @@ BACKBONES = {
   'vivit': ('vivit', 'ViViT'),
   'space_time_vivit': ('vivit', 'SpaceTimeViViT'),
   'mobilevit': ('mobilevit', 'MobileViT'),
+  'mobilenet_v3_large': ('mobilenet', 'MobileNetV3Large'),
+  'mobilenet_v3_small': ('mobilenet', 'MobileNetV3Small'),
 }
 # What tasks put on features, likewise.
 HEADS = {
