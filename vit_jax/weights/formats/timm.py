@@ -7,7 +7,7 @@ the file's metadata.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_jax.errors import UsageError
@@ -78,6 +78,24 @@ def pretrained_cfg(source: Source) -> Mapping[str, Any]:
 def model_args(source: Source) -> Mapping[str, Any]:
   """Returns the arguments that, by config.json, the model was made with."""
   return _dict((source.their_config or {}).get('model_args', {}), source)
+
+
+def check_architecture(source: Source, names: Collection[str]) -> None:
+  """Raises UsageError where config.json is of a model of another name, or of another make.
+
+  Args:
+    source: with a config.json, or without one, where there is nothing to check.
+    names: of models that are made with arguments for the sizes of images and classes alone, and
+      average over positions.
+  """
+  config = source.their_config
+  if config is None:
+    return
+  name = str(config.get('architecture')).partition('.')[0]
+  choice(source, 'architecture', name, {name: name for name in names})
+  if left := sorted(model_args(source).keys() - {'in_chans', 'num_classes'}):
+    raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
+  choice(source, 'global_pool', config.get('global_pool', 'avg'), {'avg': 'avg'})
 
 
 def choice(source: Source, name: str, value: Any, allowed: Mapping[str, str]) -> str:

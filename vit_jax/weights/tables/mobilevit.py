@@ -12,7 +12,7 @@ from vit_jax.weights.rules import CONV, DENSE, FROM_HEADS, NORM, POINTWISE, TO_H
 from vit_jax.weights.table import Source, Table, length_of, shape_of
 
 _NUM_HEADS, _PATCH_SIZE, _EPSILON = 4, 2, 1e-5  # of all published models
-_ARCHITECTURES = {f'mobilevit_{size.lower()}': size for size in SIZES}
+_ARCHITECTURES = [f'mobilevit_{size.lower()}' for size in SIZES]
 
 
 class _MobileViT(Table):
@@ -318,16 +318,8 @@ class TimmMobileViT(_MobileViT, timm.TimmTable):
     yield Module(parts, f'{theirs}.attn.qkv', TO_HEADS)
 
   def read_config(self, source: Source) -> dict[str, Any]:
-    entries = super().read_config(source)
-    if source.their_config is None:
-      return entries
-    name = str(source.their_config['architecture'])
-    timm.choice(source, 'architecture', name.partition('.')[0], _ARCHITECTURES)
-    if left := sorted(timm.model_args(source).keys() - {'in_chans', 'num_classes'}):
-      raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
-    if pool := source.their_config.get('global_pool'):
-      timm.choice(source, 'global_pool', pool, {'avg': 'avg'})
-    return entries
+    timm.check_architecture(source, _ARCHITECTURES)
+    return super().read_config(source)
 
 
 TABLES = (HuggingFaceMobileViT(), TimmMobileViT())

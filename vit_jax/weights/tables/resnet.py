@@ -126,16 +126,8 @@ class TimmResNet(timm.TimmTable, TorchvisionResNet):
   yields = True
 
   def read_config(self, source: Source) -> dict[str, Any]:
-    entries = super().read_config(source)
-    if source.their_config is None:
-      return entries
-    name = str(source.their_config['architecture'])
-    timm.choice(source, 'architecture', name.partition('.')[0], {n: n for n in _NAMES})
-    if left := sorted(timm.model_args(source).keys() - {'in_chans', 'num_classes'}):
-      raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
-    if pool := source.their_config.get('global_pool'):
-      timm.choice(source, 'global_pool', pool, {'avg': 'avg'})
-    return entries
+    timm.check_architecture(source, _NAMES)
+    return super().read_config(source)
 
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
