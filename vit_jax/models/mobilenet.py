@@ -22,7 +22,6 @@ from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
 
-_kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # PyTorch's momentum of 0.01.
 _norm = functools.partial(layers.BatchNorm, momentum=0.99, epsilon=1e-3)
 
@@ -95,7 +94,7 @@ class SqueezeExcite(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_kaiming_normal)
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=layers.kaiming_normal)
     y = nn.relu(dense(self.width, name='fc1')(x.mean(axis=(1, 2))))
     y = nn.hard_sigmoid(dense(x.shape[-1], name='fc2')(y))  # [B, C]
     return x * y[:, None, None]

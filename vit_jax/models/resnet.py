@@ -23,7 +23,6 @@ from vit_jax.models.backbone import Backbone, Features
 from vit_jax.models.layers import cpu
 
 _EXPANSION = 4  # of a bottleneck's channels
-_kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def _conv(filters: int, size: int, stride: int, **options: Any) -> nn.Conv:
@@ -33,7 +32,7 @@ def _conv(filters: int, size: int, stride: int, **options: Any) -> nn.Conv:
     stride,
     padding=size // 2,
     use_bias=False,
-    kernel_init=_kaiming_normal,
+    kernel_init=layers.kaiming_normal,
     conv_general_dilated=cpu.convolve,
     **options,
   )

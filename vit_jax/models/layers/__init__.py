@@ -2,7 +2,7 @@
 
 from vit_jax.models.layers.attention import MultiHeadDotProductAttention, dot_product_attention
 from vit_jax.models.layers.batch_norm import BatchNorm
-from vit_jax.models.layers.conv_norm import ConvNorm, make_divisible
+from vit_jax.models.layers.conv_norm import ConvNorm, kaiming_normal, make_divisible
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
 from vit_jax.models.layers.patches import (
@@ -49,6 +49,7 @@ __all__ = [
   'as_pair',
   'check_tokenizer',
   'dot_product_attention',
+  'kaiming_normal',
   'learns_tokens',
   'make_divisible',
   'make_tokenizer',

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from vit_jax.models.layers import cpu
 from vit_jax.models.layers.batch_norm import BatchNorm
 
-_kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# PyTorch's, of a fan-out that takes a depthwise convolution's channels for inputs, too.
+kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -53,7 +54,7 @@ class ConvNorm(nn.Module):
       padding=self.size // 2,
       feature_group_count=self.filters if self.depthwise else 1,
       use_bias=False,
-      kernel_init=_kaiming_normal,
+      kernel_init=kaiming_normal,
       conv_general_dilated=cpu.convolve,
       dtype=self.dtype,
       name='conv',
