@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from small_vits import SQUARE, WIDE, random_variables
@@ -11,6 +12,7 @@ from vit_jax.comparison import measure
 from vit_jax.comparison.images import RandomImages
 from vit_jax.comparison.sides import JaxSide, TorchSide
 from vit_jax.errors import UsageError
+from vit_jax.models import ModelConfig
 from vit_jax.weights import files
 
 torch = pytest.importorskip('torch')
@@ -44,6 +46,18 @@ def test_logits_and_training_agree(tmp_path, config):
   assert after == pytest.approx(before, abs=1e-5)  # training has parameters of its own
   assert theirs.images_per_second('inference', 0.0) > 0
   assert set(theirs.describe()['versions']) == {'python', 'torch', 'transformers'}
+
+
+def test_running_statistics_move_on_both_sides(tmp_path):
+  fields = {'name': 'resnet18', 'num_filters': 4, 'num_classes': 3, 'image_size': (32, 32)}
+  config = ModelConfig.from_dict(fields)
+  images = next(RandomImages(config, 6).batches(6))[0]
+  variables = config.model.init(jax.random.key(0), images)
+  weights.save(variables, config, tmp_path, format='huggingface')
+  theirs = TorchSide(str(tmp_path), 'ResNetForImageClassification', images, 'float32', 'cpu')
+  losses = JaxSide(variables, config, images, 'float32').warm_up(), theirs.warm_up()
+  np.testing.assert_allclose(*losses, rtol=1e-3)
+  assert losses[1][0] - losses[1][2] > 1e-3
 
 
 def test_other_weights_show(tmp_path):

@@ -16,6 +16,7 @@ from conftest import ROOT, tiny_config, virtual_devices
 from vit_jax import tasks, weights
 from vit_jax.errors import UsageError
 from vit_jax.models import resnet
+from vit_jax.models.mobilevit import MobileViT
 from vit_jax.models.resnet import ResNet
 from vit_jax.run.checkpoints import Checkpointer, read_variables
 from vit_jax.train import loop
@@ -27,6 +28,18 @@ from vit_jax.train.state import TrainState, create_state
 BATCH = 16
 TASK = tasks.build('classification', {}, 3)
 MODEL = ResNet(num_classes=3, stage_sizes=(1, 1), num_filters=4, axis_name='batch')
+MOBILEVIT = MobileViT(
+  num_classes=3,
+  neck_hidden_sizes=(4, 4, 4, 4, 4, 4, 8),
+  hidden_sizes=(4, 4, 4),
+  depths=(1, 1, 1),
+  num_heads=2,
+  expand_ratio=2.0,
+  strides=(2, 1, 2, 1, 1, 1),
+  dropout_rate=0.0,
+  classifier_dropout_rate=0.0,
+  axis_name='batch',
+)
 
 
 def step_config(**changes):
@@ -52,12 +65,12 @@ def make_batch(step, devices=1):
   return {n: x.reshape(devices, BATCH // devices, *x.shape[1:]) for n, x in batch.items()}
 
 
-def run_steps(config, num_steps, devices=1):
+def run_steps(config, num_steps, devices=1, model=MODEL):
   """Returns (states from the first on, metrics of each step) of plain SGD."""
   tx, schedule = optax.sgd(0.1), optax.constant_schedule(0.1)
-  start = jax.jit(MODEL.clone(axis_name=None).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  start = jax.jit(model.clone(axis_name=None).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
   state = create_state(config, start['params'], tx, {'batch_stats': start['batch_stats']})
-  step = steps.make_train_step(config, MODEL, TASK, tx, schedule, 3)
+  step = steps.make_train_step(config, model, TASK, tx, schedule, 3)
   mapped = steps.map_over_devices(lambda state, batch, _: step(state, batch))
   states, log = [jax.device_get(state)], []
   state = put_on_devices(states[0])
@@ -133,8 +146,9 @@ def test_the_average_of_the_parameters_is_evaluated_with_the_statistics_of_now()
 def main(path, devices):
   """Saves what some steps with and without accumulation give."""
   found = {}
-  for parts in (1, 2):
-    states, log = run_steps(step_config(grad_accum_steps=parts), 3, devices)
+  for parts, model in ((1, MODEL), (2, MODEL), ('mobilevit', MOBILEVIT)):
+    config = step_config(grad_accum_steps=parts if model is MODEL else 1)
+    states, log = run_steps(config, 3, devices, model)
     flat = {
       'model_state': states[-1].model_state,
       'params': states[-1].params,
@@ -157,6 +171,7 @@ def test_eight_devices_have_the_statistics_and_losses_of_one(tmp_path):
   assert eight.wait(timeout=300) == 0
   one, eight = (np.load(tmp_path / f'{name}.npz') for name in ('one', 'eight'))
   assert set(one) == set(eight)
+  assert any(name.startswith('mobilevit/model_state/batch_stats/layer_5_1/') for name in one)
   for name in one:
     np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=2e-5, err_msg=name)
   whole, halves = (one[f'{parts}/model_state/batch_stats/bn1/var'] for parts in (1, 2))

@@ -152,6 +152,7 @@ def test_published_models_take_bgr_and_are_read_as_of_rgb(tmp_path):
   (tmp_path / 'theirs' / 'preprocessor_config.json').write_text(json.dumps(processor))
   variables, config = weights.load(tmp_path / 'theirs')
   assert config.preprocess == models.Preprocessing((0.0,), (1.0,), 'central', 256 / 288)
+  assert weights.takes_bgr(tmp_path / 'theirs')
   images = images_of((64, 64))
   expected = torch_logits(model, images[..., ::-1])
   assert_same_logits(our_logits(variables, config, images), expected)
@@ -160,6 +161,7 @@ def test_published_models_take_bgr_and_are_read_as_of_rgb(tmp_path):
   again, its_config = weights.load(tmp_path / 'ours')
   assert_same(again, variables)
   assert its_config.model == config.model
+  assert not weights.takes_bgr(tmp_path / 'ours')
   back = transformers.MobileViTForImageClassification.from_pretrained(tmp_path / 'ours')
   assert_same_logits(torch_logits(back.eval(), images), expected)
   found = transformers.AutoImageProcessor.from_pretrained(tmp_path / 'ours')
