@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from small_vits import SQUARE, WIDE, random_variables
@@ -12,11 +11,10 @@ from vit_jax.comparison import measure
 from vit_jax.comparison.images import RandomImages
 from vit_jax.comparison.sides import JaxSide, TorchSide
 from vit_jax.errors import UsageError
-from vit_jax.models import ModelConfig
 from vit_jax.weights import files
 
 torch = pytest.importorskip('torch')
-pytest.importorskip('transformers')
+transformers = pytest.importorskip('transformers')
 
 VIT = 'ViTForImageClassification'
 
@@ -49,11 +47,12 @@ def test_logits_and_training_agree(tmp_path, config):
 
 
 def test_running_statistics_move_on_both_sides(tmp_path):
-  fields = {'name': 'resnet18', 'num_filters': 4, 'num_classes': 3, 'image_size': (32, 32)}
-  config = ModelConfig.from_dict(fields)
+  torch.manual_seed(0)
+  sizes = {'embedding_size': 4, 'hidden_sizes': [4, 8, 16, 32], 'depths': [2, 2, 2, 2]}
+  config = transformers.ResNetConfig(layer_type='basic', image_size=32, num_labels=3, **sizes)
+  transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+  variables, config = weights.load(tmp_path)
   images = next(RandomImages(config, 6).batches(6))[0]
-  variables = config.model.init(jax.random.key(0), images)
-  weights.save(variables, config, tmp_path, format='huggingface')
   theirs = TorchSide(str(tmp_path), 'ResNetForImageClassification', images, 'float32', 'cpu')
   losses = JaxSide(variables, config, images, 'float32').warm_up(), theirs.warm_up()
   np.testing.assert_allclose(*losses, rtol=1e-3)
