@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vit_jax.models.layers import cpu
 from vit_jax.models.layers.batch_norm import BatchNorm
 
-# PyTorch's, of a fan-out that takes a depthwise convolution's channels for inputs, too.
+# PyTorch's, by fan-out, which of a depthwise convolution is k * k * C here and there.
 kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
