@@ -439,14 +439,7 @@ class ViT(Backbone, kw_only=True):
       select_tokens: as for `Encoder`; with another number of tokens they have no grid.
       outputs: as for `Encoder`.
     """
-    x = layers.PatchEmbedding(
-      features=self.hidden_size,
-      patch_size=self.patch_size,
-      stride=self.patch_stride,
-      method=self.patch_embedding,
-      dtype=self.dtype,
-      name='embedding',
-    )(x)  # [B, h, w, D]
+    x = self.embed(x)  # [B, h, w, D]
     batch, *grid, width = x.shape
     x = x.reshape(batch, -1, width)  # [B, N, D]
     if self.has_class_token:
@@ -484,6 +477,18 @@ class ViT(Backbone, kw_only=True):
         num_prefix=int(self.has_class_token),
       )
     return classify(self, x)  # [B, num_classes]
+
+  @nn.nowrap
+  def embed(self, x: jax.Array) -> jax.Array:
+    """Turns images [B, H, W, C] into the tokens of a grid: [B, h, w, D]."""
+    return layers.PatchEmbedding(
+      features=self.hidden_size,
+      patch_size=self.patch_size,
+      stride=self.patch_stride,
+      method=self.patch_embedding,
+      dtype=self.dtype,
+      name='embedding',
+    )(x)
 
   def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
     outputs = [] if layers else None
@@ -530,7 +535,7 @@ class ViT(Backbone, kw_only=True):
 
   @classmethod
   def takes_weights_of(cls, other: type[Backbone]) -> bool:
-    return issubclass(other, ViT)
+    return issubclass(other, ViT) and other.embed is cls.embed
 
   @classmethod
   def complete(cls, fields: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -557,7 +562,7 @@ class ViT(Backbone, kw_only=True):
     """
     arrays, notes = dict(arrays), []
     if _KERNEL in arrays.keys() & shapes.keys():
-      arrays[_KERNEL] = self._fit_kernel(arrays[_KERNEL], new.channels, notes)
+      arrays[_KERNEL] = self._fit_kernel(arrays[_KERNEL], shapes[_KERNEL][2], notes)
     if _POSITIONS in arrays.keys() & shapes.keys():
       arrays[_POSITIONS] = self._fit_positions(arrays[_POSITIONS], old, new, path, notes)
     theirs = {name: array.shape for name, array in arrays.items()}
@@ -686,9 +691,9 @@ class ViT(Backbone, kw_only=True):
     else:
       weights = _weights(intermediates['Transformer'][f'encoderblock_{layer}'])[:, :, 0, 1:]
       source = f'class token in layer {layer} (0 to {last})'
-    grid = self.grid(image_size)
-    maps = np.asarray(weights).reshape(*weights.shape[:2], *grid)
-    return AttentionMaps(maps, self.patch_size, self.patch_stride, source)
+    layout = self.layout(image_size)
+    maps = np.asarray(weights).reshape(*weights.shape[:2], *layout.grid)
+    return AttentionMaps(maps, layout.patch, layout.stride, source)
 
   def token_maps(
     self, intermediates: Mapping[str, Any], image_size: tuple[int, int]
