@@ -78,6 +78,8 @@ def find_by_names(names: Collection[str], path: object, tables: Collection[Table
   missing = {table: table.missing_mark(names) for table in tables}
   found = [table for table in tables if missing[table] is None]
   found = [table for table in found if not table.yields] or found
+  # A model whose tensors another model has as well is told by those that it has besides.
+  found = [t for t in found if not any(t.marks.keys() < other.marks.keys() for other in found)]
   if len({table.format for table in found}) == 1:
     fitting = (table for table in found if isinstance(names, Mapping) and table.fits(names))
     return next(fitting, found[0])
