@@ -28,6 +28,7 @@ BACKBONES = {
   'mobilevit': ('mobilevit', 'MobileViT'),
   'mobilenet_v3_large': ('mobilenet', 'MobileNetV3Large'),
   'mobilenet_v3_small': ('mobilenet', 'MobileNetV3Small'),
+  'bit': ('bit', 'BiT'),
 }
 # What tasks put on features, likewise.
 HEADS = {
