@@ -29,6 +29,7 @@ BACKBONES = {
   'mobilenet_v3_large': ('mobilenet', 'MobileNetV3Large'),
   'mobilenet_v3_small': ('mobilenet', 'MobileNetV3Small'),
   'bit': ('bit', 'BiT'),
+  'hybrid': ('hybrid', 'HybridViT'),
 }
 # What tasks put on features, likewise.
 HEADS = {
