@@ -45,6 +45,8 @@ SLOW = (
   'end_to_end',
   'explain',
   'models/heads',
+  'models/test_bit.py',
+  'models/test_hybrid.py',
   'models/test_models_against_numpy.py',
   'models/test_token_learner.py',
   'models/test_vivit.py',
