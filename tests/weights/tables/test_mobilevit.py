@@ -30,6 +30,9 @@ LARGER = {
   'num_attention_heads': 4,
   'expand_ratio': 2.0,
   'mlp_ratio': 3.0,
+  'conv_kernel_size': 5,
+  'patch_size': 3,
+  'layer_norm_eps': 1e-2,
 }
 
 
@@ -106,12 +109,9 @@ def test_hugging_face_agrees_and_takes_it_back(tmp_path, sizes, size):
   assert its_config == config
 
 
-def test_options_of_hugging_face(tmp_path):
-  options = {'conv_kernel_size': 5, 'patch_size': 3, 'layer_norm_eps': 1e-2}
-  model = hugging_face(tmp_path, size=(64, 80), **options)
+def test_what_has_no_place_is_refused(tmp_path):
+  hugging_face(tmp_path, patch_size=3)
   variables, config = weights.load(tmp_path)
-  images = images_of((64, 80))
-  assert_same_logits(our_logits(variables, config, images), torch_logits(model, images))
   path, folder = tmp_path / 'mobilevit.safetensors', tmp_path / 'folder'
   with pytest.raises(UsageError, match='num_heads 2 has no place there, 4 has'):
     weights.save(variables, config, path, format='timm')
