@@ -191,7 +191,7 @@ def test_mistakes(folder, changes, message):
 @pytest.mark.parametrize('arg', ['linear,small', 'segvit,small', 'segvit,B/16'])
 def test_the_config_builds_what_it_says(folder, arg):
   config = segmentation.get_config(f'{arg},{folder}')
-  config.num_steps = 100
+  config.num_steps = 2000
   if arg == 'segvit,B/16':
     assert (config.model.head.num_heads, config.model.hidden_size) == (12, 768)
     assert config.model.head.stride == (341, 341)
