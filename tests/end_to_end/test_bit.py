@@ -1,10 +1,7 @@
-"""BiT and a hybrid through the commands: trained, fine-tuned, converted, predicting, drawn."""
-
-import json
+"""BiT and a hybrid through the commands: trained, fine-tuned, drawn."""
 
 import pytest
 from command_server import command_server
-from PIL import Image
 
 from vit_jax import weights
 from vit_jax.models.hybrid import HybridViT
@@ -63,22 +60,6 @@ def test_fine_tuning_goes_on_at_another_size(runs, train, tmp_path):
     n: before[n] for n in HybridViT.WEIGHT_FIELDS
   }
   assert after.image_size == (24, 16)
-
-
-def test_they_are_converted_and_predict_the_same(runs, tmp_path):
-  Image.new('L', (8, 8), 90).save(tmp_path / 'grey.png')
-  with command_server('vit_jax.convert', 'SRC', 'DST') as convert:
-    for name, summary in (('bit', '1-1 units'), ('hybrid', 'of a ResNet of 1 units')):
-      converted = convert(runs / name, tmp_path / f'{name}.npz', '--to=augreg')
-      assert converted.returncode == 0, converted.stderr
-      assert summary in converted.stdout
-  with command_server('vit_jax.predict', 'IMAGE...') as predict:
-    for name in COMMANDS:
-      outputs = [
-        json.loads(predict(f'--weights={path}', '--json', tmp_path / 'grey.png').stdout)
-        for path in (runs / name, tmp_path / f'{name}.npz')
-      ]
-      assert outputs[0] == outputs[1]
 
 
 def test_what_there_is_to_see_is_drawn(runs, tmp_path):

@@ -1,4 +1,4 @@
-"""A MobileViT through the commands: trained, resumed, converted, predicting, drawn."""
+"""A MobileViT through the commands: trained, resumed, drawn."""
 
 import json
 import shutil
@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 from command_server import command_server
-from PIL import Image
 
 from vit_jax import weights
+from vit_jax.errors import UsageError
 
 TINY_MOBILEVIT = (
   '--config=configs/mobilevit.py:XXS,digits',
@@ -51,16 +51,10 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(run, train, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, weights.load(tmp_path / 'run')[0], expected)
 
 
-def test_it_predicts_and_is_not_written_where_it_has_no_place(run, tmp_path):
-  Image.new('L', (8, 8), 90).save(tmp_path / 'grey.png')
-  with command_server('vit_jax.convert', 'SRC', 'DST') as convert:
-    refused = convert(run[0], tmp_path / 'no.safetensors', '--to=timm')
-  assert refused.returncode == 2
-  assert 'strides (1, 1, 2, 2, 2, 1) has no place there' in refused.stderr
-  with command_server('vit_jax.predict', 'IMAGE...') as predict:
-    predicted = predict(f'--workdir={run[0]}', '--json', tmp_path / 'grey.png')
-  assert predicted.returncode == 0, predicted.stderr
-  assert len(json.loads(predicted.stdout)['predictions']) == 5
+def test_it_is_not_written_where_it_has_no_place(run, tmp_path):
+  message = r'strides \(1, 1, 2, 2, 2, 1\) has no place there'
+  with pytest.raises(UsageError, match=message):
+    weights.save(*weights.load(run[0]), tmp_path / 'no.safetensors', format='timm')
 
 
 def test_attention_is_drawn_and_what_there_is_not_says_so(run, tmp_path):

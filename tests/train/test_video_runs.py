@@ -1,9 +1,9 @@
 """Runs on videos, with a small backbone of the tests' own: data, training, resuming, prediction."""
 
-import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -25,11 +25,12 @@ from vit_jax.predictor import Predictor, preparation
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
-PREDICT, EXPLAIN = (
-  f'import video_models; video_models.register(); from vit_jax import cli; from vit_jax{module} '
-  "import main; cli.run(main, arguments=('[FILE...]',))"
-  for module in ('.predict', '.explain.__main__')
-)
+PREDICT = """
+import video_models
+from vit_jax import cli, predict
+video_models.register()
+cli.run(predict.main, arguments=('[FILE...]',))
+"""
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -91,26 +92,12 @@ def test_a_run_on_videos_learns_their_order(run, folder):
   assert results['flops_per_image']['forward'] == per_video
 
 
-def test_a_resumed_run_ends_with_the_same_bits(run, folder, tmp_path, monkeypatch):
-  interrupted = tmp_path / 'run'
-
-  class Stopped(Exception):
-    pass
-
-  save, saved = loop.Run.save, []
-
-  def save_and_stop(self):
-    save(self)
-    self.checkpointer.wait()
-    saved.append(self.step)
-    raise Stopped
-
-  with monkeypatch.context() as patch, contextlib.suppress(Stopped):
-    patch.setattr(loop.Run, 'save', save_and_stop)
-    loop.train_and_evaluate(make_config(folder), interrupted)
-  assert saved == [20]
-  loop.train_and_evaluate(make_config(folder), interrupted)
-  ours, theirs = (weights.load(path)[0] for path in (run[0], interrupted))
+def test_a_resumed_run_ends_with_the_same_bits(run, folder, tmp_path):
+  workdir = shutil.copytree(run[0], tmp_path / 'run')
+  (workdir / 'checkpoints' / '40').rename(tmp_path / 'gone')
+  (workdir / 'results.json').unlink()
+  loop.train_and_evaluate(make_config(folder), workdir)
+  ours, theirs = (weights.load(path)[0] for path in (run[0], workdir))
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -176,11 +163,11 @@ def test_a_path_is_a_folder_of_what_the_model_takes(folder):
   assert config.data.options.to_dict() == {'size': 64, 'num_frames': 8, 'speeds': (2, 4)}
 
 
-def command(script, *args):
-  """Runs a command that knows the backbone."""
+def predict(*args):
+  """Runs the command with the backbone in the registry."""
   environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, (ROOT, ROOT / 'tests')))}
   return subprocess.run(
-    [sys.executable, '-c', script, *map(str, args)],
+    [sys.executable, '-c', PREDICT, *map(str, args)],
     env=environment,
     capture_output=True,
     text=True,
@@ -190,7 +177,7 @@ def command(script, *args):
 def test_predict_takes_video_files_and_folders_of_frames(run, folder, tmp_path):
   (tmp_path / 'bad.mp4').write_text('no video')
   flags = f'--workdir={run[0]}', '--json', '--temporal_views=2', '--frame_stride=1'
-  result = command(PREDICT, *flags, folder / 'test' / 'left', tmp_path / 'bad.mp4')
+  result = predict(*flags, folder / 'test' / 'left', tmp_path / 'bad.mp4')
   assert result.returncode == 1, 'one was damaged'
   *lines, bad = [json.loads(line) for line in result.stdout.splitlines()]
   variables, config = weights.load(run[0])
@@ -210,14 +197,6 @@ def test_predict_takes_video_files_and_folders_of_frames(run, folder, tmp_path):
   assert result.stderr.splitlines() == [f'{bad["video"]}: {bad["error"]}']
   with pytest.raises(FieldError, match=r'num_frames: 8, but .* says 4'):
     weights.load(run[0], num_frames=8)
-
-
-def test_explain_shows_a_frame_of_each_video(run, tmp_path):
-  pictures = '--pictures=attention,confusion,wrong'
-  result = command(EXPLAIN, f'--workdir={run[0]}', pictures, f'--out={tmp_path}')
-  assert result.returncode == 0, result.stderr
-  assert 'attention: not of this model' in result.stdout
-  assert f'{tmp_path}/confusion.png' in result.stdout
 
 
 def test_a_comparison_is_made_on_clips_of_a_folder_or_random_ones(run, folder):
