@@ -16,7 +16,7 @@ from vit_jax.comparison import measure, sides
 from vit_jax.comparison.images import DatasetImages, RandomImages
 from vit_jax.comparison.processes import Remote
 from vit_jax.errors import UsageError
-from vit_jax.models import Preprocessing
+from vit_jax.models import ModelConfig, Preprocessing
 
 DIGITS = SQUARE.replace(channels=1, num_classes=10)
 
@@ -120,6 +120,23 @@ def test_this_projects_side_computes_the_loss_and_learns():
   np.testing.assert_array_equal(side.logits(images), logits)  # training has its own parameters
   assert side.images_per_second('training', 0.0) > 0
   assert side.describe()['versions']['jax'] == jax.__version__
+
+
+def test_dropout_and_dropped_layers_are_left_out():
+  sizes = {'hidden_size': 8, 'mlp_dim': 12, 'num_layers': 2, 'num_heads': 2, 'num_classes': 3}
+  config = ModelConfig.from_dict(
+    {'name': 'vivit', **sizes, 'patches': {'size': (4, 4, 2)}, 'image_size': (8, 8)}
+    | {'temporal_encoding_config': {'method': '3d_conv'}, 'attention_config': {}, 'num_frames': 4}
+  )
+  variables, clips = random_variables(config), next(RandomImages(config, 3).batches(3))[0]
+  rates = ('dropout_rate', 'attention_dropout_rate', 'stochastic_droplayer_rate')
+  losses = [
+    sides.JaxSide(
+      variables, config.replace(**dict.fromkeys(rates, rate)), clips, 'float32'
+    ).warm_up()
+    for rate in (0.0, 0.5)
+  ]
+  assert losses[0] == losses[1]
 
 
 # Images.

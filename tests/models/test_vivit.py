@@ -11,6 +11,7 @@ import pytest
 from vit_jax import models
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
+from vit_jax.models.hybrid import HybridViT
 from vit_jax.models.token_learner import EncoderMod, EncoderModFuser
 from vit_jax.models.vit import ViT
 from vit_jax.models.vivit import (
@@ -258,6 +259,10 @@ def test_what_is_returned_before_the_logits():
 
 IMAGES = ViT(**COMMON, **SIZES, patches={'size': (4, 2)}, classifier='gap')
 
+HYBRID = HybridViT(
+  **COMMON, **SIZES, patches={'size': (1, 1)}, resnet={'num_layers': (1,), 'width_factor': 0.5}
+)
+
 
 def inflate(target, source=IMAGES, size=(4, 8, 4), image=(8, 4), seed=1):
   """Returns (the target's variables, the source's, notes); modules without are zeros."""
@@ -405,7 +410,13 @@ def test_tubelets_weights_for_frames_are_those_of_still_ones():
   [
     (make('1'), IMAGES, r'kernel_init_method: None does not say'),
     (make('1'), make('3'), r"attention_config.type: 'spacetime', but the weights"),
+    (
+      make('3'),
+      make('3', attention_config=SPACE_TIME),
+      r"attention_order: 'time_space', but the weights are for 'space_time'",
+    ),
     (make('1'), make('2'), r"name: 'vivit', but w.npz has weights of a 'space_time_vivit'"),
+    (make('2'), HYBRID, r"name: 'space_time_vivit', but w.npz has weights of a 'hybrid'"),
     (make('1'), IMAGES.clone(stride=(2, 2)), r'w.npz: overlapping patches'),
     (
       make('1', temporal_encoding_config=CENTRAL),

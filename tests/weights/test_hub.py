@@ -197,6 +197,8 @@ def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop, fraction):
   ('changes', 'message'),
   [
     ({'global_pool': 'attn'}, r"config\.json: global_pool: 'attn' is not one of token, avg"),
+    ({'model_args': {'global_pool': 'attn'}}, r"config\.json: global_pool: 'attn' is not one of"),
+    ({'model_args': {'pool_include_prefix': True}}, 'model_args pool_include_prefix are not read'),
     ({'model_args': {'num_heads': 'two'}}, r"config\.json: num_heads: 'two' is not a whole number"),
     ({'pretrained_cfg': 3}, r"config\.json: cannot be read as timm's config\.json"),
     ({'model_args': {'act_layer': 'silu'}}, r"config\.json: act_layer: 'silu' is not one of gelu"),

@@ -23,7 +23,7 @@ from vit_jax.errors import UsageError
 TASKS = ('inference', 'training')
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-4, 1e-2
 # Endings of fields that training alone reads, here and in transformers' configs.
-_DROPOUT = ('dropout_rate', 'stochastic_depth', 'dropout_prob', 'drop_path_rate')
+_DROPOUT = ('dropout_rate', 'stochastic_depth', 'droplayer_rate', 'dropout_prob', 'drop_path_rate')
 
 
 def torch_device(backend: str) -> str:

@@ -269,7 +269,7 @@ class Encoder(vit.Encoder):
         layer,
         EncoderFactorizedSelfAttentionBlock,
         temporal_dims=self.frames,
-        attention_order=config.get('attention_order') or 'time_space',
+        attention_order=_attention_order(config),
         attention_out_init=_OUT_INITIALIZERS[method],
       )
     if config.get('type') == FACTORIZED_DOT_PRODUCT:
@@ -867,7 +867,7 @@ class ViViT(VideoTransformer, kw_only=True):
 
   @classmethod
   def takes_weights_of(cls, other: type[Backbone]) -> bool:
-    return issubclass(other, vit.ViT | ViViT)
+    return vit.ViT.takes_weights_of(other) or issubclass(other, ViViT)
 
   @nn.nowrap
   def check_source(self, source: Backbone) -> None:
@@ -876,6 +876,12 @@ class ViViT(VideoTransformer, kw_only=True):
       raise FieldError(
         'attention_config.type', f'{self.attention_type!r}, but the weights are for {theirs!r}'
       )
+    if theirs == FACTORIZED_SELF_ATTENTION:
+      ours, theirs = (_attention_order(model.attention_config) for model in (self, source))
+      if ours != theirs:
+        raise FieldError(
+          'attention_config.attention_order', f'{ours!r}, but the weights are for {theirs!r}'
+        )
 
   @property
   def position_axes(self) -> dict[str, tuple[int, ...]]:
@@ -1037,7 +1043,7 @@ class SpaceTimeViViT(VideoTransformer, kw_only=True):
 
   @classmethod
   def takes_weights_of(cls, other: type[Backbone]) -> bool:
-    return issubclass(other, vit.ViT | SpaceTimeViViT)
+    return vit.ViT.takes_weights_of(other) or issubclass(other, SpaceTimeViViT)
 
   @classmethod
   def complete(cls, fields: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -1063,6 +1069,10 @@ class SpaceTimeViViT(VideoTransformer, kw_only=True):
 
 def _spatial_name(match: re.Match) -> str:
   return {'cls': 'cls_SpatialTransformer'}.get(match[0], 'SpatialTransformer/')
+
+
+def _attention_order(config: Mapping[str, Any]) -> str:
+  return config.get('attention_order') or 'time_space'
 
 
 def _text(size: Sequence[int]) -> str:

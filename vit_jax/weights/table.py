@@ -73,7 +73,7 @@ class Table:
     stated: the backbone's fields that can't be read off its tensors. This project writes them into
       the metadata of a file, and callers of `weights.load` may give them.
     separator: between the modules in a tensor's name.
-    yields: whether a file that has the tensors of another table, too, is of that one.
+    yields: whether a file that has the marks of another table, too, is the other's.
   """
 
   format: ClassVar[str]
@@ -101,7 +101,7 @@ class Table:
     return next((mark for mark in self.marks if mark not in names), None)
 
   def fits(self, tensors: files.Tensors) -> bool:
-    """Whether tensors by its names, which other models of the format have too, are its own."""
+    """Whether tensors that have its marks' names, as another model's may, are this model's."""
     tensors = {self.canonical(name): array for name, array in tensors.items()}
     return all(tensors[mark].ndim == rank for mark, rank in self.marks.items())
 

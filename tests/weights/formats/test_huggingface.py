@@ -125,16 +125,29 @@ def test_mobilevit_s_processor_does_not_normalise_and_turns_colours_round(tmp_pa
   assert found == {'mean': (0.0,), 'std': (1.0,), 'crop': 'central', 'crop_fraction': 256 / 288}
 
 
+@pytest.mark.parametrize('kind', ['BitImageProcessor', 'VivitImageProcessor'])
+def test_what_a_processor_leaves_out_is_its_own_default(tmp_path, kind):
+  transformers = pytest.importorskip('transformers')
+  getattr(transformers, kind)().save_pretrained(tmp_path)
+  whole = json.loads((tmp_path / PROCESSOR).read_text())
+  assert {'image_mean', 'do_center_crop', 'rescale_factor', 'size'} <= whole.keys()
+  found, expected = read(tmp_path, image_processor_type=kind), read(tmp_path, **whole)
+  assert found.pop('crop') == expected.pop('crop') == 'central'
+  for name, value in expected.items():
+    np.testing.assert_allclose(np.broadcast_to(found[name], np.shape(value)), value)
+
+
 @pytest.mark.parametrize(
-  ('processor', 'side'),
+  ('processor', 'size'),
   [
-    ({'size': 96}, 96),
-    ({'size': {'shortest_edge': 96}, 'do_center_crop': True, 'crop_size': 64}, 64),
-    ({'size': 96, 'crop_size': 64}, 96),
-    ({}, 224),
+    ({'size': 96}, (96, 96)),
+    ({'size': {'shortest_edge': 96}, 'do_center_crop': True, 'crop_size': 64}, (64, 64)),
+    ({'size': 96, 'crop_size': 64}, (96, 96)),
+    ({'size': {'height': 32, 'width': 64}}, (32, 64)),
+    ({}, (224, 224)),
   ],
 )
-def test_where_config_json_has_no_image_size_the_processor_has(tmp_path, processor, side):
+def test_where_config_json_has_no_image_size_the_processor_has(tmp_path, processor, size):
   resnet = ModelConfig.from_dict(
     {'name': 'resnet18', 'num_filters': 2, 'num_classes': 3, 'image_size': (32, 32)}
   )
@@ -143,7 +156,7 @@ def test_where_config_json_has_no_image_size_the_processor_has(tmp_path, process
   del config['image_size']
   (tmp_path / 'config.json').write_text(json.dumps(config))
   (tmp_path / PROCESSOR).write_text(json.dumps(processor))
-  assert weights.load(tmp_path)[1].image_size == (side, side)
+  assert weights.load(tmp_path)[1].image_size == size
 
 
 @pytest.mark.parametrize(

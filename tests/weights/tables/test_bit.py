@@ -113,6 +113,7 @@ def test_the_processor_of_hugging_face_says_the_size_of_images(tmp_path):
     {'global_padding': 'SAME'},
     {'embedding_dynamic_padding': True},
     {'num_groups': 16},
+    {'num_channels': 4},
     {'width_factor': 3},
     {'output_stride': 4},
     {'hidden_sizes': [128, 128]},

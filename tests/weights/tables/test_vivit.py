@@ -235,7 +235,10 @@ def foreign(path, config):
         'classifier': 'gap',
         'image_size': (4, 8),
       },
-      {'image_size': (4, 8)},
+      {
+        'image_size': (4, 8),
+        'attention_config': {'type': 'factorized_self_attention_block'},
+      },
     ),
     (
       {'attention_config': {'type': 'factorized_dot_product_attention'}, 'classifier': 'gsp'},
@@ -268,6 +271,12 @@ def test_what_scenic_wrote_itself_is_read(tmp_path, changes, known):
       FieldError,
       'attention_config: .* does not tell; give',
     ),
+    (
+      {'attention_config': {'type': 'factorized_self_attention_block'}, 'classifier': 'gap'},
+      {'image_size': (8, 8)},
+      FieldError,
+      'attention_config: .* does not tell the order; give',
+    ),
     (TWO, {}, FieldError, 'image_size: .* has 8 patches a frame, no square grid'),
     ({'tokenizer': LEARNS}, {'image_size': (8, 8)}, UsageError, 'unexpected'),
   ],
@@ -289,6 +298,8 @@ def test_what_a_checkpoint_leaves_open_has_to_be_given(tmp_path, changes, known,
       "'factorized_self_attention_block' is not spacetime|classifier 'gap'",
     ),
     ({'tokenizer': LEARNS}, 'tokens that are learned'),
+    ({'image_size': None}, 'image_size is needed there'),
+    ({'num_frames': None}, 'num_frames is needed there'),
     (TWO, "a model 'space_time_vivit' has no place there"),
   ],
 )

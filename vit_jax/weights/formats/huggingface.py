@@ -43,8 +43,22 @@ _PROCESSOR_DEFAULTS = {
 }
 # Those of an image processor, or feature extractor, whose name begins so, where they are others.
 _DEFAULTS_OF = {
+  'Bit': {
+    'image_mean': [0.48145466, 0.4578275, 0.40821073],
+    'image_std': [0.26862954, 0.26130258, 0.27577711],
+    'do_center_crop': True,
+    'size': 224,
+    'crop_size': 224,
+  },
   'ConvNext': {'crop_pct': 224 / 256},
   'MobileViT': {'do_normalize': False, 'do_center_crop': True, 'do_flip_channel_order': True},
+  'Vivit': {
+    'rescale_factor': 1 / 127.5,
+    'offset': True,
+    'do_center_crop': True,
+    'size': 256,
+    'crop_size': 224,
+  },
 }
 _MOST_CROPPED = 384  # pixels a side, from which on ConvNext's processor stretches whole images
 # Fields of `Preprocessing` that their processors have no words for.
@@ -133,7 +147,7 @@ class HuggingFaceTable(Table):
         preprocess = dataclasses.replace(preprocess, **views)
     return {
       'preprocess': preprocess or ours,
-      'image_size': pair(source, 'image_size', _read_side(source) or 224),
+      'image_size': pair(source, 'image_size', _read_size(source) or 224),
     }
 
 
@@ -154,7 +168,7 @@ def whole(source: Source, name: str, default: int) -> int:
   return value
 
 
-def pair(source: Source, name: str, default: int) -> tuple[int, int]:
+def pair(source: Source, name: str, default: int | list[int]) -> tuple[int, int]:
   """Returns (height, width) in config.json, which may have one number for both.
 
   Raises:
@@ -229,12 +243,15 @@ def _read_processor(config_path: os.PathLike) -> dict[str, Any] | None:
   return defaults | {name: v for name, v in theirs.items() if v is not None}
 
 
-def _read_side(source: Source) -> int | None:
-  """Returns the side of square images that come out of the image processor, where it tells."""
+def _read_size(source: Source) -> int | list[int] | None:
+  """Returns the side, or [height, width], of what the image processor makes, where it tells."""
   path = _processor_path(source.metadata_path)
   theirs = _read_processor(path) or {}
-  sides = [_side(theirs, name, path) for name in ('crop_size', 'size')]
-  return sides[0] if theirs.get('do_center_crop') and sides[0] else sides[1]
+  crops = theirs.get('do_center_crop') and 'crop_size' in theirs
+  name = 'crop_size' if crops else 'size'
+  if isinstance(size := theirs.get(name), dict) and {'height', 'width'} <= size.keys():
+    return [size['height'], size['width']]
+  return _side(theirs, name, path)
 
 
 def _read_preprocess(source: Source) -> Preprocessing | None:

@@ -85,8 +85,8 @@ def check_architecture(source: Source, names: Collection[str]) -> None:
 
   Args:
     source: with a config.json, or without one, where there is nothing to check.
-    names: of models that are made with arguments for the sizes of images and classes alone, and
-      average over positions.
+    names: of models that are read where they were made with arguments for channels and classes
+      alone, and average over positions.
   """
   config = source.their_config
   if config is None:

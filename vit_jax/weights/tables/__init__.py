@@ -69,7 +69,8 @@ def owners(config: Mapping[str, Any], path: object, formats: Collection[str]) ->
 def find_by_names(names: Collection[str], path: object, tables: Collection[Table]) -> Table:
   """Returns the one of the tables that tensors of these names are of.
 
-  Of tables of one format it is the first that fits, where the tensors themselves are given.
+  Where several of one format have these names, the tensors decide (`Table.fits`); of names alone it
+  is the first.
 
   Raises:
     FieldError: for `format`, where they are of several formats.
@@ -78,7 +79,7 @@ def find_by_names(names: Collection[str], path: object, tables: Collection[Table
   missing = {table: table.missing_mark(names) for table in tables}
   found = [table for table in tables if missing[table] is None]
   found = [table for table in found if not table.yields] or found
-  # A model whose tensors another model has as well is told by those that it has besides.
+  # A hybrid has all that marks a ViT, and more: it counts alone.
   found = [t for t in found if not any(t.marks.keys() < other.marks.keys() for other in found)]
   if len({table.format for table in found}) == 1:
     fitting = (table for table in found if isinstance(names, Mapping) and table.fits(names))

@@ -8,12 +8,11 @@ and that is how a model with another epsilon is written.
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig, bit
-from vit_jax.weights import files, hub
+from vit_jax.weights import files
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.rules import CONV, DENSE, FLAX_DENSE, NORM, Module
 from vit_jax.weights.table import Source, Table, length_of
@@ -202,7 +201,7 @@ class TimmBiT(_TorchBiT, timm.TimmTable):
     return tensors | ({kernel: tensors[kernel][:, :, None, None]} if kernel in tensors else {})
 
 
-# What BitConfig may say, and has to. Its epsilons can't be set.
+# The values of BitConfig that alone are read, and are written. It has no fields for epsilons.
 _FIXED = {
   'layer_type': 'preactivation',
   'hidden_act': 'relu',
@@ -236,8 +235,6 @@ class HuggingFaceBiT(_TorchBiT, huggingface.HuggingFaceTable):
     for name, value in _FIXED.items():
       if (theirs := config.get(name, value)) != value:
         raise UsageError(f'{source.metadata_path}: {name} {theirs!r} is not read, {value!r} is')
-    if 'image_size' not in config:
-      entries['image_size'] = _processed_size(source) or _IMAGE_SIZE
     return entries
 
   def describe(
@@ -245,6 +242,7 @@ class HuggingFaceBiT(_TorchBiT, huggingface.HuggingFaceTable):
   ) -> dict[str, Any]:
     described, config = super().describe(tensors, entries, source), source.their_config
     sizes = _sizes(described['depths'], described['width_factor'])
+    sizes |= {'num_channels': described['channels']}
     for name, value in sizes.items():
       if (theirs := config.get(name, _DEFAULT_SIZES[name])) != value:
         raise UsageError(
@@ -294,19 +292,7 @@ def _sizes(depths: Collection[int], width_factor: float) -> dict[str, Any]:
   }
 
 
-_DEFAULT_SIZES = _sizes((3, 4, 6, 3), 1)  # BitConfig's
-
-
-def _processed_size(source: Source) -> tuple[int, int] | None:
-  """Returns (height, width) of what the image processor makes; None where nothing says it."""
-  path = Path(source.metadata_path).with_name(hub.PREPROCESSOR)
-  if not path.is_file():
-    return None
-  processor = hub.read_json(path, "an image processor's config")
-  size = processor.get('crop_size' if processor.get('do_center_crop') else 'size')
-  if isinstance(size, dict) and {'height', 'width'} <= size.keys():
-    return size['height'], size['width']
-  return (size, size) if isinstance(size, int) else None
+_DEFAULT_SIZES = {'num_channels': 3, **_sizes((3, 4, 6, 3), 1)}  # BitConfig's
 
 
 TABLES = (BigTransfer(), TimmBiT(), HuggingFaceBiT())

@@ -1,4 +1,4 @@
-"""The hybrid of ResNet and ViT in Google's .npz files, scenic and timm: what a ViT's lack."""
+"""The hybrid of ResNet and ViT in Google's .npz files, scenic and timm: what ViT's tables lack."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -156,8 +156,8 @@ class _MobileViT(Table):
 class HuggingFaceMobileViT(_MobileViT, huggingface.HuggingFaceTable):
   """models/mobilevit of transformers: MobileViTForImageClassification and MobileViTModel.
 
-  Published ones take images of BGR, which their image processor makes of RGB. Read, they take RGB:
-  the first convolution's kernel is turned round.
+  Published models take images of BGR; their image processor makes them of RGB. Here they take RGB:
+  reading turns the channels of the first kernel round.
   """
 
   model_type = 'mobilevit'

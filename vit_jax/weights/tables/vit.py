@@ -313,6 +313,12 @@ _TIMM_ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_tanh': 'gelu', 'relu': 'relu'} 
 _TIMM_TANH = re.compile(
   r'vit_((base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip_(gap_)?512)'
 )
+# Its arguments that are read, that tensors tell, or that are of training alone.
+_TIMM_ARGS = re.compile(
+  'act_layer|class_token|depth|dynamic_img_size|embed_dim|fc_norm|global_pool|img_size|in_chans|'
+  'mlp_ratio|no_embed_class|num_classes|num_heads|padding_same|patch_size|qkv_bias|'
+  r'(\w+_)?drop_rate|drop_path_rate|fix_init|weight_init'
+)
 _TIMM_POOLINGS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}  # its global_pool
 
 
@@ -346,10 +352,12 @@ class TimmViT(_ViT, timm.TimmTable):
     config, made_with = source.their_config, timm.model_args(source)
     if config is None:
       return entries
+    if left := sorted(name for name in made_with if not _TIMM_ARGS.fullmatch(name)):
+      raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
     act_layer = 'gelu_tanh' if _TIMM_TANH.match(str(config.get('architecture'))) else 'gelu'
     act_layer = made_with.get('act_layer', act_layer)
     entries['activation'] = timm.choice(source, 'act_layer', act_layer, _TIMM_ACTIVATIONS)
-    if pool := config.get('global_pool'):
+    if pool := made_with.get('global_pool', config.get('global_pool')):
       entries['classifier'] = timm.choice(source, 'global_pool', pool, _TIMM_POOLINGS)
     if heads := made_with.get('num_heads'):
       entries['num_heads'] = heads

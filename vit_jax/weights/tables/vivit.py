@@ -113,7 +113,7 @@ class _Scenic(Table):
 class ScenicViViT(_Scenic):
   """scenic's ViViT.
 
-  Whether model 1 or model 4 has the tensors only its class token tells.
+  Only a class token tells model 1 from model 4, and nothing the order of model 3's attentions.
   """
 
   models = ('vivit',)
@@ -127,7 +127,11 @@ class ScenicViViT(_Scenic):
 
   def _attention(self, tensors: files.Tensors, has_token: bool, path: object) -> dict[str, Any]:
     if any('Attention_time/' in name for name in tensors):
-      return {'type': 'factorized_self_attention_block'}
+      raise Unsettled(
+        'attention_config',
+        f"{path} does not tell the order; give {{'type': 'factorized_self_attention_block', "
+        "'attention_order': 'time_space'}, or 'space_time'",
+      )
     if has_token:
       return {'type': 'spacetime'}
     raise Unsettled(
@@ -265,6 +269,9 @@ class HuggingFaceViViT(HuggingFaceViT):
         raise UsageError(f'{path}: {field} {value!r} is not {allowed} of {self.title}')
     if model.learns_tokens:
       raise UsageError(f'{path}: tokens that are learned (tokenizer) have no place there')
+    for field in ('image_size', 'num_frames'):
+      if getattr(config, field) is None:
+        raise UsageError(f'{path}: {field} is needed there')
 
   def classifier_class(self, config: ModelConfig, path: object) -> str:
     super().classifier_class(config, path)
