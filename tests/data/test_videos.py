@@ -99,6 +99,9 @@ def test_videos_are_found_below_a_folder_and_a_folder_of_frames_is_one(tmp_path)
   assert found == ['a/clip/deep', 'a/y.gif', 'b/x.MP4']
   assert videos.find_videos(tmp_path / 'a/clip/deep') == [tmp_path / 'a/clip/deep']
   assert videos.find_videos(tmp_path / 'a/y.gif') == [tmp_path / 'a/y.gif']
+  Image.fromarray(written[0]).save(tmp_path / 'b' / 'thumbnail.png')
+  with pytest.raises(UsageError, match='b: has images and videos; a folder with images is one'):
+    videos.find_videos(tmp_path)
   (tmp_path / 'empty').mkdir()
   with pytest.raises(UsageError, match=r'empty: no videos in this folder \(.*\.mp4'):
     videos.find_videos(tmp_path / 'empty')

@@ -89,9 +89,7 @@ class Preprocess:
   def _views(self, record: Record, stored: int | None) -> Record:
     """Returns all views of a record: of each clip, each of the crops."""
     pictures = {name: value for name, kind, value in kinds.entries(record) if kind.has_pixels}
-    if fixed := [n for n, k, _ in kinds.entries(record) if k.is_spatial and n not in pictures]:
-      field = 'spatial_crops' if self.spatial_crops > 1 else 'temporal_views'
-      raise FieldError(field, f'outputs of several views are averaged, and a {fixed[0]} has one')
+    self.check_averaged([name for name, *_ in kinds.entries(record) if name not in pictures])
     clips = self.clips.indices(stored or 1)
     # Taken together, so that a file is decoded once.
     pictures, length = kinds.take_frames(pictures, clips.ravel()), clips.shape[1]
@@ -102,6 +100,12 @@ class Preprocess:
       views += [kinds.fit(clip, geometry, self.channels) for geometry in geometries]
     rest = {name: value for name, value in record.items() if name not in pictures}
     return rest | {kinds.views_of(n): np.stack([view[n] for view in views]) for n in pictures}
+
+  def check_averaged(self, targets: Sequence[str]) -> None:
+    """Raises FieldError for targets that several views, whose outputs are averaged, can't share."""
+    if fixed := [name for name in targets if kinds.kind_of(name).is_spatial]:
+      field = 'spatial_crops' if self.spatial_crops > 1 else 'temporal_views'
+      raise FieldError(field, f'outputs of several views are averaged, and a {fixed[0]} has one')
 
   def geometry(self, height: int, width: int) -> Geometry:
     """Returns what evaluation takes of a picture of this size, of several crops the middle one."""

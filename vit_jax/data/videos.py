@@ -157,10 +157,11 @@ def find_videos(path: str | Path) -> list[Path]:
   """Returns the videos in a folder and the folders below it, sorted; a video itself, as a list.
 
   Files count as videos by their `SUFFIXES`, folders by having an image file directly in them. Such
-  a folder is one video, whatever else is in it; hidden files and folders are left out.
+  a folder is one video, with all folders in it; hidden files and folders are left out.
 
   Raises:
-    UsageError: there is no such path, or no video in it, or a folder can't be read.
+    UsageError: there is no such path, or no video in it, or a folder has images and videos side by
+      side, or can't be read.
   """
   path = Path(path)
   if not path.is_dir():
@@ -180,11 +181,14 @@ def list_below(folder: Path) -> list[Path]:
   found = []
   for top, subfolders, names in os.walk(folder, onerror=images.refuse):
     subfolders[:] = [name for name in subfolders if name[0] != '.']
+    files = [Path(top, n) for n in names if n[0] != '.' and n.lower().endswith(SUFFIXES)]
     if any(map(_is_frame, names)):
+      if files:
+        raise UsageError(f'{top}: has images and videos; a folder with images is one video')
       found.append(Path(top))
       subfolders.clear()
     else:
-      found += [Path(top, n) for n in names if n[0] != '.' and n.lower().endswith(SUFFIXES)]
+      found += files
   return found
 
 

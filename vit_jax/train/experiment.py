@@ -111,7 +111,8 @@ class Experiment:
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
     test_source, test_preprocess = self.sets['test']
-    record = test_preprocess(test_source[0])
+    with field_prefix('config.data.'):
+      record = test_preprocess(test_source[0])
     self._input_shape, self._shapes = trace(config, self.model, self.task, record)
     check_train_size(self.model, self._shapes, self._input_shape, self.sets['train'][1].image_size)
     self._param_shapes = self._shapes['params']

@@ -1,6 +1,8 @@
 """Folders of images and masks: records against files, and every mistake in one line."""
 
 import shutil
+import struct
+import zlib
 
 import mask_folders
 import numpy as np
@@ -70,6 +72,8 @@ def damage(folder, what):
     mask.unlink()
   elif what == 'no image':
     (folder / 'train/images/2.png').unlink()
+  elif what == 'two masks':
+    shutil.copy(mask, mask.with_suffix('.bmp'))
   elif what == 'colours':
     Image.new('RGB', (12, 10)).save(mask)
   elif what == 'damaged':
@@ -87,6 +91,7 @@ def damage(folder, what):
   [
     ('no mask', r'train/images/2\.png: no mask of this name in .*train/masks$'),
     ('no image', r'train/masks/2\.png: no image of this name in .*train/images$'),
+    ('two masks', r'train/masks/2\.\w{3}: .*/train/masks/2\.\w{3} has the same name$'),
     ('colours', r'train/masks/2\.png: no mask: it is RGB, neither grey of 8 bits nor with a pal'),
     ('damaged', r'train/masks/2\.png: no mask: cannot identify'),
     ('size', r'train/masks/2\.png: 11x12 pixels, but its image has 10x12$'),
@@ -112,6 +117,21 @@ def test_no_folder(tmp_path):
   (tmp_path / 'images').mkdir()
   with pytest.raises(FieldError, match=r'^dir: .*images holds no images'):
     load_source('masks', 'train', str(tmp_path))
+
+
+def test_grey_of_few_bits_is_ids(tmp_path):
+  """As optimisers of PNG files write masks of few classes."""
+  ids, path = np.uint8([[0, 1, 2, 15], [3, 4, 5, 6]]), tmp_path / 'mask.png'
+
+  def chunk(kind, data):
+    body = kind + data
+    return struct.pack('>I', len(data)) + body + struct.pack('>I', zlib.crc32(body))
+
+  rows = b''.join(b'\0' + bytes(row[::2] << 4 | row[1::2]) for row in ids)
+  header = chunk(b'IHDR', struct.pack('>IIBBBBB', 4, 2, 4, 0, 0, 0, 0))
+  data = chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+  path.write_bytes(b'\x89PNG\r\n\x1a\n' + header + data)
+  np.testing.assert_array_equal(masks.decode_mask(path), ids)
 
 
 def test_ids_without_void_are_the_classes():

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from image_files import one_line
+from PIL import Image
 from video_files import frames, write_video
 
 from vit_jax.data import load_source, make_preprocess
@@ -65,3 +66,5 @@ def test_mistakes(tmp_path):
   assert 'has 1 folders of videos and needs two or more' in message(tmp_path)
   (tmp_path / 'dog').mkdir()
   assert 'dog holds no videos' in message(tmp_path)
+  Image.fromarray(frames(1)[0]).save(tmp_path / 'dog' / '0.png')
+  assert 'dog has images in it' in message(tmp_path)

@@ -22,7 +22,8 @@ from vit_jax.data.sources.splits import (
 )
 from vit_jax.errors import FieldError, UsageError
 
-_NO_CLASS = 'void'  # the name in classes.txt of what isn't learned
+NO_CLASS = 'void'  # the name in classes.txt of what isn't learned
+_SPREAD = {'L;2': 85, 'L;4': 17}  # by which Pillow multiplies grey of 2 and of 4 bits in PNG
 
 
 class MaskSource(Source):
@@ -40,7 +41,7 @@ class MaskSource(Source):
     image_shape: tuple[int | None, int | None, int],
   ):
     self.files = tuple(image for image, _ in pairs)
-    self.class_names, self.image_shape = tuple(n for n in names if n != _NO_CLASS), image_shape
+    self.class_names, self.image_shape = tuple(n for n in names if n != NO_CLASS), image_shape
     self._root, self._masks, self._labels = root, [mask for _, mask in pairs], label_table(names)
 
   def __len__(self) -> int:
@@ -109,12 +110,13 @@ def decode_mask(file: Path | BinaryIO) -> np.ndarray:
   with Image.open(file, formats=['PNG', 'BMP', 'GIF']) as image:
     if image.mode not in ('1', 'L', 'P'):
       raise ValueError(f'it is {image.mode}, neither grey of 8 bits nor with a palette')
-    return np.asarray(image).astype(np.uint8)
+    stored = image.tile[0][3]  # how the decoder reads the pixels
+    return np.asarray(image).astype(np.uint8) // _SPREAD.get(stored, 1)
 
 
 def label_table(names: Sequence[str]) -> np.ndarray:
   """Returns the class of each id in masks, uint8 [256], by the names of ids; `VOID` for none."""
-  table, is_class = np.full(256, VOID, np.uint8), np.array([name != _NO_CLASS for name in names])
+  table, is_class = np.full(256, VOID, np.uint8), np.array([name != NO_CLASS for name in names])
   table[: len(names)][is_class] = np.arange(is_class.sum())
   return table
 
@@ -128,7 +130,7 @@ def _read_names(path: Path) -> list[str]:
     names.pop()
   if '' in names:
     raise UsageError(f'{path}:{names.index("") + 1}: an empty line, in place of a name')
-  classes = [name for name in names if name != _NO_CLASS]
+  classes = [name for name in names if name != NO_CLASS]
   if not 2 <= len(classes) <= VOID or len(names) > VOID:
     raise UsageError(f'{path}: {len(classes)} classes in {len(names)} lines, not 2 to {VOID}')
   if repeated := [name for name in classes if classes.count(name) > 1]:
@@ -144,8 +146,10 @@ def _pair(
   def stem(file: str) -> str:
     return os.path.splitext(file[len(prefix) :].partition('/')[2])[0]
 
-  by_stem = {stem(mask): mask for mask in masks}
-  pairs = []
+  by_stem, pairs = {}, []
+  for mask in masks:
+    if (other := by_stem.setdefault(stem(mask), mask)) != mask:
+      raise UsageError(f'{root / mask}: {root / other} has the same name')
   for image in checked.files:
     if stem(image) not in by_stem:
       raise UsageError(f'{root / image}: no mask of this name in {root / prefix / "masks"}')

@@ -160,9 +160,10 @@ def _unknown(name: str, root: epath.Path, other_names: Sequence[str]) -> FieldEr
     return _not_prepared(name, root, f'there is no {root / name}')
   on_disk = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
   hint = nearest(base, [*other_names, *on_disk, *builders])
+  others = f'{", ".join(map(repr, other_names))} or ' if other_names else ''
   return FieldError(
     'name',
-    f'{name!r} is not {", ".join(map(repr, other_names))} or a data set that TFDS knows{hint} '
+    f'{name!r} is not {others}a data set that TFDS knows{hint} '
     f'(prepared in {root}: {", ".join(on_disk) or "none"})',
   )
 

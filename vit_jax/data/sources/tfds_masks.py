@@ -11,14 +11,14 @@ import numpy as np
 
 from vit_jax.data.kinds import VOID
 from vit_jax.data.sources import tfds
-from vit_jax.data.sources.masks import decode_mask, label_table
+from vit_jax.data.sources.masks import NO_CLASS, decode_mask, label_table
 from vit_jax.data.sources.records import Record, Source
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, field_prefix
 
 # The options of the data set and their defaults.
 OPTIONS = {
   'dataset': 'oxford_iiit_pet',  # of TFDS, as 'name[/config][:version]'
-  'names': ('pet', 'background', 'void'),  # of the ids, in order; void is of no class
+  'names': ('pet', 'background', NO_CLASS),  # of the ids, in order; void is of no class
   'first_id': 1,  # that of the first name
 }
 
@@ -32,7 +32,7 @@ class TfdsMaskSource(Source):
     from tensorflow_datasets import features as tf
 
     self._records, self._keys = records, keys
-    self.class_names = tuple(name for name in names if name != 'void')
+    self.class_names = tuple(name for name in names if name != NO_CLASS)
     self._labels = np.full(256, VOID, np.uint8)
     self._labels[first_id:] = label_table(names)[: 256 - first_id]
     *size, channels = features[keys[0]].shape
@@ -67,10 +67,11 @@ def load(
   Raises:
     FieldError: an option out of range (`options.`), or what `tfds.load` raises.
   """
-  classes = [name for name in names if name != 'void']
+  classes = [name for name in names if name != NO_CLASS]
   if not 0 <= first_id <= VOID - len(names) or len({*classes}) < max(len(classes), 2):
     raise FieldError('options.names', f'{tuple(names)} from id {first_id} are no classes of masks')
-  records, info = tfds.open_split(dataset, split, directory, other_names=())
+  with field_prefix('', {'name': 'options.dataset'}):
+    records, info = tfds.open_split(dataset, split, directory, other_names=())
   return TfdsMaskSource(records, info.features, _image_and_mask(dataset, info), names, first_id)
 
 

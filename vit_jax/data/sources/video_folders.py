@@ -8,6 +8,7 @@ from typing import Any
 from vit_jax.data import images, videos
 from vit_jax.data.sources.folders import FolderSource, open_folder
 from vit_jax.data.sources.records import Record
+from vit_jax.errors import FieldError
 
 
 class VideoFolderSource(FolderSource):
@@ -22,6 +23,10 @@ class VideoFolderSource(FolderSource):
   @classmethod
   def check(cls, root: Path, folders: Sequence[str]) -> images.Checked:
     found = [path for folder in folders for path in videos.list_below(root / folder)]
+    if classes := [path for path in found if os.path.relpath(path, root) in folders]:
+      raise FieldError(
+        'dir', f'{classes[0]} has images in it; a video of frames is a folder in that of its class'
+      )
     stats = [os.lstat(path) for path in found]
     stamp = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
     files = images.shuffle([os.path.relpath(path, root) for path in found])
@@ -36,6 +41,6 @@ class VideoFolderSource(FolderSource):
 def load(split: str, directory: str) -> VideoFolderSource:
   """Opens splits of a folder of videos: CLASS/clip.mp4, or CLASS/clip/0.png, 1.png and so on.
 
-  Arguments and errors are those of `folders.open_folder`.
+  Arguments and errors are those of `folders.open_folder`; a folder of a class has no images itself.
   """
   return open_folder(VideoFolderSource, split, directory)
