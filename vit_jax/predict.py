@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def main(*paths: str) -> int:
   files = [file for path in paths for file in kind.find_files(path)]
   with field_prefix('--'):
     predictor = Predictor(variables, config, loss=loss, dtype=dtype)
-  write = _writer(predictor) if _OUT.value else None
+  write = _writer(predictor, files) if _OUT.value else None
   num_damaged = 0
   hidden = None if len(files) > 1 else True  # None shows it on terminals alone
   unit = config.model.INPUT
@@ -59,13 +59,18 @@ def main(*paths: str) -> int:
   return 1 if num_damaged else 0
 
 
-def _writer(predictor: Predictor) -> Callable[[Path, np.ndarray, Prediction], None]:
-  """Returns what writes the drawings of a prediction to the folder --out."""
+def _writer(
+  predictor: Predictor, files: Sequence[Path]
+) -> Callable[[Path, np.ndarray, Prediction], None]:
+  """Returns what writes the drawings of predictions of files to the folder --out."""
   from vit_jax.explain import drawings  # Matplotlib, which takes a second to import
 
   folder, names = Path(_OUT.value), set()
   if not drawings.DRAWINGS.keys() & set(predictor([])):
-    raise UsageError(f'--out: nothing is drawn but {", ".join(drawings.DRAWINGS)} of a prediction')
+    wanted = ' or '.join(drawings.DRAWINGS)
+    raise UsageError(f'--out: the model predicts no {wanted}, and nothing else is drawn')
+  if folder.resolve() in {file.parent.resolve() for file in files}:
+    raise UsageError(f'--out: {folder} holds the images, and their masks would replace them')
 
   def write(file: Path, image: np.ndarray, prediction: Prediction) -> None:
     name = next(n for n in _names(file) if n not in names)  # files of several folders may be alike

@@ -86,6 +86,7 @@ class Predictor:
     self._preprocess, mean, std = preparation(config)
     self._input_shape = (*config.input_size, config.channels)
     if (num_views := self._preprocess.num_views) > 1:
+      self._preprocess.check_averaged(task.TARGETS)
       name, self._input_shape = kinds.views_of(name), (num_views, *self._input_shape)
     self._entry = name  # of a batch
     model = _with_dtype(config.model, jnp.dtype(dtype))

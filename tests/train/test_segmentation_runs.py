@@ -17,6 +17,7 @@ from vit_jax import config_fields, weights
 from vit_jax.data import load_source
 from vit_jax.errors import UsageError
 from vit_jax.explain import masks
+from vit_jax.models import Preprocessing
 from vit_jax.models.layers import resize_position_embeddings
 from vit_jax.predictor import Predictor
 from vit_jax.run.writers import read_history
@@ -113,6 +114,9 @@ def test_the_masks_of_a_run_in_windows_are_those_that_it_reported(folder, tmp_pa
   hits, either = found.hits.sum(0), found.either.sum(0)
   reported = [results['final'].get(f'test/iou/{name}') for name in mask_folders.CLASSES]
   np.testing.assert_allclose(hits / either, reported, atol=0.002)  # a tie may be settled otherwise
+  crops = Preprocessing(crop='central', spatial_crops=3)
+  with pytest.raises(UsageError, match=r'^spatial_crops: .* averaged, and a mask has one'):
+    Predictor(variables, config.replace(preprocess=crops))
   with pytest.raises(UsageError, match='images that differ in size have no common shape'):
     predictor([np.zeros((16, 24, 3), np.uint8), np.zeros((16, 20, 3), np.uint8)])
   assert predictor([np.zeros((10, 20, 3), np.uint8)])['mask'].shape == (1, 10, 20)
@@ -144,6 +148,7 @@ def test_predict_writes_masks_and_drawings(run, folder, tmp_path):
     found = predict(f'--workdir={run[0]}', f'--out={tmp_path}/out', '--json', image, image)
     text = predict(f'--workdir={run[0]}', image)
     refused = predict('--weights=tests/kept_runs/run', f'--out={tmp_path}/no', image)
+    same = predict(f'--workdir={run[0]}', f'--out={image.parent}', image)
   assert found.returncode == 0, found.stderr
   names = ['0.png', '0_1.png', '0_1_mask.png', '0_mask.png']
   assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
@@ -155,7 +160,9 @@ def test_predict_writes_masks_and_drawings(run, folder, tmp_path):
   assert shares == {i: count / counts.sum() for i, count in enumerate(counts) if count}
   assert '% of pixels  ' in text.stdout
   assert refused.returncode == 2
-  assert '--out: nothing is drawn but mask, box of a prediction' in refused.stderr
+  assert '--out: the model predicts no mask or box, and nothing else is drawn' in refused.stderr
+  assert same.returncode == 2
+  assert 'test/images holds the images, and their masks would' in same.stderr
 
 
 def test_explain_draws_masks_and_names_what_does_not_apply(run, folder, tmp_path):
@@ -181,6 +188,8 @@ def test_explain_draws_masks_and_names_what_does_not_apply(run, folder, tmp_path
     ),
     ({'augment.mixup_alpha': 0.2}, r'config\.augment\.mixup_alpha: 0\.2, but the task has masks'),
     ({'model.head.window': (32, 32)}, r'config\.model\.head\.window: \(32, 32\) is larger than'),
+    ({'data.num_frames': 2}, r'config\.data\.num_frames: 2, but the records have no videos'),
+    ({'loss.no_object': 0.5}, r'config\.loss\.no_object: 0\.5, but the head has no queries'),
     ({'loss.dice': -1.0}, r'config\.loss\.dice: -1\.0 is not a number from 0 on'),
   ],
 )

@@ -22,6 +22,7 @@ _LEGEND_COLUMNS = 4
 _WIDTH = 8.0  # inches, of one image
 _IMAGES_IN_A_ROW = {1: 4, 2: 2}  # by the number of masks of each
 _NO_MASKS = 'the images have no masks'
+_ALL_VOID = 'the masks are void everywhere'
 
 
 def colors(num_classes: int) -> np.ndarray:
@@ -106,7 +107,8 @@ def _add_legend(figure: Figure, ids: Sequence[int], class_names: Sequence[str]) 
   table = colors(len(class_names)) / 255
   handles = [Patch(color=table[i], label=class_names[i]) for i in ids]
   options = {'ncols': _LEGEND_COLUMNS, 'fontsize': panels.SMALL, 'frameon': False}
-  figure.legend(handles=handles, loc='lower center', **options)
+  for text in figure.legend(handles=handles, loc='lower center', **options).get_texts():
+    text.set(**panels.PLAIN)
 
 
 class MaskEvaluation(NamedTuple):
@@ -158,6 +160,8 @@ def evaluate(
     ]
     hits.append(sizes[2])
     either.append(sizes[0] + sizes[1] - sizes[2])
+  if not np.any(either):
+    return _ALL_VOID
 
   def drawn(index):
     record = records[index]
@@ -169,10 +173,14 @@ def evaluate(
 
 
 def worst(evaluation: MaskEvaluation, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (indices of the images with the lowest mean IoU, the lowest first; these IoUs)."""
+  """Returns (indices of the images with the lowest mean IoU, the lowest first; these IoUs).
+
+  Images in which nothing but void is marked are left out.
+  """
   pairs = zip(evaluation.hits, evaluation.either, strict=True)
   ious = np.array([mean_iou(hits, either) for hits, either in pairs])
-  chosen = np.argsort(ious, kind='stable')[:count]
+  marked = np.flatnonzero(evaluation.either.any(axis=1))
+  chosen = marked[np.argsort(ious[marked], kind='stable')][:count]
   return chosen, ious[chosen]
 
 

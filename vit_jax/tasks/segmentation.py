@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from vit_jax.models.heads.segmentation import upsample
 from vit_jax.tasks.task import Batch, Metric, Outputs, Sums, Task
 
 _ALPHA, _GAMMA = 0.25, 2.0  # of the focal loss (arXiv 1708.02002)
+_NO_OBJECT = 0.1  # SegViT's weight of queries whose class isn't in the image
 
 
 def focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -72,13 +74,13 @@ class Segmentation(Task):
     cross_entropy: weight of the cross-entropy; None is 1.
     focal: weight of the focal loss; None is 0, and 20 of masks.
     dice: weight of the dice loss; None is 0, and 1 of masks.
-    no_object: of masks, the weight of queries whose class isn't in the image.
+    no_object: of masks alone, the weight of queries whose class isn't in the image; None is 0.1.
   """
 
   cross_entropy: float | None = None
   focal: float | None = None
   dice: float | None = None
-  no_object: float = 0.1
+  no_object: float | None = None
 
   TARGETS: ClassVar[tuple[str, ...]] = ('mask',)
   HEADS: ClassVar[tuple[str, ...]] = ('linear', 'segvit')
@@ -90,6 +92,10 @@ class Segmentation(Task):
         raise FieldError(field, f'{value} is not a number from 0 on')
     if {self.cross_entropy, self.focal, self.dice} == {0}:
       raise FieldError('cross_entropy', '0, and so are focal and dice; nothing is left to learn')
+
+  def check_model(self, model: nn.Module) -> None:
+    if self.no_object is not None and not model.QUERIES:
+      raise FieldError('no_object', f'{self.no_object}, but the head has no queries to weigh')
 
   @property
   def metrics(self) -> dict[str, Metric]:
@@ -187,7 +193,8 @@ class Segmentation(Task):
     return found.astype(jnp.float32)
 
   def _query_weights(self, present: jax.Array) -> jax.Array:
-    return jnp.where(present > 0, 1.0, self.no_object)
+    no_object = _NO_OBJECT if self.no_object is None else self.no_object
+    return jnp.where(present > 0, 1.0, no_object)
 
   def _by_class(self, values: jax.Array) -> jax.Array:
     """Returns values [B, H, W, K] as [B, K, H * W]."""

@@ -1,6 +1,7 @@
 """Heads that score the classes of each pixel: sliding windows, and the simplest head, linear."""
 
 import itertools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,9 @@ class Segmenter(Head, kw_only=True):
     FieldError: on construction, for a window or a stride out of range; when called, for images that
       are smaller than the window.
   """
+
+  # Whether it has a query for each class, and gives 'class_logits' and 'mask_logits'.
+  QUERIES: ClassVar[bool] = False
 
   window: tuple[int, ...] = ()
   stride: tuple[int, ...] = ()

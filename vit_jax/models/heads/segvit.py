@@ -5,7 +5,7 @@ names, but `layers.0` is `layers_0`, and self-attention those of `layers.attenti
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -107,6 +107,8 @@ class SegViT(Segmenter, kw_only=True):
     FieldError: for fields out of range.
     UsageError: when called, for a backbone whose layers aren't tokens on one grid.
   """
+
+  QUERIES: ClassVar[bool] = True
 
   layers: tuple[int, ...] | None = None
   embed_dim: int | None = None
