@@ -1,19 +1,20 @@
 """python -m vit_jax.benchmark as a user runs it; what it times isn't tested."""
 
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, TINY
+from command_server import command_server
+from conftest import TINY
 
 AGAINST = [arg.replace('--config', '--against') for arg in TINY]
 QUICK = ('--turns=2', '--seconds=0')
 
 
-def benchmark(*args):
-  command = [sys.executable, '-m', 'vit_jax.benchmark', *args]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope='module')
+def benchmark():
+  """Runs the command; returns its exit code, output and errors."""
+  with command_server('vit_jax.benchmark') as run:
+    yield run
 
 
 def rows(result, *names):
@@ -23,14 +24,14 @@ def rows(result, *names):
   return {name: (float(match[1]), match[2]) for name, match in found.items()}
 
 
-def test_resident_against_streamed():
+def test_resident_against_streamed(benchmark):
   found = rows(benchmark(*TINY, *QUICK), 'resident', 'streamed', 'ratio')
   for middle, spread in found.values():
     low, high = map(float, re.fullmatch(r'([\d.]+) to ([\d.]+), 2 turns', spread).groups())
     assert 0 < low <= middle <= high
 
 
-def test_two_experiments_with_the_ratio_of_their_flops():
+def test_two_experiments_with_the_ratio_of_their_flops(benchmark):
   """Of one layer in batches of 64, and three in batches of 32: multiply-adds counted by hand."""
   changes = ('--against.model.num_layers=3', '--against.batch_size=32')
   result = benchmark(*TINY, *AGAINST, *changes, *QUICK)
@@ -55,7 +56,7 @@ def test_two_experiments_with_the_ratio_of_their_flops():
     ),
   ],
 )
-def test_mistakes(args, message):
+def test_mistakes(benchmark, args, message):
   result = benchmark(*args)
   assert result.returncode == 2
   assert re.match(f'benchmark.py: {message}', result.stderr)
