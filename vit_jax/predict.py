@@ -46,12 +46,12 @@ def main(*paths: str) -> int:
   hidden = None if len(files) > 1 else True  # None shows it on terminals alone
   unit = config.model.INPUT
   with tqdm(total=len(files), unit=unit, disable=hidden, leave=False, dynamic_ncols=True) as bar:
-    for file, outcome in predictor.map(kind.read_file, files, _BATCH_SIZE.value):
+    for file, outcome in predictor.map(kind.decode, files, _BATCH_SIZE.value):
       if isinstance(outcome, Exception):
         num_damaged += 1
         bar.write(f'{file}: {_reason(outcome)}', file=sys.stderr)
       elif write:
-        write(file, kind.picture(kind.read_file(file)), outcome)
+        write(file, kind.picture(kind.decode(file)), outcome)
       if text := _format(unit, file, outcome, predictor):
         bar.write(text, file=sys.stdout)
         sys.stdout.flush()

@@ -109,9 +109,9 @@ def test_the_predictor_computes_what_the_evaluation_did(run, folder):
   for label, name in enumerate(('left', 'right')):
     paths = predictor._kind.find_files(folder / 'test' / name)
     assert len(paths) == 8
-    for path, row in predictor.map(predictor._kind.read_file, paths, 4):
+    for path, row in predictor.map(predictor._kind.decode, paths, 4):
       right.append(row.argmax() == label)
-      video = np.asarray(predictor._kind.read_file(path))
+      video = np.asarray(predictor._kind.decode(path))
       start = (len(video) - 8) // 2
       frames = video[[start + 2 * i for i in range(4)]]
       logits = config.model.apply(variables, (np.float32(frames)[None] / 255 - 0.5) / 0.5)

@@ -28,6 +28,8 @@ _UPRIGHT = {
   8: Image.Transpose.ROTATE_90,
 }
 
+_SPREAD = {'L;2': 85, 'L;4': 17}  # by which Pillow multiplies grey of 2 and of 4 bits in PNG
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +57,19 @@ def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = Tr
       image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     array = np.asarray(image if image.mode == mode else image.convert(mode))
   return array if mode == 'RGB' else array[:, :, None]
+
+
+def decode_mask(file: Path | BinaryIO) -> np.ndarray:
+  """Decodes a mask: uint8 [height, width], grey values or indices of the palette.
+
+  Raises:
+    ValueError: it has neither, but colours.
+  """
+  with Image.open(file, formats=['PNG', 'BMP', 'GIF']) as image:
+    if image.mode not in ('1', 'L', 'P'):
+      raise ValueError(f'it is {image.mode}, neither grey of 8 bits nor with a palette')
+    stored = image.tile[0][3]  # how the decoder reads the pixels
+    return np.asarray(image).astype(np.uint8) // _SPREAD.get(stored, 1)
 
 
 def _stored_mode(image: Image.Image) -> str:

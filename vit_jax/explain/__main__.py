@@ -146,7 +146,7 @@ def _read(files: Sequence[Path], config: ModelConfig) -> list[dict[str, Any]]:
   records = []
   for file in files[: _NUM_IMAGES.value]:
     try:
-      value = kind.read_file(file)
+      value = kind.decode(file)
     except Exception as e:  # Pillow raises many types on damaged files
       print(f'{file}: cannot be decoded ({str(e).splitlines()[0]})', file=sys.stderr)
       continue

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.data import load_source
+from vit_jax.data.images import decode_mask
 from vit_jax.data.sources import masks
 from vit_jax.errors import FieldError, UsageError
 
@@ -131,7 +132,7 @@ def test_grey_of_few_bits_is_ids(tmp_path):
   header = chunk(b'IHDR', struct.pack('>IIBBBBB', 4, 2, 4, 0, 0, 0, 0))
   data = chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
   path.write_bytes(b'\x89PNG\r\n\x1a\n' + header + data)
-  np.testing.assert_array_equal(masks.decode_mask(path), ids)
+  np.testing.assert_array_equal(decode_mask(path), ids)
 
 
 def test_ids_without_void_are_the_classes():

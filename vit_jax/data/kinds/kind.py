@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -87,18 +87,21 @@ class Kind(abc.ABC):
       shape = ', '.join(map(str, array.shape))
       raise UsageError(f"a record's {name} is {array.dtype} [{shape}], not {self.form}")
 
-  # In files, for the kinds that a model can take.
+  # In files, for the kinds that are read from single ones.
 
   def find_files(self, path: str | Path) -> list[Path]:
-    """Returns what there is at `path` that `read_file` may read, sorted.
+    """Returns what there is at `path` that `decode` may read, sorted.
 
     Raises:
       UsageError: there is nothing.
     """
     raise UsageError(f'{path}: {self.plural} are not read from single files')
 
-  def read_file(self, path: Path) -> Any:
-    """Returns the value in a file that `find_files` found; raises where it is damaged."""
+  def decode(self, file: Path | BinaryIO, channels: int = 0) -> Any:
+    """Returns the value in a file; raises where it is damaged.
+
+    Pixels are in 1 or 3 `channels`, or in as many as the file has: 0.
+    """
     raise NotImplementedError
 
   # On the host, in NumPy.

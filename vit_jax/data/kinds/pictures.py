@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,8 @@ class Image(_Picture):
   def find_files(self, path: str | Path) -> list[Path]:
     return images.find_images(path)
 
-  def read_file(self, path: Path) -> np.ndarray:
-    return images.decode_image(path)
+  def decode(self, file: Path | BinaryIO, channels: int = 0) -> np.ndarray:
+    return images.decode_image(file, channels)
 
   def picture(self, value: np.ndarray) -> np.ndarray:
     return value
@@ -103,8 +104,8 @@ class Video(Image):
   def find_files(self, path: str | Path) -> list[Path]:
     return videos.find_videos(path)
 
-  def read_file(self, path: Path) -> videos.Frames:
-    return videos.open_video(path)
+  def decode(self, file: Path, channels: int = 0) -> videos.Frames:
+    return videos.open_video(file, channels)
 
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
     return np.stack([super(Video, self).fit(frame, geometry, channels) for frame in value])
@@ -127,6 +128,10 @@ class Mask(_Picture):
 
   def is_valid(self, value: np.ndarray) -> bool:
     return value.dtype in (np.uint8, np.int32) and value.ndim == 2
+
+  def decode(self, file: Path | BinaryIO, channels: int = 0) -> np.ndarray:
+    del channels
+    return images.decode_mask(file)
 
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
     del channels

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data import images
+from vit_jax.data.kinds import KINDS
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.sources.splits import (
   EVALUATION_SPLITS,
@@ -50,7 +51,7 @@ class FolderSource(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      image = images.decode_image(self._root / self.files[i], self.image_shape[2])
+      image = KINDS['image'].decode(self._root / self.files[i], self.image_shape[2])
       yield {'image': image, 'label': int(self._labels[i])}
 
 

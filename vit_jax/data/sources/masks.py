@@ -5,14 +5,12 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from vit_jax.data import images
-from vit_jax.data.kinds import VOID
+from vit_jax.data.kinds import KINDS, VOID
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.sources.splits import (
   EVALUATION_SPLITS,
@@ -23,7 +21,6 @@ from vit_jax.data.sources.splits import (
 from vit_jax.errors import FieldError, UsageError
 
 NO_CLASS = 'void'  # the name in classes.txt of what isn't learned
-_SPREAD = {'L;2': 85, 'L;4': 17}  # by which Pillow multiplies grey of 2 and of 4 bits in PNG
 
 
 class MaskSource(Source):
@@ -49,8 +46,9 @@ class MaskSource(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      image = images.decode_image(self._root / self.files[i], self.image_shape[2])
-      yield {'image': image, 'mask': self._labels[decode_mask(self._root / self._masks[i])]}
+      image = KINDS['image'].decode(self._root / self.files[i], self.image_shape[2])
+      mask = KINDS['mask'].decode(self._root / self._masks[i])
+      yield {'image': image, 'mask': self._labels[mask]}
 
 
 def load(split: str, directory: str) -> MaskSource:
@@ -99,19 +97,6 @@ def load(split: str, directory: str) -> MaskSource:
     names,
     images.common_shape(shapes, checked['train']),
   )
-
-
-def decode_mask(file: Path | BinaryIO) -> np.ndarray:
-  """Decodes a mask: uint8 [height, width], grey values or indices of the palette.
-
-  Raises:
-    ValueError: it has neither, but colours.
-  """
-  with Image.open(file, formats=['PNG', 'BMP', 'GIF']) as image:
-    if image.mode not in ('1', 'L', 'P'):
-      raise ValueError(f'it is {image.mode}, neither grey of 8 bits nor with a palette')
-    stored = image.tile[0][3]  # how the decoder reads the pixels
-    return np.asarray(image).astype(np.uint8) // _SPREAD.get(stored, 1)
 
 
 def label_table(names: Sequence[str]) -> np.ndarray:
@@ -182,7 +167,7 @@ def _check_masks(
 def _problem(root: Path, image: str, mask: str, num_ids: int) -> str | None:
   """Returns what is wrong with a mask; None where nothing is."""
   try:
-    ids = decode_mask(root / mask)
+    ids = KINDS['mask'].decode(root / mask)
   except Exception as e:  # Pillow raises many types on damaged files
     return f'no mask: {" ".join(str(e).split())}'
   size = images.probe_image(root / image)[:2]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.kinds import VOID
+from vit_jax.data.kinds import KINDS, VOID
 from vit_jax.data.sources import tfds
-from vit_jax.data.sources.masks import NO_CLASS, decode_mask, label_table
+from vit_jax.data.sources.masks import NO_CLASS, label_table
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.errors import FieldError, field_prefix
 
@@ -48,7 +48,7 @@ class TfdsMaskSource(Source):
       image, mask = (example[key] for key in self._keys)
       yield {
         'image': tfds.decode(image, self.image_shape[2]),
-        'mask': self._labels[decode_mask(io.BytesIO(mask))],
+        'mask': self._labels[KINDS['mask'].decode(io.BytesIO(mask))],
       }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.data import images, videos
+from vit_jax.data.kinds import KINDS
 from vit_jax.data.sources.folders import FolderSource, open_folder
 from vit_jax.data.sources.records import Record
 from vit_jax.errors import FieldError
@@ -34,7 +35,7 @@ class VideoFolderSource(FolderSource):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      video = videos.open_video(self._root / self.files[i], self.image_shape[2])
+      video = KINDS['video'].decode(self._root / self.files[i], self.image_shape[2])
       yield {'video': video, 'label': int(self._labels[i])}
 
 
