@@ -9,13 +9,14 @@ from conftest import ROOT
 
 # Not in the tests' process: commands define flags of equal names.
 _SERVER = """
-import importlib, json, os, sys, tempfile
+import gc, importlib, json, os, sys, tempfile
 from absl import flags
 from absl.testing import flagsaver
 from vit_jax import cli
 
 module, arguments = importlib.import_module(sys.argv[1]), sys.argv[2:]
 unparsed = flagsaver.save_flag_values()
+gc.set_threshold(100_000, 50, 1000)  # as in conftest.py
 answers, streams = os.fdopen(os.dup(1), 'w'), (sys.stdout, sys.stderr)
 for stream in streams:
   stream.reconfigure(encoding='utf-8')

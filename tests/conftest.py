@@ -1,5 +1,6 @@
 """What all tests share: a compilation cache, and train.py as a user runs it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +11,9 @@ import pytest
 from training_process import TrainingProcess
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Tracing makes many objects, and few of them are garbage that only a collection finds.
+gc.set_threshold(100_000, 50, 1000)
 
 # Started in the background by a shell, tests ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,12 +72,31 @@ SLOW = (
 )
 
 
-def pytest_collection_modifyitems(items):
-  """Marks the tests in `SLOW`."""
-  paths = [ROOT / 'tests' / name for name in SLOW]
+# Tests that show in more cases what others show in one; they run with `-m sweep` alone.
+SWEEPS = (
+  'end_to_end/test_bit.py',
+  'end_to_end/test_mobilevit.py',
+  'end_to_end/test_notebook.py::test_it_runs_to_its_end',
+  'explain/test_main.py::test_a_model_that_localizes_is_explained',
+  'models/test_swin.py::test_any_image_goes_through_and_has_gradients',
+  'test_experiment_configs.py::test_trains_and_cites',
+  'train/test_devices.py::test_two_processes_start_from_the_weights_of_a_run_and_stream',
+  'train/test_loop.py::test_named_configs_train',
+)
+
+
+def pytest_collection_modifyitems(config, items):
+  """Marks the tests in `SLOW` and `SWEEPS`, and leaves the latter out unless `-m` names them."""
+  slow = [ROOT / 'tests' / name for name in SLOW]
+  wanted = 'sweep' in config.option.markexpr
   for item in items:
-    if any(item.path.is_relative_to(path) for path in paths):
+    name = f'{item.path.relative_to(ROOT / "tests").as_posix()}::{item.originalname}'
+    if any(item.path.is_relative_to(path) for path in slow):
       item.add_marker('slow')
+    if name.startswith(SWEEPS):
+      item.add_marker('sweep')
+  if not wanted:
+    items[:] = [item for item in items if item.get_closest_marker('sweep') is None]
 
 
 # A model and a run that take no time, on real digits.

@@ -4,6 +4,7 @@ The imports would be most of what such a process takes.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -18,6 +19,7 @@ _CONTEXT.set_forkserver_preload(
 
 def _run(args, environment, cwd, outputs):
   """In the process: what the shell and the interpreter do for train.py."""
+  gc.set_threshold(100_000, 50, 1000)  # as in conftest.py
   os.chdir(cwd)
   os.environ.update(environment)
   for fd, output in enumerate(outputs, start=1):
