@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.errors import UsageError
 from vit_jax.models import fields as fields_lib
 from vit_jax.models import variables as variables_lib
 
@@ -160,6 +161,8 @@ class Backbone(nn.Module):
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = ()
   # Fields that change what the same parameters compute; weights for another value are refused.
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ()
+  # What the maps of its features are of, in a model that has no layers of tokens.
+  MAPS_OF: ClassVar[str] = 'stages'
   # Modules between the features and the head; where one of them starts anew, so does the head.
   HEAD_READS: ClassVar[tuple[str, ...]] = ()
 
@@ -194,14 +197,20 @@ class Backbone(nn.Module):
     return type(self).__name__
 
   def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
-    """Returns what heads read of a batch of inputs.
+    """Returns what heads read of a batch of inputs: here what the call does with `features=True`.
 
     Args:
       x: what the call takes.
       train: turns on what only training does.
       layers: whose outputs are wanted besides, counted from 0.
+
+    Raises:
+      UsageError: for `layers`, which a model of maps alone hasn't.
     """
-    raise NotImplementedError
+    if layers:
+      kind = type(self).__name__
+      raise UsageError(f'{kind}: has maps of its {self.MAPS_OF}, and no layers of tokens')
+    return self(x, train=train, features=True)
 
   def layer_of(self, path: str) -> int | None:
     """Returns which layer a parameter belongs to, for layer-wise learning rates.

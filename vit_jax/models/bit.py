@@ -6,14 +6,13 @@ github.com/google-research/big_transfer. Modules have the names of its JAX model
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import FieldError
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features, Fitted, Shape
 from vit_jax.models.layers.standardized import StdConv
@@ -209,11 +208,6 @@ class BiT(Backbone, kw_only=True):
       self.num_classes, dtype=jnp.float32, kernel_init=zeros, name='output_projection'
     )
     return head(x)  # [B, num_classes]
-
-  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
-    if layers:
-      raise UsageError(f'{type(self).__name__}: has maps of its stages, and no layers of tokens')
-    return self(x, train=train, features=True)
 
   def summary(self) -> str:
     depths = '-'.join(map(str, self.depths))

@@ -11,14 +11,13 @@ must be mutable.
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import FieldError
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
 
@@ -165,6 +164,7 @@ class MobileNetV3(Backbone, kw_only=True):
   NOT_CONFIG: ClassVar[tuple[str, ...]] = (*Backbone.NOT_CONFIG, 'blocks', 'pre_logits')
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = ('width_multiplier', 'strides')
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ('strides',)
+  MAPS_OF: ClassVar[str] = 'blocks'
 
   def __post_init__(self) -> None:
     if self.width_multiplier <= 0:
@@ -226,11 +226,6 @@ class MobileNetV3(Backbone, kw_only=True):
       self.num_classes, dtype=jnp.float32, kernel_init=normal, name='output_projection'
     )
     return head(x)  # [B, num_classes]
-
-  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
-    if layers:
-      raise UsageError(f'{type(self).__name__}: has maps of its blocks, and no layers of tokens')
-    return self(x, train=train, features=True)
 
   def layer_of(self, path: str) -> int:
     """The first convolution is layer 0; each block is the next."""

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import FieldError
 from vit_jax.models import layers
 from vit_jax.models.backbone import AttentionMaps, Backbone, Features
 
@@ -248,6 +248,7 @@ class MobileViT(Backbone, kw_only=True):
     'strides',
     'norm_epsilon',
   )
+  MAPS_OF: ClassVar[str] = 'layers'
 
   def __post_init__(self) -> None:
     _check_options(self)
@@ -298,11 +299,6 @@ class MobileViT(Backbone, kw_only=True):
       name='output_projection',
     )
     return head(x)  # [B, num_classes]
-
-  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
-    if layers:
-      raise UsageError(f'{type(self).__name__}: has maps of its layers, and no layers of tokens')
-    return self(x, train=train, features=True)
 
   @nn.nowrap
   def stride(self, layer: int) -> int:

@@ -10,14 +10,13 @@ must be mutable: `model.apply(variables, images, train=True, mutable=['batch_sta
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import FieldError
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
 from vit_jax.models.layers import cpu
@@ -172,11 +171,6 @@ class ResNet(Backbone, kw_only=True):
       bias_init=functools.partial(_uniform_bias, fan_in=x.shape[-1]),
       name='output_projection',
     )(x)  # [B, num_classes]
-
-  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
-    if layers:
-      raise UsageError(f'{type(self).__name__}: has maps of its stages, and no layers of tokens')
-    return self(x, train=train, features=True)
 
   def layer_of(self, path: str) -> int:
     """The first convolution is layer 0, each block the next, as timm counts."""
