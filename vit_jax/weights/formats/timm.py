@@ -7,7 +7,7 @@ the file's metadata.
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from vit_jax.errors import UsageError
@@ -80,6 +80,12 @@ def model_args(source: Source) -> Mapping[str, Any]:
   return _dict((source.their_config or {}).get('model_args', {}), source)
 
 
+def refuse_args(source: Source, names: Iterable[str]) -> None:
+  """Raises UsageError where there are names: those of arguments that a table doesn't read."""
+  if left := sorted(names):
+    raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
+
+
 def check_architecture(source: Source, names: Collection[str]) -> None:
   """Raises UsageError where config.json is of a model of another name, or of another make.
 
@@ -93,8 +99,7 @@ def check_architecture(source: Source, names: Collection[str]) -> None:
     return
   name = str(config.get('architecture')).partition('.')[0]
   choice(source, 'architecture', name, {name: name for name in names})
-  if left := sorted(model_args(source).keys() - {'in_chans', 'num_classes'}):
-    raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
+  refuse_args(source, model_args(source).keys() - {'in_chans', 'num_classes'})
   choice(source, 'global_pool', config.get('global_pool', 'avg'), {'avg': 'avg'})
 
 

@@ -182,9 +182,8 @@ class TimmBiT(_TorchBiT, timm.TimmTable):
         f'{source.metadata_path}: architecture {config.get("architecture")!r} is not read, '
         'resnetv2_50x1_bit and so on are'
       )
-    left = sorted(timm.model_args(source).keys() - {'img_size', 'in_chans', 'num_classes'})
-    if left:
-      raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
+    made_with = timm.model_args(source)
+    timm.refuse_args(source, made_with.keys() - {'img_size', 'in_chans', 'num_classes'})
     timm.choice(source, 'global_pool', config.get('global_pool', 'avg'), {'avg': 'avg'})
     return entries
 

@@ -294,8 +294,7 @@ class TimmSwin(_Swin, timm.TimmTable):
       return entries
     made_with = timm.model_args(source)
     read = {'img_size', 'in_chans', 'window_size', 'embed_dim', 'depths', 'num_heads', 'mlp_ratio'}
-    if left := sorted(made_with.keys() - read - {'num_classes', 'patch_size', 'qkv_bias'}):
-      raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
+    timm.refuse_args(source, made_with.keys() - read - {'num_classes', 'patch_size', 'qkv_bias'})
     if pool := source.their_config.get('global_pool'):
       timm.choice(source, 'global_pool', pool, {'avg': 'avg'})
     return entries | ({'window_size': w} if (w := self.config_window(source)) else {})

@@ -352,8 +352,7 @@ class TimmViT(_ViT, timm.TimmTable):
     config, made_with = source.their_config, timm.model_args(source)
     if config is None:
       return entries
-    if left := sorted(name for name in made_with if not _TIMM_ARGS.fullmatch(name)):
-      raise UsageError(f'{source.metadata_path}: model_args {", ".join(left)} are not read')
+    timm.refuse_args(source, (name for name in made_with if not _TIMM_ARGS.fullmatch(name)))
     act_layer = 'gelu_tanh' if _TIMM_TANH.match(str(config.get('architecture'))) else 'gelu'
     act_layer = made_with.get('act_layer', act_layer)
     entries['activation'] = timm.choice(source, 'act_layer', act_layer, _TIMM_ACTIVATIONS)
