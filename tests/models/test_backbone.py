@@ -134,6 +134,21 @@ def test_tokens_can_be_dropped_after_the_positions_are_added(name, select):
     np.testing.assert_allclose(half.tokens, features.tokens, atol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['vit', 'swin'])
+def test_patches_can_be_replaced_before_the_positions_are_added(name):
+  changes = {'embed_dim': 8, 'depths': (1, 1), 'num_heads': (2, 2)} if name == 'swin' else {}
+  model = config_of(name, **changes).model
+  images = jax.random.normal(jax.random.key(0), (2, *SIZE, 1))
+  variables = model.init(jax.random.key(1), images)
+
+  def pooled(x, **hooks):
+    return model.apply(variables, x, method='features', **hooks).pooled
+
+  hidden = [pooled(x, map_patches=jnp.ones_like) for x in (images, images + 1)]
+  np.testing.assert_array_equal(*hidden)
+  assert np.abs(pooled(images) - hidden[0]).max() > 0
+
+
 def test_features_of_layers_in_the_order_asked_for():
   model = config_of('vit').model
   images = jax.random.normal(jax.random.key(0), (1, *SIZE, 1))

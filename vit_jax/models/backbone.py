@@ -6,7 +6,7 @@ The base class has a default answer to each question. A new backbone defines its
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax
@@ -165,6 +165,10 @@ class Backbone(nn.Module):
   MAPS_OF: ClassVar[str] = 'stages'
   # Modules between the features and the head; where one of them starts anew, so does the head.
   HEAD_READS: ClassVar[tuple[str, ...]] = ()
+  # What `features` takes besides, for heads that hide parts of their inputs: functions, of
+  # 'map_patches': embedded patches [B, h, w, D], to which positions aren't added yet, to as many;
+  # 'select_tokens': tokens with their positions [B, num_prefix + N, D], to any number [B, M, D].
+  PATCH_HOOKS: ClassVar[tuple[str, ...]] = ()
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **attributes: Any) -> Self:
@@ -196,13 +200,21 @@ class Backbone(nn.Module):
     """Returns the model's kind and size in a few words."""
     return type(self).__name__
 
-  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
+  def features(
+    self,
+    x: jax.Array,
+    *,
+    train: bool = False,
+    layers: Sequence[int] = (),
+    **hooks: Callable[[jax.Array], jax.Array],
+  ) -> Features:
     """Returns what heads read of a batch of inputs: here what the call does with `features=True`.
 
     Args:
       x: what the call takes.
       train: turns on what only training does.
       layers: whose outputs are wanted besides, counted from 0.
+      **hooks: by the names in `PATCH_HOOKS`.
 
     Raises:
       UsageError: for `layers`, which a model of maps alone hasn't.
@@ -210,7 +222,7 @@ class Backbone(nn.Module):
     if layers:
       kind = type(self).__name__
       raise UsageError(f'{kind}: has maps of its {self.MAPS_OF}, and no layers of tokens')
-    return self(x, train=train, features=True)
+    return self(x, train=train, features=True, **hooks)
 
   def layer_of(self, path: str) -> int | None:
     """Returns which layer a parameter belongs to, for layer-wise learning rates.

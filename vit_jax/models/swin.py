@@ -11,7 +11,7 @@ of each block, a tuple of one float32 [batch, windows, heads, queries, keys], at
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -461,6 +461,7 @@ class Swin(Backbone, kw_only=True):
     'num_heads',
     'version',
   )
+  PATCH_HOOKS: ClassVar[tuple[str, ...]] = ('map_patches',)
 
   def __post_init__(self) -> None:
     _check_options(self)
@@ -496,6 +497,7 @@ class Swin(Backbone, kw_only=True):
     *,
     train: bool = False,
     features: bool = False,
+    map_patches: Callable[[jax.Array], jax.Array] | None = None,
     outputs: list[jax.Array] | None = None,
   ) -> jax.Array | Features:
     """Classifies images.
@@ -504,6 +506,7 @@ class Swin(Backbone, kw_only=True):
       x: float [B, H, W, C].
       train: turns on dropout and stochastic depth.
       features: return `Features` in place of logits: the maps of each stage before merging.
+      map_patches: as in `Backbone.PATCH_HOOKS`.
       outputs: a list that takes the maps after each block.
     """
     norm = functools.partial(nn.LayerNorm, self.norm_epsilon, self.dtype)
@@ -517,6 +520,8 @@ class Swin(Backbone, kw_only=True):
       name='patch_embed_proj',
     )
     x = norm(name='patch_embed_norm')(patches(x))  # [B, h, w, C]
+    if map_patches is not None:
+      x = map_patches(x)
     if self.absolute_positions:
       shape = (1, x.shape[1] * x.shape[2], self.embed_dim)
       positions = self.param('absolute_pos_embed', _normal, shape)
@@ -560,10 +565,17 @@ class Swin(Backbone, kw_only=True):
     )
     return head(x)  # [B, num_classes]
 
-  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
+  def features(
+    self,
+    x: jax.Array,
+    *,
+    train: bool = False,
+    layers: Sequence[int] = (),
+    **hooks: Callable[[jax.Array], jax.Array],
+  ) -> Features:
     """As of `Backbone`; layers are blocks, counted over all stages, flattened to tokens."""
     outputs = [] if layers else None
-    found = self(x, train=train, features=True, outputs=outputs)
+    found = self(x, train=train, features=True, outputs=outputs, **hooks)
     kept = [outputs[layer] for layer in layers]
     return found.replace(layers=tuple(y.reshape(len(y), -1, y.shape[-1]) for y in kept))
 

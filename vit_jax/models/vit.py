@@ -395,6 +395,7 @@ class ViT(Backbone, kw_only=True):
     'positional_embedding',
   )
   HEAD_READS: ClassVar[tuple[str, ...]] = ('pre_logits', 'MAPHead_0', 'fc_norm')
+  PATCH_HOOKS: ClassVar[tuple[str, ...]] = ('map_patches', 'select_tokens')
 
   def __post_init__(self) -> None:
     _check_options(self)
@@ -427,6 +428,7 @@ class ViT(Backbone, kw_only=True):
     *,
     train: bool = False,
     features: bool = False,
+    map_patches: Callable[[jax.Array], jax.Array] | None = None,
     select_tokens: Callable[[jax.Array], jax.Array] | None = None,
     outputs: list[jax.Array] | None = None,
   ) -> jax.Array | Features:
@@ -436,10 +438,13 @@ class ViT(Backbone, kw_only=True):
       x: float [B, H, W, C].
       train: turns on dropout and stochastic depth.
       features: return `Features` in place of logits.
+      map_patches: as in `Backbone.PATCH_HOOKS`.
       select_tokens: as for `Encoder`; with another number of tokens they have no grid.
       outputs: as for `Encoder`.
     """
     x = self.embed(x)  # [B, h, w, D]
+    if map_patches is not None:
+      x = map_patches(x)
     batch, *grid, width = x.shape
     x = x.reshape(batch, -1, width)  # [B, N, D]
     if self.has_class_token:
@@ -490,9 +495,16 @@ class ViT(Backbone, kw_only=True):
       name='embedding',
     )(x)
 
-  def features(self, x: jax.Array, *, train: bool = False, layers: Sequence[int] = ()) -> Features:
+  def features(
+    self,
+    x: jax.Array,
+    *,
+    train: bool = False,
+    layers: Sequence[int] = (),
+    **hooks: Callable[[jax.Array], jax.Array],
+  ) -> Features:
     outputs = [] if layers else None
-    found = self(x, train=train, features=True, outputs=outputs)
+    found = self(x, train=train, features=True, outputs=outputs, **hooks)
     return found.replace(layers=tuple(outputs[layer] for layer in layers))
 
   def summary(self) -> str:
