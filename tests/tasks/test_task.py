@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_config, virtual_devices
 
-from vit_jax import models, tasks
+from vit_jax import models, tasks, weights
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
+from vit_jax.predictor import Predictor
 from vit_jax.run.writers import read_history
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.task import Metric
@@ -96,7 +97,22 @@ class Draws(Classification):
     }
 
 
-MADE = {'confusion': Confusion, 'imitation': Imitation, 'draws': Draws}
+@dataclasses.dataclass(frozen=True)
+class Shrinking(tasks.Task):
+  """Makes features small, whatever the labels are."""
+
+  LEARNS_CLASSES: ClassVar[bool] = False
+
+  @property
+  def metrics(self):
+    return {'loss': Metric()}
+
+  def loss(self, outputs, batch, rng, train):
+    squares = jnp.square(outputs['logits']).mean(-1) * batch['weight']
+    return {'loss': (squares.sum(), batch['weight'].sum())}
+
+
+MADE = {'shrinking': Shrinking, 'confusion': Confusion, 'imitation': Imitation, 'draws': Draws}
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +253,19 @@ def test_training_and_evaluation_give_a_task_normalised_images_and_keys(tmp_path
   assert 0.3 < values[0]['drawn'] < 0.7
   assert values[0]['drawn'] == values[1]['drawn'] == streamed['drawn']
   assert values[2]['drawn'] == pytest.approx(values[0]['drawn'], rel=1e-6)
+
+
+def test_a_task_without_classes_has_a_model_without_them(tmp_path):
+  config = tiny_config(task='shrinking', loss={}, monitor='test/loss', num_steps=8, eval_every=4)
+  loop.train_and_evaluate(config, tmp_path)
+  losses = [e['test/loss'] for e in read_history(tmp_path / 'metrics.jsonl') if 'test/loss' in e]
+  assert losses[1] < losses[0]
+  assert 'classes' not in Experiment(config).describe()
+  variables, model = weights.load(tmp_path)
+  assert (model.num_classes, model.class_names) == (0, None)
+  assert 'output_projection' not in variables['params']
+  with pytest.raises(UsageError, match='no classes to predict'):
+    Predictor(variables, model)
 
 
 def test_the_task_of_a_model_is_that_of_its_head():

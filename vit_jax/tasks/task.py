@@ -51,7 +51,7 @@ class Task:
   with their defaults; construction raises FieldError for a value that one can't have.
 
   Attributes:
-    num_classes: of the data.
+    num_classes: of the data; 0 of a task that learns none.
     input: the kind of data that the model takes, as `Backbone.INPUT`: the entry of batches that it
       is run on.
   """
@@ -60,6 +60,8 @@ class Task:
   input: str = dataclasses.field(default='image', kw_only=True)
 
   NOT_CONFIG: ClassVar[tuple[str, ...]] = ('num_classes', 'input')
+  # Whether it learns the classes of the data; a model of a task that doesn't has none.
+  LEARNS_CLASSES: ClassVar[bool] = True
   # Kinds of data in a record that it learns, beside the input.
   TARGETS: ClassVar[tuple[str, ...]] = ()
   # What it puts on a model's features: keys of `models.HEADS`, of which `config.model.head.name`

@@ -65,7 +65,7 @@ class Experiment:
 
   Attributes:
     config: the resolved configuration.
-    num_classes: of the training split.
+    num_classes: of the training split; 0 where the task learns none.
     model: the Flax module.
     task: what it learns.
     model_config: of the model, as whoever loads its variables needs it.
@@ -83,7 +83,8 @@ class Experiment:
     Raises:
       UsageError: any mistake in the configuration.
     """
-    targets = resolve.find_task(config).TARGETS
+    kind = resolve.find_task(config)
+    targets = kind.TARGETS
     with field_prefix('config.augment.'):
       augment.validate(config.augment, targets)
     sources = {split: _load(config.data, split) for split in ('train', 'test')}
@@ -93,7 +94,8 @@ class Experiment:
     self.sets = {
       split: (source, _preprocess(config.data, split)) for split, source in sources.items()
     }
-    self.num_classes = sources['train'].num_classes
+    self._class_names = sources['train'].class_names if kind.LEARNS_CLASSES else ()
+    self.num_classes = len(self._class_names)
     if missing := [name for name in targets if name not in sources['train'][0]]:
       raise UsageError(
         f'config.task: {config.task!r} needs a {missing[0]} of each image, and those of '
@@ -137,7 +139,7 @@ class Experiment:
       channels=example.shape[-1],
       image_size=kind.size(example),
       num_frames=kind.num_frames(example),
-      class_names=tuple(self.sets['train'][0].class_names),
+      class_names=tuple(self._class_names) or None,
       preprocess=Preprocessing(mean=data.mean, std=data.std, **crop, **clips),
     )
 
@@ -246,9 +248,10 @@ class Experiment:
     where = 'resident on the device' if self.resident else 'streamed from the host'
     count, trained = _size(self._param_shapes), _size(self._trainable)
     parameters = f'{count:,} parameters' + (f' ({trained:,} train)' if trained < count else '')
+    classes = f', {self.num_classes} classes' if self.num_classes else ''
     lines = [
       f'{self.config.data.name}: {len(train):,} train and {len(test):,} test {inputs} of '
-      f'{shape}, {self.num_classes} classes, {where} ({self._reason})',
+      f'{shape}{classes}, {where} ({self._reason})',
       f'{self.config.model.name}: {parameters}, {self.config.dtype}, '
       f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       f'{self.config.num_steps:,} steps of {self.config.batch_size} examples, {self._epochs()}',
