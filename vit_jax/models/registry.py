@@ -30,6 +30,8 @@ BACKBONES = {
   'mobilenet_v3_small': ('mobilenet', 'MobileNetV3Small'),
   'bit': ('bit', 'BiT'),
   'hybrid': ('hybrid', 'HybridViT'),
+  'vnt': ('vnt', 'VNTNet'),
+  'point_transformer': ('point_transformer', 'PointTransformer'),
 }
 # What tasks put on features, likewise.
 HEADS = {

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 from vit_jax import models
@@ -53,8 +54,6 @@ class Torch:
     self.train = train
 
   def linear(self, x, p, s, **options):
-    import torch
-
     return torch.einsum('cd,bci...->bdi...', p['kernel'], x)
 
   def activate(self, x, d, slope):
@@ -69,10 +68,10 @@ class Torch:
     return self.leaky_relu(x, p, s, slope=0.0)
 
   def batch_norm(self, x, p, s):
-    from torch.nn.functional import batch_norm
-
     norm, p, s = x.norm(dim=2) + 1e-6, p['bn'], s['bn']
-    new = batch_norm(norm, s['mean'], s['var'], p['scale'], p['bias'], training=self.train)
+    new = torch.nn.functional.batch_norm(
+      norm, s['mean'], s['var'], p['scale'], p['bias'], training=self.train
+    )
     return x / norm.unsqueeze(2) * new.unsqueeze(2)
 
   def linear_leaky_relu(self, x, p, s, slope=0.2):
@@ -88,23 +87,19 @@ class Torch:
     return x.gather(-1, index).squeeze(-1)
 
   def std_feature(self, x, p, s):
-    import torch
-
     frame = self.linear_leaky_relu(x, p['vn1'], s['vn1'])
     frame = self.linear_leaky_relu(frame, p['vn2'], s['vn2'])
     frame = self.linear(frame, p['vn_lin'], None)  # [B, 3, 3, ...], the second of coordinates
     return torch.einsum('bci...,bki...->bck...', x, frame), frame
 
   def layer_norm(self, x, p, s):
-    from torch.nn.functional import layer_norm
-
     norm, p = x.norm(dim=2) + 1e-6, p['ln']
-    new = layer_norm(norm.movedim(1, -1), norm.shape[1:2], p['scale'], p['bias'], eps=1e-6)
+    new = torch.nn.functional.layer_norm(
+      norm.movedim(1, -1), norm.shape[1:2], p['scale'], p['bias'], eps=1e-6
+    )
     return x / norm.unsqueeze(2) * new.movedim(-1, 1).unsqueeze(2)
 
   def attention(self, x, p, s):
-    import torch
-
     q, k, v = (self.linear(x, p[name], None).chunk(2, dim=1) for name in ('query', 'key', 'value'))
     logits = [torch.einsum('bcin,bcim->bnm', *qk) for qk in zip(q, k, strict=True)]
     weights = [(w / (3 * CHANNELS / 2) ** 0.5).softmax(-1) for w in logits]
@@ -113,8 +108,6 @@ class Torch:
 
 
 def to_torch(tree):
-  import torch
-
   return jax.tree.map(lambda a: torch.from_numpy(np.array(a)), tree)
 
 
@@ -128,8 +121,6 @@ MODES = [(name, train) for name, (_, has_modes) in LAYERS.items() for train in {
 
 @pytest.mark.parametrize(('name', 'train'), MODES)
 def test_the_layers_are_those_of_the_papers(name, train):
-  import torch
-
   layer, has_modes = LAYERS[name]
   args = (train,) if has_modes else ()
   for shape in {'max_pool': [(2, 5, 3)], 'attention': [(2, 5)]}.get(name, [(2, 5, 3), (4, 7)]):
@@ -163,8 +154,6 @@ def assert_close(ours, theirs, tolerance=1e-5):
 @pytest.mark.parametrize('cross', [False, True])
 @pytest.mark.parametrize('channels', [1, 4])
 def test_edge_features_are_those_of_vnn(channels, cross):
-  import torch
-
   x, k = vectors(2, 12, channels), 5
   neighbors = vn.nearest_neighbors(x.reshape(2, 12, -1), k)
   found = vn.edge_features(x, neighbors, cross=cross)

@@ -1,0 +1,197 @@
+"""VNT-Net and the plain point transformer: what rotations and permutations do, sizes, mistakes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from vit_jax import models
+from vit_jax.errors import FieldError, UsageError
+from vit_jax.models.point_transformer import PointTransformer
+from vit_jax.models.vnt import VNTNet
+
+SMALL = {
+  'num_classes': 5,
+  'num_neighbors': 6,
+  'hidden_size': 8,
+  'num_layers': 2,
+  'num_heads': 2,
+  'mlp_dim': 12,
+  'fused_size': 9,
+  'head_dims': (16, 8),
+}
+KINDS = [VNTNet, PointTransformer]
+
+
+def clouds(batch=2, count=24, seed=0):
+  """Normalised points."""
+  x = np.random.default_rng(seed).normal(size=(batch, count, 3))
+  x -= x.mean(axis=1, keepdims=True)
+  return np.float32(x / np.linalg.norm(x, axis=-1).max(axis=1)[:, None, None])
+
+
+@functools.cache
+def set_up(kind, **changes):
+  """A small model, and variables that are random, statistics too."""
+  model = kind(**SMALL | changes)
+  rng = np.random.default_rng(1)
+  shapes = model.variable_shapes(None, 3)
+  flat = {n: 0.5 * rng.normal(size=s).astype(np.float32) for n, s in sorted(shapes.items())}
+  flat = {n: 0.5 + abs(v) if n.endswith(('/var', '/scale')) else v for n, v in flat.items()}
+  return model, models.unflatten(flat)
+
+
+def read(model, variables, x):
+  """(logits, pooled features, tokens)."""
+
+  @jax.jit
+  def run(x):
+    found = model.apply(variables, x, method='features')
+    return model.apply(variables, x), found.pooled, found.tokens
+
+  return [np.asarray(y, np.float32) for y in run(x)]
+
+
+def difference(found, expected):
+  """Largest difference over the largest value."""
+  return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def differences_under_rotation(model, variables, count):
+  """Those of (logits, pooled features, tokens)."""
+  turns = Rotation.random(count, rng=np.random.default_rng(2)).as_matrix()
+  turned = np.einsum('bni,tij->tbnj', clouds(), turns.astype(np.float32))
+  before = read(model, variables, clouds())
+  after = read(model, variables, turned.reshape(-1, 24, 3))
+  return [
+    difference(ours.reshape(count, *theirs.shape), theirs[None])
+    for ours, theirs in zip(after, before, strict=True)
+  ]
+
+
+@pytest.mark.parametrize('pooling', ['mean', 'max'])
+def test_rotations_change_nothing(pooling):
+  model, variables = set_up(VNTNet, neighbor_pooling=pooling)
+  assert max(differences_under_rotation(model, variables, count=100)) < 2e-5
+
+
+def test_rotations_change_what_the_plain_transformer_sees():
+  assert min(differences_under_rotation(*set_up(PointTransformer), count=5)) > 0.3
+
+
+def test_rotations_change_bfloat16_by_its_rounding():
+  model, variables = set_up(VNTNet)
+  model = model.clone(dtype=jnp.bfloat16)
+  found = differences_under_rotation(model, variables, count=10)
+  assert 1e-4 < max(found) < 0.1
+  assert difference(read(model, variables, clouds())[0], read(*set_up(VNTNet), clouds())[0]) < 0.1
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_clouds_are_told_apart_and_by_their_shape(kind):
+  logits, _, _ = read(*set_up(kind), clouds(batch=3))
+  assert np.abs(logits[1:] - logits[0]).max() > 0.1
+  mirrored, _, _ = read(*set_up(kind), clouds(batch=3) * np.float32([1, 1, -1]))
+  assert difference(mirrored, logits) > 0.01
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_order_of_points_is_that_of_the_tokens(kind):
+  model, variables = set_up(kind)
+  order = np.random.default_rng(3).permutation(24)
+  logits, pooled, tokens = read(model, variables, clouds())
+  found = read(model, variables, clouds()[:, order])
+  for ours, theirs in zip(found, (logits, pooled, tokens[:, order]), strict=True):
+    assert difference(ours, theirs) < 1e-5
+  np.testing.assert_allclose(
+    pooled, np.concatenate([tokens.max(axis=1), tokens.mean(axis=1)], axis=-1), rtol=1e-5
+  )
+
+
+def test_points_that_are_all_the_same_have_finite_gradients():
+  model, variables = set_up(VNTNet)
+
+  @jax.jit
+  def loss(params, x):
+    options = {'mutable': ['batch_stats'], 'rngs': {'dropout': jax.random.key(0)}}
+    logits, _ = model.apply({**variables, 'params': params}, x, train=True, **options)
+    return jnp.square(logits - 1).sum()
+
+  x = np.broadcast_to(np.float32([0, 0, 1])[:, None, None], (3, 24, 3))  # at the origin, and apart
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables['params'], x)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_bfloat16_features_and_float32_everywhere_else(kind):
+  model = kind(**SMALL, dtype=jnp.bfloat16)
+  logits, shapes = jax.eval_shape(
+    lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 8, 3)))
+  )
+  assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+  found = jax.eval_shape(lambda v: model.apply(v, jnp.zeros((2, 8, 3)), method='features'), shapes)
+  assert (found.tokens.shape, found.tokens.dtype) == ((2, 8, 6 * 9), jnp.bfloat16)
+  assert (found.pooled.shape, found.num_prefix, found.grid) == ((2, 12 * 9), 0, None)
+
+
+def count_parameters(name, size):
+  from configs import vnt
+
+  model = models.build({'name': name, **vnt.SIZES[size]}, num_classes=40)
+  shapes = model.variable_shapes(None, 3)
+  return sum(np.prod(s) for n, s in shapes.items() if not n.startswith('batch_stats/'))
+
+
+@pytest.mark.parametrize('size', ['base', 'small'])
+def test_the_plain_transformer_has_nearly_as_many_parameters(size):
+  found = count_parameters('point_transformer', size) / count_parameters('vnt', size)
+  assert 1 <= found < 1.12
+
+
+def vn_linear_leaky_relu(inputs, outputs, directions=None):
+  return inputs * outputs + 2 * outputs + inputs * (directions or outputs)
+
+
+def test_the_parameters_of_vnt_net_by_hand():
+  layer = vn_linear_leaky_relu
+  block = 4 * 48 * 48 + 2 * 2 * 48 + layer(48, 96) + 96 * 48
+  std_feature = layer(682, 341) + layer(341, 170) + 170 * 3
+  head = 12 * 341 * 512 + 2 * 512 + 512 * 256 + 2 * 256 + 256 * 40 + 40
+  total = layer(3, 48) + layer(96, 48) + 4 * block + layer(192, 341, 1) + std_feature + head
+  assert count_parameters('vnt', 'base') == total == 2_990_326
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'neighbor_pooling': 'sum'}, r"^neighbor_pooling: 'sum' is not one of"),
+    ({'num_heads': 3}, r'^num_heads: 3 does not divide hidden_size 8$'),
+    ({'num_neighbors': 0}, r'^num_neighbors: 0 is less than 1$'),
+    ({'head_dims': (8, 0)}, r'^head_dims: \(8, 0\) has a width that is less than 1$'),
+  ],
+)
+def test_mistakes_name_their_field(fields, message):
+  with pytest.raises(FieldError, match=message):
+    VNTNet(**SMALL | fields)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'message'),
+  [
+    ((2, 5, 3), r'^num_neighbors: 6, but there are 5 points'),
+    ((2, 8, 4), r'^points have 4 coordinates; VNTNet takes 3'),
+  ],
+)
+def test_clouds_that_it_cannot_take(shape, message):
+  with pytest.raises(UsageError, match=message):
+    jax.eval_shape(VNTNet(**SMALL).init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_heads_read_no_single_layer():
+  model, variables = set_up(VNTNet)
+  with pytest.raises(UsageError, match=r'^VNTNet: heads read the fusion of its layers'):
+    model.apply(variables, clouds(), method='features', layers=(0,))

@@ -1,0 +1,82 @@
+"""VNT-Net (arXiv 2205.09690): a transformer on point clouds that no rotation of the points changes.
+
+The paper joins vector neurons (arXiv 2104.12229) and multi-head attention, and has no public code.
+The steps and sizes here are those of the networks that it builds on. Edge features, fusion,
+invariant layer and head are VN-DGCNN's (github.com/FlyingGiraffe/vnn), with the cross product of
+that repository's VN-PointNet. Four layers of attention, whose outputs are all fused, are PCT's
+(arXiv 2012.09688). A block is VN-Transformer's (arXiv 2206.04176), with its norms before the
+branches. All edge layers have the neighbours of the points themselves.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.backbone import Features
+from vit_jax.models.layers import vector_neurons as vn
+from vit_jax.models.point_backbone import PointBackbone
+
+
+class VNBlock(nn.Module):
+  """A pre-norm transformer layer of vectors: [B, N, C, 3] to [B, N, C, 3].
+
+  Attributes:
+    mlp_dim: vectors of the hidden layer.
+    num_heads: of attention; divides C.
+    dtype: dtype of the computation; parameters and statistics are float32.
+    axis_name: as for `VNTNet`.
+  """
+
+  mlp_dim: int
+  num_heads: int
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    y = vn.VNLayerNorm(self.dtype, name='norm1')(x)
+    x = x + vn.VNMultiHeadAttention(self.num_heads, self.dtype, name='attention')(y)
+    y = vn.VNLayerNorm(self.dtype, name='norm2')(x)
+    common = {'dtype': self.dtype, 'axis_name': self.axis_name}
+    y = vn.VNLinearLeakyReLU(self.mlp_dim, **common, name='mlp')(y, train)
+    return x + vn.VNLinear(x.shape[-2], self.dtype, name='mlp_out')(y)
+
+
+class VNTNet(PointBackbone, kw_only=True):
+  """VNT-Net: float32 points [B, N, 3] to float32 logits [B, num_classes], invariant to rotations.
+
+  Points are centred, so that translations change nothing either, and of radius 1. In float32 a
+  rotation changes logits and features by rounding alone; in bfloat16 by that of bfloat16.
+
+  Attributes: those of `PointBackbone`. Its neurons are vectors: `hidden_size`, `mlp_dim` and
+    `fused_size` count those. Features have six numbers for each vector of `fused_size`: three of
+    the point's own and three of the mean over the points, both in the frame of the point.
+  """
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, features: bool = False
+  ) -> jax.Array | Features:
+    """Classifies point clouds, or returns their `Features`, whose tokens are invariant as well."""
+    common = {'dtype': self.dtype, 'axis_name': self.axis_name}
+    neighbors = self.neighbors(x)  # [B, N, k]
+    x = x[:, :, None]  # [B, N, 1, 3]
+    for i in range(self.num_edge_layers):
+      edges = vn.edge_features(x, neighbors, cross=i == 0)  # [B, N, k, 3 or 2 C, 3]
+      x = vn.VNLinearLeakyReLU(self.hidden_size, **common, name=f'edge_layer_{i}')(edges, train)
+      is_mean = self.neighbor_pooling == 'mean'
+      pool = vn.mean_pool if is_mean else vn.VNMaxPool(self.dtype, name=f'edge_pool_{i}')
+      x = pool(x)  # [B, N, C, 3]
+    outputs = []
+    for i in range(self.num_layers):
+      x = VNBlock(self.mlp_dim, self.num_heads, **common, name=f'block_{i}')(x, train)
+      outputs.append(x)
+    fuse = functools.partial(vn.VNLinearLeakyReLU, share_nonlinearity=True, **common)
+    x = fuse(self.fused_size, name='fusion')(jnp.concatenate(outputs, axis=-2), train)
+    mean = jnp.broadcast_to(x.mean(axis=1, keepdims=True), x.shape)
+    x = jnp.concatenate([x, mean], axis=-2)  # [B, N, 2 F, 3]
+    x, _ = vn.VNStdFeature(**common, name='std_feature')(x, train)
+    return self.read(x.reshape(*x.shape[:2], -1), train, features)  # of [B, N, 6 F]
