@@ -14,6 +14,7 @@ from vit_jax.models.backbone import Backbone, Features, Shape, trace_shapes
 from vit_jax.models.layers import vector_neurons as vn
 
 NEIGHBOR_POOLINGS = ('mean', 'max')
+NORMS = ('rms', 'layer')
 
 _BLOCK = re.compile(r'(?:batch_stats/)?block_(\d+)/.*')
 _EDGE_LAYER = re.compile(r'(?:batch_stats/)?edge_(?:layer|pool)_\d+/.*')
@@ -36,6 +37,8 @@ class PointBackbone(Backbone, kw_only=True):
     num_layers: blocks.
     num_heads: of attention; divides `hidden_size`.
     mlp_dim: neurons of the hidden layer of a block's MLP.
+    norm: before the branches of a block, one of `NORMS`: by the root mean square of a point's
+      neurons (arXiv 1910.07467), or layer normalisation.
     fused_size: neurons of a point after the fusion layer.
     head_dims: widths of the head's dense layers before the logits, each with batch normalisation.
     dropout_rate: of the head, after each of them.
@@ -58,6 +61,7 @@ class PointBackbone(Backbone, kw_only=True):
   num_layers: int = 4
   num_heads: int = 4
   mlp_dim: int = 96
+  norm: str = 'rms'
   fused_size: int = 341
   head_dims: tuple[int, ...] = (512, 256)
   dropout_rate: float = 0.5
@@ -73,13 +77,20 @@ class PointBackbone(Backbone, kw_only=True):
     'num_layers',
     'num_heads',
     'mlp_dim',
+    'norm',
     'fused_size',
     'head_dims',
   )
-  FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ('num_neighbors', 'neighbor_pooling', 'num_heads')
+  FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (
+    'num_neighbors',
+    'neighbor_pooling',
+    'num_heads',
+    'norm',
+  )
 
   def __post_init__(self) -> None:
     check_choice('neighbor_pooling', self.neighbor_pooling, NEIGHBOR_POOLINGS)
+    check_choice('norm', self.norm, NORMS)
     sizes = ('num_neighbors', 'num_edge_layers', 'hidden_size', 'num_layers', 'num_heads')
     for name in (*sizes, 'mlp_dim', 'fused_size'):
       if getattr(self, name) < 1:

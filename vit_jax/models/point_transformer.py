@@ -24,21 +24,24 @@ class PointBlock(nn.Module):
   Attributes:
     mlp_dim: width of the hidden layer.
     num_heads: of attention; divides C.
+    norm: as of `PointTransformer`.
     dtype: dtype of the computation; parameters and statistics are float32.
     axis_name: as for `PointTransformer`.
   """
 
   mlp_dim: int
   num_heads: int
+  norm: str
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = nn.LayerNorm(dtype=self.dtype, name='norm1')(x)
+    norm = {'rms': nn.RMSNorm, 'layer': nn.LayerNorm}[self.norm]
+    y = norm(dtype=self.dtype, name='norm1')(x)
     attention = layers.MultiHeadDotProductAttention(self.num_heads, self.dtype, name='attention')
     x = x + attention(y)
-    y = nn.LayerNorm(dtype=self.dtype, name='norm2')(x)
+    y = norm(dtype=self.dtype, name='norm2')(x)
     y = DenseLeakyReLU(self.mlp_dim, self.dtype, self.axis_name, name='mlp')(y, train)
     return x + nn.Dense(x.shape[-1], dtype=self.dtype, name='mlp_out')(y)
 
@@ -66,7 +69,8 @@ class PointTransformer(PointBackbone, kw_only=True):
       x = pool(edges, axis=2)  # [B, N, C]
     outputs = []
     for i in range(self.num_layers):
-      x = PointBlock(self.mlp_dim, self.num_heads, **common, name=f'block_{i}')(x, train)
+      block = PointBlock(self.mlp_dim, self.num_heads, self.norm, **common, name=f'block_{i}')
+      x = block(x, train)
       outputs.append(x)
     x = DenseLeakyReLU(self.fused_size, **common, name='fusion')(
       jnp.concatenate(outputs, axis=-1), train

@@ -5,7 +5,8 @@ The steps and sizes here are those of the networks that it builds on. Edge featu
 invariant layer and head are VN-DGCNN's (github.com/FlyingGiraffe/vnn), with the cross product of
 that repository's VN-PointNet. Four layers of attention, whose outputs are all fused, are PCT's
 (arXiv 2012.09688). A block is VN-Transformer's (arXiv 2206.04176), with its norms before the
-branches. All edge layers have the neighbours of the points themselves.
+branches; `norm` chooses its layer normalisation of lengths, or the root mean square, by which it
+learns faster here. All edge layers have the neighbours of the points themselves.
 """
 
 import functools
@@ -26,20 +27,23 @@ class VNBlock(nn.Module):
   Attributes:
     mlp_dim: vectors of the hidden layer.
     num_heads: of attention; divides C.
+    norm: as of `VNTNet`.
     dtype: dtype of the computation; parameters and statistics are float32.
     axis_name: as for `VNTNet`.
   """
 
   mlp_dim: int
   num_heads: int
+  norm: str
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = vn.VNLayerNorm(self.dtype, name='norm1')(x)
+    norm = {'rms': vn.VNRMSNorm, 'layer': vn.VNLayerNorm}[self.norm]
+    y = norm(self.dtype, name='norm1')(x)
     x = x + vn.VNMultiHeadAttention(self.num_heads, self.dtype, name='attention')(y)
-    y = vn.VNLayerNorm(self.dtype, name='norm2')(x)
+    y = norm(self.dtype, name='norm2')(x)
     common = {'dtype': self.dtype, 'axis_name': self.axis_name}
     y = vn.VNLinearLeakyReLU(self.mlp_dim, **common, name='mlp')(y, train)
     return x + vn.VNLinear(x.shape[-2], self.dtype, name='mlp_out')(y)
@@ -72,7 +76,8 @@ class VNTNet(PointBackbone, kw_only=True):
       x = pool(x)  # [B, N, C, 3]
     outputs = []
     for i in range(self.num_layers):
-      x = VNBlock(self.mlp_dim, self.num_heads, **common, name=f'block_{i}')(x, train)
+      block = VNBlock(self.mlp_dim, self.num_heads, self.norm, **common, name=f'block_{i}')
+      x = block(x, train)
       outputs.append(x)
     fuse = functools.partial(vn.VNLinearLeakyReLU, share_nonlinearity=True, **common)
     x = fuse(self.fused_size, name='fusion')(jnp.concatenate(outputs, axis=-2), train)

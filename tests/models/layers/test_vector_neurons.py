@@ -26,6 +26,7 @@ LAYERS = {
   'max_pool': (vn.VNMaxPool(), False),
   'std_feature': (vn.VNStdFeature(), True),
   'layer_norm': (vn.VNLayerNorm(), False),
+  'rms_norm': (vn.VNRMSNorm(), False),
   'attention': (vn.VNMultiHeadAttention(num_heads=2), False),
 }
 
@@ -98,6 +99,10 @@ class Torch:
       norm.movedim(1, -1), norm.shape[1:2], p['scale'], p['bias'], eps=1e-6
     )
     return x / norm.unsqueeze(2) * new.movedim(-1, 1).unsqueeze(2)
+
+  def rms_norm(self, x, p, s):
+    size = ((x * x).sum(2, keepdim=True).mean(1, keepdim=True) + 1e-6).sqrt()
+    return torch.einsum('c,bci...->bci...', p['scale'], x / size)
 
   def attention(self, x, p, s):
     q, k, v = (self.linear(x, p[name], None).chunk(2, dim=1) for name in ('query', 'key', 'value'))

@@ -147,6 +147,26 @@ class VNLayerNorm(nn.Module):
     return rescale(x, old, nn.LayerNorm(name='ln')(old)).astype(self.dtype)
 
 
+class VNRMSNorm(nn.Module):
+  """Divides a point's vectors by the root of their mean squared length: [..., C, 3] as is.
+
+  After RMSNorm (arXiv 1910.07467). Unlike `VNLayerNorm` it has no mean of lengths to take away, so
+  it turns no vector around, and a short one among long ones stays short.
+
+  Attributes:
+    dtype: dtype of the output; parameters and lengths are float32.
+  """
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param('scale', nn.initializers.ones, x.shape[-2:-1])
+    v = x.astype(jnp.float32)
+    size = jnp.sqrt(jnp.square(v).sum(-1).mean(-1) + EPSILON)[..., None, None]
+    return (v / size * scale[:, None]).astype(self.dtype)
+
+
 class VNLeakyReLU(nn.Module):
   """`leaky_relu` by directions that are learned: [..., C, 3] to [..., C, 3].
 
