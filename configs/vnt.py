@@ -33,6 +33,7 @@ def get_config(arg: str = 'small,digits_in_space', model: str = 'vnt') -> Config
   c = common.get_config(model)
   datasets.apply(c, dataset)
   c.model.update(SIZES[size])
+  c.dtype = 'float32'  # in bfloat16, rotations change logits by its rounding
   c.batch_size = 32
   c.num_epochs = 250.0
   c.optimizer.name = 'adamw'
