@@ -44,6 +44,7 @@ def get_config(arg: str = 'small,digits_in_space', model: str = 'vnt') -> Config
   if dataset == 'digits_in_space':
     c.data.options.num_points = 128
     c.num_epochs, c.num_steps = 0.0, 1000
+    c.optimizer.learning_rate = 1e-2
     c.eval_every = 500
     c.schedule.warmup_steps = 100
   return c

@@ -5,8 +5,8 @@ The steps and sizes here are those of the networks that it builds on. Edge featu
 invariant layer and head are VN-DGCNN's (github.com/FlyingGiraffe/vnn), with the cross product of
 that repository's VN-PointNet. Four layers of attention, whose outputs are all fused, are PCT's
 (arXiv 2012.09688). A block is VN-Transformer's (arXiv 2206.04176), with its norms before the
-branches; `norm` chooses its layer normalisation of lengths, or the root mean square, by which it
-learns faster here. All edge layers have the neighbours of the points themselves.
+branches; `norm` chooses between its layer normalisation of lengths and the root mean square, which
+turns no vector around. All edge layers have the neighbours of the points themselves.
 """
 
 import functools
