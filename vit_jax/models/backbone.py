@@ -27,11 +27,18 @@ DESCRIPTION = (
   'channels',
   'image_size',
   'num_frames',
+  'num_points',
   'class_names',
   'preprocess',
 )
 # Kinds of data that a model can take (`Backbone.INPUT`) -> the axes of an example before channels.
-AXES = {'image': ('height', 'width'), 'video': ('frames', 'height', 'width')}
+AXES = {
+  'image': ('height', 'width'),
+  'video': ('frames', 'height', 'width'),
+  'points': ('points',),
+}
+# Sizes of these axes to trace a model with, where none of its parameters depends on them.
+_ANY_SIZES = {'frames': 32, 'height': 224, 'width': 224, 'points': 128}
 
 
 @flax.struct.dataclass
@@ -146,7 +153,8 @@ class Backbone(nn.Module):
 
   A subclass has `__call__(inputs, *, train=False)`, which gives float32 logits [B, num_classes], or
   what the head would read where `num_classes` is 0 or less, and `features`. Inputs are normalised
-  examples of one kind of data, `INPUT`: float images [B, H, W, C] unless a subclass says otherwise.
+  examples of one kind of data, `INPUT`: float images [B, H, W, C] unless a subclass says otherwise,
+  videos [B, T, H, W, C] or points [B, N, 3].
   """
 
   # The kind of data that it takes, a key of `AXES`: the entry of records that goes into its call.
@@ -247,10 +255,10 @@ class Backbone(nn.Module):
 
     Args:
       input_size: of an input's axes between batch and channels: (height, width) of images, (frames,
-        height, width) of videos. None where nothing depends on it.
+        height, width) of videos, (points,). None where nothing depends on it.
       channels: of the input.
     """
-    return trace_shapes(self, input_size or (224, 224), channels)
+    return trace_shapes(self, input_size, channels)
 
   # Weights of other models.
 
@@ -354,7 +362,7 @@ class Backbone(nn.Module):
     return None
 
 
-def trace_shapes(model: nn.Module, input_size: Shape, channels: int) -> dict[str, Shape]:
+def trace_shapes(model: nn.Module, input_size: Shape | None, channels: int) -> dict[str, Shape]:
   """Returns path -> shape of a model's variables, by the names of `variables.flatten`.
 
   Args:
@@ -362,7 +370,8 @@ def trace_shapes(model: nn.Module, input_size: Shape, channels: int) -> dict[str
     input_size: as for `Backbone.variable_shapes`.
     channels: of the input.
   """
-  inputs = jax.ShapeDtypeStruct((1, *input_size, channels), jnp.float32)
+  size = input_size or tuple(_ANY_SIZES[axis] for axis in AXES[model.INPUT])
+  inputs = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
   init = functools.partial(model.init, train=False)
   flat = variables_lib.flatten(jax.eval_shape(init, jax.random.key(0), inputs))
   return {name: leaf.shape for name, leaf in flat.items()}

@@ -11,6 +11,9 @@ from vit_jax.models import registry
 from vit_jax.models.backbone import AXES, DESCRIPTION, Backbone, Shape
 from vit_jax.models.heads.head import Head
 
+# What a model takes, in words, by its kind of data.
+_TAKES = {'image': 'single images', 'video': 'videos', 'points': 'points'}
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -87,15 +90,17 @@ def _is_finite(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Mapping[str, Any]):
-  """The model that a set of variables belongs to, and the images or videos that it takes.
+  """The model that a set of variables belongs to, and the images, videos or points that it takes.
 
   It is also a mapping, of what `to_dict` returns: `config['num_heads']`.
 
   Attributes:
     model: the Flax module: a `Backbone`, or a task's `Head` on one.
-    channels: of its images.
-    image_size: (height, width) of its images in pixels; None where nothing depends on it.
-    num_frames: of its videos; None where nothing depends on it, and of a model of images.
+    channels: of its images; 3 of points, their coordinates.
+    image_size: (height, width) of its images in pixels; None where nothing depends on it, and of a
+      model of points.
+    num_frames: of its videos; None where nothing depends on it, and of a model of something else.
+    num_points: of its clouds, likewise.
     class_names: a name for each class; None where they aren't known.
     preprocess: what is done to images; None where it isn't known.
 
@@ -107,6 +112,7 @@ class ModelConfig(Mapping[str, Any]):
   channels: int = 3
   image_size: tuple[int, int] | None = None
   num_frames: int | None = None
+  num_points: int | None = None
   class_names: tuple[str, ...] | None = None
   preprocess: Preprocessing | None = None
 
@@ -116,10 +122,17 @@ class ModelConfig(Mapping[str, Any]):
       if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise FieldError('image_size', f'{self.image_size!r} is not (height, width)')
       object.__setattr__(self, 'image_size', size)
-    if self.num_frames is not None and 'frames' not in AXES[self.model.INPUT]:
-      raise FieldError('num_frames', f'{self.num_frames!r}, but the model takes single images')
-    if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
-      raise FieldError('num_frames', f'{self.num_frames!r} is not a number from 1 on')
+    for name, axis in (
+      ('image_size', 'height'),
+      ('num_frames', 'frames'),
+      ('num_points', 'points'),
+    ):
+      if (value := getattr(self, name)) is None:
+        continue
+      if axis not in AXES[self.model.INPUT]:
+        raise FieldError(name, f'{value!r}, but the model takes {_TAKES[self.model.INPUT]}')
+      if name != 'image_size' and (type(value) is not int or value < 1):
+        raise FieldError(name, f'{value!r} is not a number from 1 on')
     if type(self.channels) is not int or self.channels < 1:
       raise FieldError('channels', f'{self.channels!r} is not a number from 1 on')
     names = self.class_names
@@ -132,7 +145,8 @@ class ModelConfig(Mapping[str, Any]):
     if self.preprocess is not None:
       for name in ('frame_stride', 'temporal_views'):
         if getattr(self.preprocess, name) and 'frames' not in AXES[self.model.INPUT]:
-          raise FieldError(f'preprocess.{name}', 'set, but the model takes single images')
+          takes = _TAKES[self.model.INPUT]
+          raise FieldError(f'preprocess.{name}', f'set, but the model takes {takes}')
       for name in ('mean', 'std'):
         values = getattr(self.preprocess, name)
         if len(values) not in (1, self.channels):
@@ -174,7 +188,8 @@ class ModelConfig(Mapping[str, Any]):
   def input_size(self) -> Shape | None:
     """The sizes of `AXES` of an input; None where one isn't known."""
     height, width = self.image_size or (None, None)
-    sizes = {'frames': self.num_frames, 'height': height, 'width': width}
+    sizes = {'height': height, 'width': width}
+    sizes |= {'frames': self.num_frames, 'points': self.num_points}
     size = tuple(sizes[axis] for axis in AXES[self.model.INPUT])
     return None if None in size else size
 
@@ -201,7 +216,7 @@ class ModelConfig(Mapping[str, Any]):
       'num_classes': self.num_classes,
       'channels': self.channels,
       'image_size': self.image_size,
-      **({} if self.num_frames is None else {'num_frames': self.num_frames}),
+      **{n: getattr(self, n) for n in ('num_frames', 'num_points') if getattr(self, n) is not None},
       'class_names': None if self.class_names is None else list(self.class_names),
       'preprocess': None if self.preprocess is None else self.preprocess.to_dict(),
     }

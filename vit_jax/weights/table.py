@@ -26,7 +26,7 @@ from vit_jax.weights import files, rules
 from vit_jax.weights.rules import Module
 
 # Entries of a model config that no parameter depends on, whatever the backbone.
-IMAGES = ('image_size', 'num_frames', 'class_names', 'preprocess')
+IMAGES = ('image_size', 'num_frames', 'num_points', 'class_names', 'preprocess')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,4 +58,4 @@ class Head(nn.Module, kw_only=True):
 
   def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
     """As of `Backbone`."""
-    return trace_shapes(self, input_size or (224, 224), channels)
+    return trace_shapes(self, input_size, channels)
