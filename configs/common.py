@@ -63,6 +63,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.data.num_frames = 0
   c.data.frame_stride = 1  # of the video's frames, from each of these to the next
   c.data.temporal_views = 1  # clips of each video whose outputs evaluation averages
+  c.data.num_points = 0  # that the model sees of a cloud, at random to train; 0 = as stored
   c.data.spatial_crops = 1  # 3: and of each, crops in the middle and at both ends
   c.data.mean = (0.5,)  # per channel, or one for all; of pixels scaled to [0, 1]
   c.data.std = (0.5,)

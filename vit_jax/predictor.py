@@ -1,4 +1,4 @@
-"""Predictions for images, videos and their files, computed as in the evaluation of a run."""
+"""Predictions for images, videos, points and their files, computed as in a run's evaluation."""
 
 import collections
 import functools
@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data import Preprocess, augment, kinds, make_preprocess
-from vit_jax.data.kinds import Size, Window
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import Backbone, ModelConfig, Preprocessing
+from vit_jax.models.backbone import AXES
 from vit_jax.models.heads.head import Head
 from vit_jax.tasks import task_for
 
@@ -31,11 +31,10 @@ Prediction = np.ndarray | dict[str, np.ndarray]
 
 
 class _Prepared(NamedTuple):
-  """Pixels as the model takes them, and which part of which image or video they are."""
+  """What the model takes of an input, and what makes of its prediction one for the whole."""
 
-  pixels: np.ndarray
-  window: Window
-  size: Size
+  taken: np.ndarray
+  restore: Callable[[Prediction], Prediction]
 
 
 class Predictor:
@@ -46,7 +45,7 @@ class Predictor:
       probabilities = predictor([decode_image('cat.jpg')])  # float32 [1, 1000]
 
   Inputs are images, uint8 [height, width, 1 or 3], any size, or what else the model takes: videos,
-  uint8 [frames, height, width, 1 or 3].
+  uint8 [frames, height, width, 1 or 3]; points, float32 [N, 3].
 
   Attributes:
     input: the kind of data that the model takes, a key of `kinds.KINDS`.
@@ -176,12 +175,14 @@ class Predictor:
     return -(-wanted // num_devices) * num_devices
 
   def _batch(self, size: int) -> np.ndarray:
-    return np.zeros((size, *self._input_shape), np.uint8)
+    return np.zeros((size, *self._input_shape), self._kind.dtype)
 
   def _prepare(self, value: np.ndarray) -> _Prepared:
-    size = self._kind.size(value)
-    pixels = self._preprocess({self.input: value})[self._entry]
-    return _Prepared(pixels, self._preprocess.window(*size), size)
+    taken = self._preprocess({self.input: value})[self._entry]
+    if (size := self._kind.size(value)) is None:
+      return _Prepared(taken, functools.partial(self.task.to_points, taken=taken, points=value))
+    window = self._preprocess.window(*size)
+    return _Prepared(taken, functools.partial(self.task.to_image, window=window, size=size))
 
   def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, _Prepared | Exception]:
     try:
@@ -193,14 +194,11 @@ class Predictor:
     """Returns the prediction of each of up to `size` inputs."""
     batch = self._batch(size)
     for row, prepared in zip(batch, inputs, strict=False):
-      row[...] = prepared.pixels
+      row[...] = prepared.taken
     values = jax.device_get(self._predict(self._variables, jax.device_put(batch, self._split)))
     if not all(np.isfinite(x[: len(inputs)]).all() for x in jax.tree.leaves(values)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
-    return [
-      self.task.to_image(_row(values, row), prepared.window, prepared.size)
-      for row, prepared in enumerate(inputs)
-    ]
+    return [prepared.restore(_row(values, row)) for row, prepared in enumerate(inputs)]
 
 
 def _row(values: Any, row: int) -> Any:
@@ -234,24 +232,28 @@ def preparation(config: ModelConfig) -> tuple[Preprocess, Sequence[float], Seque
     (the function of a record, mean, std), the last two per channel or of one number for all.
 
   Raises:
-    FieldError: it isn't known which images or videos the model takes.
+    FieldError: it isn't known which images, videos or points the model takes.
   """
-  if config.image_size is None:
+  axes = AXES[config.model.INPUT]
+  if 'height' in axes and config.image_size is None:
     raise FieldError(
       'image_size', 'the weights do not say how large their images are; give HEIGHT,WIDTH'
     )
-  if config.input_size is None:
-    raise FieldError(
-      'num_frames', 'the weights do not say how many frames their videos have; give the number'
-    )
+  for axis, plural in (('frames', 'videos'), ('points', 'clouds')):
+    if axis in axes and getattr(config, f'num_{axis}') is None:
+      raise FieldError(
+        f'num_{axis}',
+        f'the weights do not say how many {axis} their {plural} have; give the number',
+      )
   if config.channels not in (1, 3):
     raise UsageError(
       f'the model takes images of {config.channels} channels; image files have 1 or 3'
     )
   preprocess = config.preprocess or Preprocessing()
+  has_pixels = kinds.kind_of(config.model.INPUT).has_pixels
   function = make_preprocess(
-    config.image_size,
-    config.channels,
+    config.image_size or (),
+    config.channels if has_pixels else 0,
     preprocess.crop,
     False,
     preprocess.crop_fraction,
@@ -259,5 +261,6 @@ def preparation(config: ModelConfig) -> tuple[Preprocess, Sequence[float], Seque
     frame_stride=preprocess.frame_stride or 1,
     temporal_views=preprocess.temporal_views or 1,
     spatial_crops=preprocess.spatial_crops or 1,
+    num_points=config.num_points or 0,
   )
   return function, preprocess.mean, preprocess.std

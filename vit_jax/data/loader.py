@@ -339,6 +339,10 @@ def _make_loader(
     raise FieldError(
       'num_frames', '0 leaves videos as they are stored, and these differ in length; give a number'
     )
+  if not preprocess.takes_points and source.num_points is None:
+    raise FieldError(
+      'num_points', '0 leaves points as they are stored, and their number differs; give one'
+    )
   if resident:
     return ResidentLoader(source, preprocess, plan, num_threads)
   return StreamedLoader(source, preprocess, plan, num_workers, num_threads, prefetch)
@@ -379,12 +383,13 @@ def resolve_resident(
     raise FieldError(
       'resident',
       "'yes' keeps each image as it is decoded once, and a random crop on the host "
-      "(crop='inception', or num_frames of a video) needs it anew every time; give 'auto' or 'no'",
+      "(crop='inception', num_frames of a video, or num_points) needs it anew every time; give "
+      "'auto' or 'no'",
     )
   if resident != 'auto':
     return resident == 'yes', f'resident={resident!r}'
   if is_random:
-    return False, 'crops or clips are taken at random on the host'
+    return False, 'crops, clips or points are taken at random on the host'
   size = sum(len(source) * _num_bytes(preprocess(source[0])) for source, preprocess in sets)
   # The whole memory, not what is free: that may differ between processes.
   stats = devices[0].memory_stats() or {}

@@ -41,11 +41,13 @@ class Preprocess:
   random_crop: bool
   clips: Clips = dataclasses.field(default_factory=Clips)
   spatial_crops: int = 1
+  num_points: int = 0
+  random_points: bool = False
 
   @property
   def random(self) -> bool:
     """Whether it draws from `rng`; if not, `rng` may be None."""
-    return self.random_crop or self.clips.random
+    return self.random_crop or self.clips.random or self.random_points
 
   @property
   def num_views(self) -> int:
@@ -68,7 +70,14 @@ class Preprocess:
     """Whether all videos come out with one number of frames, whatever is stored."""
     return bool(self.clips.num_frames)
 
+  @property
+  def takes_points(self) -> bool:
+    """Whether all clouds come out with one number of points, whatever is stored."""
+    return bool(self.num_points)
+
   def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+    if self.num_points:
+      record = self._take_points(record, rng)
     stored = kinds.num_frames(record)
     if self.takes_clips and stored is None:
       raise FieldError('num_frames', f'{self.clips.num_frames}, but the records have no videos')
@@ -79,12 +88,25 @@ class Preprocess:
     if not self.image_size and not self.channels:
       return record
     kinds.check(record)
+    size = self._picture_size(record)
+    geometry = self._draw(record, *size, rng) if self.random_crop else self.geometry(*size)
+    return kinds.fit(record, geometry, self.channels)
+
+  def _picture_size(self, record: Record) -> kinds.Size:
     size = kinds.picture_size(record)
     if size is None:
       field = 'image_size' if self.image_size else 'channels'
       raise FieldError(field, f'{getattr(self, field)}, but the records have no pictures')
-    geometry = self._draw(record, *size, rng) if self.random_crop else self.geometry(*size)
-    return kinds.fit(record, geometry, self.channels)
+    return size
+
+  def _take_points(self, record: Record, rng: np.random.Generator | None) -> Record:
+    """Returns a record with some of its points, or with some of them several times."""
+    stored = kinds.num_points(record)
+    if stored is None:
+      raise FieldError('num_points', f'{self.num_points}, but the records have no points')
+    kinds.check(record)
+    order = (rng if self.random_points else np.random.default_rng(0)).permutation(stored)
+    return kinds.take_points(record, np.resize(order, self.num_points))
 
   def _views(self, record: Record, stored: int | None) -> Record:
     """Returns all views of a record: of each clip, each of the crops."""
@@ -93,7 +115,7 @@ class Preprocess:
     clips = self.clips.indices(stored or 1)
     # Taken together, so that a file is decoded once.
     pictures, length = kinds.take_frames(pictures, clips.ravel()), clips.shape[1]
-    geometries, views = self.geometries(*kinds.picture_size(pictures)), []
+    geometries, views = self.geometries(*self._picture_size(pictures)), []
     for start in range(0, clips.size, length):
       clip = kinds.take_frames(pictures, np.arange(start, start + length))
       kinds.check(clip)
@@ -175,6 +197,7 @@ def make_preprocess(
   temporal_views: int = 1,
   spatial_crops: int = 1,
   train_size: Sequence[int] = (),
+  num_points: int = 0,
 ) -> Preprocess:
   """Returns `preprocess(record, rng) -> record`, which crops and resizes all of a record alike.
 
@@ -202,6 +225,8 @@ def make_preprocess(
     spatial_crops: 1, or 3 to evaluate: along the side that has more to spare. Outputs are averaged
       over the views, as arXiv 2103.15691 does.
     train_size: as `image_size`, of what is trained on; () is `image_size`.
+    num_points: taken of each cloud, at random to train, always the same to evaluate; where a cloud
+      has fewer, they are taken several times. 0 leaves clouds as stored.
 
   Raises:
     FieldError: a wrong value, or a crop without an image size.
@@ -225,8 +250,9 @@ def make_preprocess(
       raise FieldError(field, f'{value} is not a number from 1 on')
     if value > 1 and not num_frames:
       raise FieldError(field, f'{value}, but num_frames is 0, which leaves videos as stored')
-  if num_frames < 0:
-    raise FieldError('num_frames', f'{num_frames} is negative')
+  for field, value in (('num_frames', num_frames), ('num_points', num_points)):
+    if value < 0:
+      raise FieldError(field, f'{value} is negative')
   if spatial_crops not in (1, 3):
     raise FieldError('spatial_crops', f'{spatial_crops} is not 1 or 3')
   if spatial_crops > 1 and crop not in CENTRAL_CROPS:
@@ -244,6 +270,8 @@ def make_preprocess(
     random_crop=train and crop in ('inception', 'scale'),
     clips=Clips(num_frames, frame_stride, random_clip, views),
     spatial_crops=1 if train else spatial_crops,
+    num_points=num_points,
+    random_points=train and num_points > 0,
   )
 
 

@@ -43,6 +43,11 @@ class Views:
     """Whether all videos of a group come out with one number of frames, whatever is stored."""
     return all(preprocess.takes_clips for preprocess, _ in self.groups.values())
 
+  @property
+  def takes_points(self) -> bool:
+    """Whether all clouds come out with one number of points: views leave points alone."""
+    return False
+
   def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
     spatial = {name: value for name, kind, value in kinds.entries(record) if kind.is_spatial}
     result = {name: value for name, value in record.items() if name not in spatial}

@@ -170,15 +170,17 @@ def _context(
   name, kind = config.model.INPUT, kinds.kind_of(config.model.INPUT)
   records = [examples[i] for i in range(min(_NUM_IMAGES.value, len(examples)))]
   prepared = [preprocess.one_view(record) for record in records]
-  inputs = np.array([record[name] for record in prepared], np.uint8)
+  inputs = np.array([record[name] for record in prepared], kind.dtype)
   inputs = inputs.reshape(-1, *config.input_size, config.channels)
-  images = np.array([kind.picture(value) for value in inputs], np.uint8)
+  images = [kind.picture(value) for value in inputs]
   labels = [record['label'] for record in records if 'label' in record]
   boxes, masks = ([r[entry] for r in prepared if entry in r] for entry in ('box', 'mask'))
   return Context(
     config=config,
     variables=variables,
-    images=images.reshape(-1, *config.image_size, config.channels),
+    images=np.stack(images or [kind.picture(np.zeros(inputs.shape[1:], kind.dtype))])[
+      : len(images)
+    ],
     inputs=np.asarray(augment.normalize_batch({name: inputs}, mean, std)[name]),
     labels=_one_hot(labels, config.num_classes) if len(labels) == len(records) else None,
     boxes=np.stack(boxes) if boxes else None,

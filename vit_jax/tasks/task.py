@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from vit_jax.data import kinds
 from vit_jax.data.kinds import Size, Window
@@ -137,6 +138,11 @@ class Task:
   def to_image(self, prediction: Any, window: Window, size: Size) -> Any:
     """Returns the prediction of a part of an image, `window`, as one of the whole, of `size`."""
     del window, size
+    return prediction
+
+  def to_points(self, prediction: Any, taken: np.ndarray, points: np.ndarray) -> Any:
+    """Returns the prediction of some points [n, 3] of a cloud as one of all [N, 3]."""
+    del taken, points
     return prediction
 
   def lines(self, prediction: Any, class_names: Sequence[str], top: int) -> list[str]:

@@ -57,6 +57,7 @@ def _preprocess(data: ConfigDict, split: str) -> Preprocess:
       data.crop_fraction,
       **{name: data[name] for name in _CLIPS},
       train_size=data.train_size,
+      num_points=data.num_points,
     )
 
 
@@ -85,10 +86,8 @@ class Experiment:
     """
     kind = resolve.find_task(config)
     targets = kind.TARGETS
-    with field_prefix('config.augment.'):
-      augment.validate(config.augment, targets)
     sources = {split: _load(config.data, split) for split in ('train', 'test')}
-    channels = config.data.channels or sources['train'].image_shape[2]
+    channels = config.data.channels or sources['train'].channels
     config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve.resolve(config, len(sources['train']))
     self.sets = {
@@ -107,6 +106,8 @@ class Experiment:
       )
     self.model = resolve.build_model(config, self.num_classes)
     resolve.check_input(config, self.model, sources['train'][0])
+    with field_prefix('config.augment.'):
+      augment.validate(config.augment, (self.model.INPUT, *targets))
     self.task = resolve.build_task(config, self.model, self.num_classes)
     resolve.complete(config, self.model, self.task)
     resolve.check_task(config, self.model, self.task)
@@ -134,13 +135,15 @@ class Experiment:
     if data.crop in CENTRAL_CROPS:  # as in evaluation
       crop = {'crop': 'central', 'crop_fraction': self.sets['test'][1].crop_fraction}
     clips = {name: data[name] for name in _CLIPS[1:] if data[name] > 1}
+    pixels = Preprocessing(mean=data.mean, std=data.std, **crop, **clips)
     return ModelConfig(
       model=self.model,
       channels=example.shape[-1],
       image_size=kind.size(example),
       num_frames=kind.num_frames(example),
+      num_points=kind.num_points(example),
       class_names=tuple(self._class_names) or None,
-      preprocess=Preprocessing(mean=data.mean, std=data.std, **crop, **clips),
+      preprocess=pixels if kind.has_pixels else None,
     )
 
   def _check_frozen(self, frozen: Any) -> None:

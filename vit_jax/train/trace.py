@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.data import augment, kinds
 from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
+from vit_jax.models import Preprocessing
 from vit_jax.tasks import Metric, Task
 from vit_jax.train import step
 
@@ -44,7 +45,7 @@ def trace(
       there is no such metric to monitor.
   """
   shape = kinds.example(record, model.INPUT).shape
-  _check_pixels(config.data, shape[-1])
+  _check_pixels(config.data, shape[-1], kinds.kind_of(model.INPUT))
   batch = kinds.stack([record]) | {'weight': np.ones(1, np.float32)}
 
   def evaluate(variables):
@@ -102,8 +103,10 @@ def _names_the_model() -> Iterator[None]:
     raise UsageError(f'config.model: {e}') from e
 
 
-def _check_pixels(data: ConfigDict, channels: int) -> None:
+def _check_pixels(data: ConfigDict, channels: int, kind: kinds.Kind) -> None:
   for field in ('mean', 'std'):
+    if not kind.has_pixels and tuple(data[field]) != getattr(Preprocessing(), field):
+      raise UsageError(f'config.data.{field}: {data[field]}, but {kind.plural} have no pixels')
     if len(data[field]) not in (1, channels):
       raise UsageError(
         f'config.data.{field}: {len(data[field])} values, but images have {channels} channels; '

@@ -33,11 +33,13 @@ __all__ = [
   'kind_of',
   'normalize',
   'num_frames',
+  'num_points',
   'picture_size',
   'restore',
   'shows_enough',
   'stack',
   'take_frames',
+  'take_points',
   'views_of',
 ]
 
@@ -95,6 +97,19 @@ def take_frames(record: Mapping[str, Any], indices: np.ndarray) -> dict[str, Any
   }
 
 
+def num_points(record: Mapping[str, Any]) -> int | None:
+  """Returns how many points the clouds of a record have, None where there are none."""
+  counts = (kind.num_points(value) for _, kind, value in entries(record))
+  return next((count for count in counts if count is not None), None)
+
+
+def take_points(record: Mapping[str, Any], indices: np.ndarray) -> dict[str, Any]:
+  """Returns the record with some of the points of its clouds; see `Kind.take_points`."""
+  return dict(record) | {
+    name: kind.take_points(value, indices) for name, kind, value in entries(record)
+  }
+
+
 def picture_size(record: Mapping[str, Any]) -> Size | None:
   """Returns the (height, width) of the pictures of a record, None where there are none."""
   for _, kind, value in entries(record):
@@ -104,17 +119,24 @@ def picture_size(record: Mapping[str, Any]) -> Size | None:
 
 
 def check(record: Mapping[str, Any]) -> None:
-  """Raises UsageError unless each entry is of its kind, and all pictures are of one size.
+  """Raises UsageError unless each entry is of its kind, and they agree in size.
+
+  All pictures are of one size, and all that belongs to points is for as many of them.
 
   Views, which are made of what was checked, aren't looked at.
   """
-  sizes = {}
+  sizes, counts = {}, {}
   for name, kind, value in entries(record):
     if '/' in name:
       continue
     kind.check(name, value)
     if size := kind.size(value):
       sizes[name] = size
+    if count := kind.num_points(value):
+      counts[name] = count
+  if len(set(counts.values())) > 1:
+    listed = ', '.join(f'{name} {count}' for name, count in counts.items())
+    raise UsageError(f'the points of a record differ in number: {listed}')
   if len(set(sizes.values())) > 1:
     listed = ', '.join(f'{name} {height}x{width}' for name, (height, width) in sizes.items())
     raise UsageError(f'the pictures of a record differ in size: {listed}')

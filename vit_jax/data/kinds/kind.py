@@ -67,6 +67,8 @@ class Kind(abc.ABC):
     plural: what several of them are called, for messages.
     is_spatial: whether it lies in a picture and moves with it.
     has_pixels: whether it consists of images, whose colours change.
+    has_points: whether it consists of points in space, which can be turned.
+    dtype: of its values in batches, for kinds that a model takes.
     cannot_follow: fields of config.augment after which a value doesn't fit its image any more.
   """
 
@@ -74,6 +76,8 @@ class Kind(abc.ABC):
   plural: str
   is_spatial = False
   has_pixels = False
+  has_points = False
+  dtype: type = np.uint8
   cannot_follow: tuple[str, ...] = ()
 
   @abc.abstractmethod
@@ -113,6 +117,16 @@ class Kind(abc.ABC):
 
   def take_frames(self, value: Any, indices: np.ndarray) -> Any:
     """Returns a value that has some of its frames, in the order of `indices`, int [T]."""
+    del indices
+    return value
+
+  def num_points(self, value: np.ndarray) -> int | None:
+    """Returns how many points in space a value is of, None where it is of none."""
+    del value
+    return None
+
+  def take_points(self, value: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Returns a value for some of its points, in the order of `indices`, int [N]."""
     del indices
     return value
 
@@ -163,6 +177,11 @@ class Kind(abc.ABC):
 
   def map_images(self, function: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
     """Returns a value whose images [H, W, C], if it has any, went through `function`."""
+    del function
+    return value
+
+  def map_points(self, function: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
+    """Returns a value whose points [N, 3], if it has any, went through `function`."""
     del function
     return value
 

@@ -1,11 +1,14 @@
 """Point clouds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.data import clouds
 from vit_jax.data.kinds.kind import Kind
 
 
@@ -16,6 +19,8 @@ class Points(Kind):
   """
 
   form, plural = 'float32 [points, 3]', 'points'
+  has_points = True
+  dtype = np.float32
   cannot_follow = (
     'crop_padding',
     'flip',
@@ -31,7 +36,26 @@ class Points(Kind):
   )
 
   def is_valid(self, value: np.ndarray) -> bool:
-    return value.dtype == np.float32 and value.ndim == 2 and value.shape[1] == 3
+    return value.dtype == np.float32 and value.ndim == 2 and value.shape[1] == 3 and len(value) > 0
+
+  def find_files(self, path: str | Path) -> list[Path]:
+    return clouds.find_clouds(path)
+
+  def decode(self, file: Path | BinaryIO, channels: int = 0) -> np.ndarray:
+    del channels
+    return clouds.decode_points(file)
+
+  def picture(self, value: np.ndarray) -> np.ndarray:
+    return clouds.draw(value)
+
+  def num_points(self, value: np.ndarray) -> int:
+    return len(value)
+
+  def take_points(self, value: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    return value[indices]
+
+  def map_points(self, function: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
+    return function(value)
 
   def normalize(self, value: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     del mean, std

@@ -2,9 +2,9 @@
 
 A record is a dict with an entry of one or more of the kinds in `vit_jax.data.kinds`, by name:
 `image` uint8 [H, W, C] with C 1 or 3; `video` uint8 [T, H, W, C], or a `videos.Frames` that stands
-for it; `mask`, uint8 or int32 [H, W];
-`box` float32 [4], round the one object that is marked in each image; `label`, an int or, multi-hot,
-float32 [num_classes]; `points` float32 [N, 3]. All records of a source have the same entries.
+for it; `mask`, uint8 or int32 [H, W]; `box` float32 [4], round the one object that is marked in
+each image; `label`, an int or, multi-hot, float32 [num_classes]; `points` float32 [N, 3]; `parts`
+int32 [N], what each of these belongs to. All records of a source have the same entries.
 Sources pickle to little, so that worker processes can have them.
 """
 
@@ -21,19 +21,26 @@ class Source(abc.ABC):
   """Records by index.
 
   Attributes:
-    class_names: name of each label, or of each id in masks; empty without either.
+    class_names: name of each label, or of each id in masks or parts; empty without these.
     image_shape: (height, width, channels) of the stored images or frames, None where they differ;
       () without images.
     num_frames: of the stored videos, None where they differ; 0 without videos.
+    num_points: of the stored clouds, None where they differ; 0 without points.
   """
 
   class_names: tuple[str, ...] = ()
   image_shape: tuple[int | None, int | None, int] | tuple[()] = ()
   num_frames: int | None = 0
+  num_points: int | None = 0
 
   @property
   def num_classes(self) -> int:
     return len(self.class_names)
+
+  @property
+  def channels(self) -> int:
+    """Of the stored images or frames; of points, which have none, the coordinates."""
+    return self.image_shape[2] if self.image_shape else 3
 
   @abc.abstractmethod
   def __len__(self) -> int: ...
@@ -56,6 +63,7 @@ class ArraySource(Source):
     pictures = [arrays[name] for name in ('image', 'video') if name in arrays]
     self.image_shape = pictures[0].shape[-3:] if pictures else ()
     self.num_frames = arrays['video'].shape[1] if 'video' in arrays else 0
+    self.num_points = arrays['points'].shape[1] if 'points' in arrays else 0
 
   def __len__(self) -> int:
     return len(next(iter(self._arrays.values())))
