@@ -65,6 +65,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.data.temporal_views = 1  # clips of each video whose outputs evaluation averages
   c.data.num_points = 0  # that the model sees of a cloud, at random to train; 0 = as stored
   c.data.spatial_crops = 1  # 3: and of each, crops in the middle and at both ends
+  c.data.test_rotation = 'none'  # of points in evaluation, as config.augment.rotation to train
   c.data.mean = (0.5,)  # per channel, or one for all; of pixels scaled to [0, 1]
   c.data.std = (0.5,)
   c.data.resident = 'auto'  # keep the decoded set on the device: yes, no, auto = where it fits
@@ -81,6 +82,10 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.augment.color_jitter.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
   c.augment.random_erasing = ConfigDict()
   c.augment.random_erasing.update(probability=0.0, area=(0.02, 1 / 3), aspect=(0.3, 10 / 3))
+  c.augment.rotation = 'none'  # of points: z, by any angle about that axis; so3, any rotation
+  c.augment.point_scale = 0.0  # 0.25: by factors from 1 / 1.25 to 1.25
+  c.augment.point_shift = 0.0  # along each axis, up to, of a cloud that reaches out to 1
+  c.augment.point_jitter = 0.0  # standard deviation of each coordinate, likewise
   c.augment.mixup_alpha = 0.0
   c.augment.cutmix_alpha = 0.0  # with mixup: one of the two for each pair, at random
 

@@ -119,6 +119,10 @@ def augmentations(**fields):
       'rand_augment': {'num_ops': 0, 'magnitude': 9.0},
       'color_jitter': {'brightness': 0.0, 'contrast': 0.0, 'saturation': 0.0, 'hue': 0.0},
       'random_erasing': {'probability': 0.0, 'area': (0.02, 0.33), 'aspect': (0.3, 3.3)},
+      'rotation': 'none',
+      'point_scale': 0.0,
+      'point_shift': 0.0,
+      'point_jitter': 0.0,
       'mixup_alpha': 0.0,
       'cutmix_alpha': 0.0,
     }

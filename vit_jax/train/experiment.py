@@ -106,8 +106,11 @@ class Experiment:
       )
     self.model = resolve.build_model(config, self.num_classes)
     resolve.check_input(config, self.model, sources['train'][0])
+    used = self.model.INPUT, *targets
     with field_prefix('config.augment.'):
-      augment.validate(config.augment, (self.model.INPUT, *targets))
+      augment.validate(config.augment, used)
+    with field_prefix('config.data.', {'rotation': 'test_rotation'}):
+      augment.check_rotation(config.data.test_rotation, used)
     self.task = resolve.build_task(config, self.model, self.num_classes)
     resolve.complete(config, self.model, self.task)
     resolve.check_task(config, self.model, self.task)

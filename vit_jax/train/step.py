@@ -21,7 +21,7 @@ from vit_jax.train.state import TrainState
 Batch = dict[str, jax.Array]
 
 # Streams of random numbers, apart from those of augmentation, which count from 0.
-_TASK, _EVALUATION = 2**30, 2**30 + 1
+_TASK, _EVALUATION, _ROTATION = 2**30, 2**30 + 1, 2**30 + 2
 
 
 def _split(batch: Batch, parts: int) -> Batch:
@@ -165,13 +165,16 @@ def make_eval_step(
   """Returns `eval_step(variables, batch) -> sums`, added up over the axis 'batch'.
 
   The batch is that of training, but for `slot`, which is the row's place in the split. The task
-  draws by keys from (seed, slot): every evaluation of a run draws alike.
+  and `config.data.test_rotation` draw by keys from (seed, slot): every evaluation of a run draws
+  alike.
   """
 
   def eval_step(variables, batch):
     batch = augment.normalize_batch(batch, config.data.mean, config.data.std)
     key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
     rng = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(batch['slot'])
+    turns = jax.vmap(lambda key: jax.random.fold_in(key, _ROTATION))(rng)
+    batch = augment.rotate(config.data.test_rotation, turns, batch)
     batch |= jax.lax.psum(task.totals(batch), 'batch')
     return jax.lax.psum(evaluate(model, task, variables, batch, rng), 'batch')
 

@@ -18,6 +18,8 @@ from vit_jax.data.augment.erasing import random_erasing
 from vit_jax.data.augment.geometry import random_crop, random_flip, random_shift
 from vit_jax.data.augment.mixing import cutmix, mixup, mixup_or_cutmix
 from vit_jax.data.augment.pipeline import augment_records, get_field, stream
+from vit_jax.data.augment.points import FIELDS as POINT_FIELDS
+from vit_jax.data.augment.points import check_points, check_rotation, rotate
 from vit_jax.data.augment.randaugment import MAX_MAGNITUDE, rand_augment
 from vit_jax.data.augment.views import augment_views
 from vit_jax.errors import FieldError, UsageError
@@ -25,6 +27,7 @@ from vit_jax.errors import FieldError, UsageError
 __all__ = [
   'augment',
   'augment_views',
+  'check_rotation',
   'color_jitter',
   'cutmix',
   'mixup',
@@ -36,6 +39,7 @@ __all__ = [
   'random_erasing',
   'random_flip',
   'random_shift',
+  'rotate',
   'rotate_hue',
   'validate',
 ]
@@ -50,6 +54,9 @@ _BOUNDS = {
   'color_jitter.saturation': (0, math.inf),
   'color_jitter.hue': (0, 0.5),
   'random_erasing.probability': (0, 1),
+  'point_scale': (0, math.inf),
+  'point_shift': (0, math.inf),
+  'point_jitter': (0, math.inf),
   'mixup_alpha': (0, math.inf),
   'cutmix_alpha': (0, math.inf),
 }
@@ -67,13 +74,15 @@ def augment(
   """Augments and normalises one training batch, on the device that holds it.
 
   What is on is decided while tracing: what is off costs nothing. The order is crop, flip, shift,
-  RandAugment, colour jitter, normalisation, random erasing, mixup or cutmix.
+  RandAugment, colour jitter, normalisation, random erasing, rotation, scale, shift and jitter of
+  points, mixup or cutmix.
 
   Args:
     config: the experiment's `config.augment`, valid by `validate`. Zeros and False turn off:
       `crop_padding` (pixels), `flip`, `shift` (pixels), `rand_augment.{num_ops, magnitude}`,
       `color_jitter.{brightness, contrast, saturation, hue}`,
-      `random_erasing.{probability, area, aspect}`, `mixup_alpha`, `cutmix_alpha`.
+      `random_erasing.{probability, area, aspect}`, `point_scale`, `point_shift`, `point_jitter`,
+      `mixup_alpha`, `cutmix_alpha`; 'none' turns off `rotation`.
     keys: [B], one key per example.
     batch: entries of the kinds in `vit_jax.data.kinds`, as `kinds.stack` gives them: 'image' uint8
       [B, H, W, C], 'label' int32 [B] or float32 [B, K] and so on; others pass through.
@@ -100,15 +109,15 @@ def augment(
   return others | batch
 
 
-def validate(config: ml_collections.ConfigDict, targets: Collection[str] = ()) -> None:
+def validate(config: ml_collections.ConfigDict, used: Collection[str] = ()) -> None:
   """Checks `config.augment`.
 
   Args:
     config: as for `augment`.
-    targets: the entries of a record that the task needs, which not every augmentation leaves.
+    used: the entries of a record that model and task need, which not every augmentation leaves.
 
   Raises:
-    FieldError: the first field that is out of range, or that a target can't follow.
+    FieldError: the first field that is out of range, or that an entry can't follow.
   """
   for field, (low, high) in _BOUNDS.items():
     value = get_field(config, field)
@@ -120,7 +129,11 @@ def validate(config: ml_collections.ConfigDict, targets: Collection[str] = ()) -
     if len(value) != 2 or not 0 < value[0] <= value[1] <= limit or value[1] == math.inf:
       top = '' if limit == math.inf else f' <= {limit}'
       raise FieldError(field, f'{value!r} is not (low, high), 0 < low <= high{top}')
-  for kind in map(kinds.kind_of, targets):
+  check_rotation(config.rotation, used)
+  for field in POINT_FIELDS[1:]:
+    if value := config[field]:
+      check_points(field, value, used)
+  for kind in map(kinds.kind_of, used):
     for field in kind.cannot_follow:
       if value := get_field(config, field):
         raise FieldError(

@@ -1,4 +1,4 @@
-"""Augmentation of each example by itself: geometry, colours, normalisation, erasing."""
+"""Augmentation of each example by itself: geometry, colours, normalisation, erasing, points."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,29 @@ from vit_jax.data import kinds
 from vit_jax.data.augment.color import color_jitter
 from vit_jax.data.augment.erasing import random_erasing
 from vit_jax.data.augment.geometry import random_crop, random_flip, random_shift
+from vit_jax.data.augment.points import (
+  random_point_jitter,
+  random_point_scale,
+  random_point_shift,
+  random_rotation,
+)
 from vit_jax.data.augment.randaugment import rand_augment
 from vit_jax.data.kinds.pictures import as_fractions
 
 # Each augmentation draws from its own stream, so turning one on leaves what the others draw alone.
-_STREAMS = ('crop', 'flip', 'shift', 'rand_augment', 'color_jitter', 'random_erasing', 'mix')
+_STREAMS = (
+  'crop',
+  'flip',
+  'shift',
+  'rand_augment',
+  'color_jitter',
+  'random_erasing',
+  'mix',
+  'rotation',
+  'point_scale',
+  'point_shift',
+  'point_jitter',
+)
 
 
 def stream(keys: chex.PRNGKey, name: str) -> chex.PRNGKey:
@@ -62,6 +80,14 @@ def _augment_record(config, mean, std, keys, record):
   if config.random_erasing.probability:
     erase = functools.partial(random_erasing, keys['random_erasing'], **config.random_erasing)
     record = _map_images(erase, record)
+  if config.rotation != 'none':
+    record = random_rotation(keys['rotation'], record, config.rotation)
+  if config.point_scale:
+    record = random_point_scale(keys['point_scale'], record, config.point_scale)
+  if config.point_shift:
+    record = random_point_shift(keys['point_shift'], record, config.point_shift)
+  if config.point_jitter:
+    record = random_point_jitter(keys['point_jitter'], record, config.point_jitter)
   return record
 
 
