@@ -1,6 +1,6 @@
-"""Folders with a folder of image files for each class; or of videos, see `video_folders`."""
+"""Folders with a folder of image files for each class; or of videos or points, see there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,8 @@ def open_folder(kind: type[FolderSource], split: str, directory: str) -> FolderS
     kind: the class of the source, which knows the files.
     split: in TFDS syntax; 'val', 'valid', 'validation' and 'test' stand for each other where there
       is but one.
-    directory: the folder, with CLASS/*, or train/CLASS/* and test/CLASS/* (or 'val' and so on).
+    directory: the folder, with CLASS/*, or train/CLASS/* and test/CLASS/* (or 'val' and so on), or
+      CLASS/train/* and CLASS/test/*.
 
   Raises:
     FieldError: no such folder (`dir`) or split, fewer than two classes, splits whose classes
@@ -79,24 +80,23 @@ def open_folder(kind: type[FolderSource], split: str, directory: str) -> FolderS
   root = Path(directory).expanduser().absolute()
   if not directory or not root.is_dir():
     raise FieldError('dir', f'{directory!r} is not a folder; give the folder of {kind.plural}')
-  prefixes = _split_prefixes(root)
-  split = resolve_aliases(str(split), prefixes)
-  if not prefixes['train'] and split in EVALUATION_SPLITS:
+  splits = _find_splits(root, kind.plural)
+  split = resolve_aliases(str(split), splits)
+  if splits['train'] == {c: c for c in splits['train']} and split in EVALUATION_SPLITS:
     raise FieldError(
       'split',
       f'{split!r} is not a folder of {root}; without folders for the splits, give slices '
       "such as 'train[:80%]' to train and 'train[80%:]' to test",
     )
-  names = split_names(split, prefixes)
-  class_names = _class_names(root / prefixes['train'], kind.plural)
+  names = split_names(split, splits)
+  class_names = list(splits['train'])
   checked = {}
   for name in dict.fromkeys(('train', *names)):
-    _compare_classes(root / prefixes[name], class_names)
-    folders = [prefixes[name] + class_name for class_name in class_names]
-    checked[name] = kind.check(root, folders)
-  labels = {name: _labels(checked[name].files, prefixes[name], class_names) for name in checked}
+    _compare_classes(root, name, splits[name], class_names)
+    checked[name] = kind.check(root, [splits[name][class_name] for class_name in class_names])
+  labels = {name: _labels(checked[name].files, splits[name], class_names) for name in checked}
   if empty := set(range(len(class_names))) - set(labels['train']):
-    folder = root / prefixes['train'] / class_names[min(empty)]
+    folder = root / splits['train'][class_names[min(empty)]]
     raise FieldError('dir', f'{folder} holds no {kind.plural}')
 
   ranges = split_ranges(split, {name: len(checked[name].files) for name in names})
@@ -114,14 +114,21 @@ def _visible_folders(folder: Path) -> list[str]:
   return sorted(f.name for f in folder.iterdir() if f.is_dir() and f.name[0] != '.')
 
 
-def _split_prefixes(root: Path) -> dict[str, str]:
-  """Returns the path below `root` of each split: all is 'train' where there is no such folder."""
+def _find_splits(root: Path, plural: str) -> dict[str, dict[str, str]]:
+  """Returns split -> class -> its folder below `root`; all is 'train' where there are no splits."""
   names = ('train', *EVALUATION_SPLITS)
   found = [n for n in names if (root / n).is_dir() and _visible_folders(root / n)]
-  return {n: f'{n}/' for n in found} if 'train' in found else {'train': ''}
+  if 'train' in found:
+    _check_classes(root / 'train', plural)
+    return {n: {c: f'{n}/{c}' for c in _visible_folders(root / n)} for n in found}
+  classes = _check_classes(root, plural)
+  if not all((root / c / 'train').is_dir() for c in classes):
+    return {'train': {c: c for c in classes}}
+  inner = {n: {c: f'{c}/{n}' for c in classes if (root / c / n).is_dir()} for n in names}
+  return {n: folders for n, folders in inner.items() if folders}
 
 
-def _class_names(folder: Path, plural: str) -> list[str]:
+def _check_classes(folder: Path, plural: str) -> list[str]:
   names = _visible_folders(folder)
   if len(names) < 2:
     raise FieldError(
@@ -132,17 +139,21 @@ def _class_names(folder: Path, plural: str) -> list[str]:
   return names
 
 
-def _compare_classes(folder: Path, class_names: Sequence[str]) -> None:
+def _compare_classes(
+  root: Path, split: str, found: Collection[str], class_names: Sequence[str]
+) -> None:
   """Raises FieldError where the class folders of a split aren't those of 'train'."""
-  found = _visible_folders(folder)
   wrong = [f'{name!r} is missing' for name in class_names if name not in found]
   wrong += [f'{name!r} is not in train' for name in found if name not in class_names]
   if wrong:
     raise FieldError(
-      'dir', f'the classes of {folder} differ from those of train: {", ".join(wrong[:5])}'
+      'dir', f'the classes of {root / split} differ from those of train: {", ".join(wrong[:5])}'
     )
 
 
-def _labels(files: Sequence[str], prefix: str, class_names: Sequence[str]) -> list[int]:
-  index = {name: i for i, name in enumerate(class_names)}
-  return [index[file[len(prefix) :].split('/', 1)[0]] for file in files]
+def _labels(
+  files: Sequence[str], folders: Mapping[str, str], class_names: Sequence[str]
+) -> list[int]:
+  index = {Path(folders[name]).parts: i for i, name in enumerate(class_names)}
+  depth = len(next(iter(index)))
+  return [index[Path(file).parts[:depth]] for file in files]
