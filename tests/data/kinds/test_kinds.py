@@ -18,6 +18,7 @@ GOOD = {
   'box': np.zeros(4, np.float32),
   'label': 3,
   'points': np.zeros((7, 3), np.float32),
+  'parts': np.zeros(7, np.int32),
 }
 
 
@@ -50,6 +51,9 @@ def test_labels_may_be_numbers_of_numpy_and_multi_hot():
     ('label', None, 'object .*, not an int'),
     ('label', 0.5, 'float64 .*, not an int'),
     ('points', np.zeros((7, 2), np.float32), r'float32 \[7, 2\], not float32 \[points, 3\]'),
+    ('points', np.zeros((0, 3), np.float32), r'float32 \[0, 3\], not'),
+    ('parts', np.zeros(7), r'float64 \[7\], not int32 \[points\]'),
+    ('parts', np.zeros((7, 1), np.int32), r'int32 \[7, 1\], not'),
   ],
 )
 def test_what_is_not_of_its_kind_is_refused(name, value, message):
@@ -74,6 +78,7 @@ def test_stacking_gives_the_dtypes_of_batches():
     'mask': ('int32', (2, 4, 6)),
     'box': ('float32', (2, 4)),
     'label': ('int32', (2,)),
+    'parts': ('int32', (2, 7)),
     'points': ('float32', (2, 7, 3)),
   }
   multi_hot = kinds.stack([{'label': np.eye(5, dtype=np.float32)[i]} for i in range(3)])['label']

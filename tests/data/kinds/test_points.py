@@ -5,8 +5,8 @@ import pytest
 from image_files import augmentations, run_augment
 from image_files import keys as make_keys
 
-from vit_jax.data import augment
-from vit_jax.errors import FieldError
+from vit_jax.data import augment, make_preprocess
+from vit_jax.errors import FieldError, UsageError
 
 
 def clouds(count, seed=0):
@@ -47,3 +47,48 @@ def test_augmentations_of_images_are_refused(field, value):
   augment.validate(config, ['label'])
   with pytest.raises(FieldError, match=rf'^{field}: {value}, but the task has points'):
     augment.validate(config, ['points', 'label'])
+
+
+def numbered(count):
+  """A record whose points and parts tell which they are."""
+  ids = np.arange(count)
+  return {'points': np.float32(np.stack([ids] * 3, axis=1)), 'parts': np.int32(ids), 'label': 1}
+
+
+def taken(preprocess, count, rng=None):
+  record = preprocess(numbered(count), rng)
+  assert record['label'] == 1
+  np.testing.assert_array_equal(record['points'][:, 0], record['parts'])
+  return record['parts'].tolist()
+
+
+def test_points_are_taken_at_random_to_train_and_alike_to_evaluate():
+  evaluate, train = (make_preprocess((), 0, 'resize', t, num_points=5) for t in (False, True))
+  assert (evaluate.random, train.random, train.takes_points) == (False, True, True)
+  first = taken(evaluate, 50)
+  assert len(set(first)) == 5
+  assert first == taken(evaluate, 50)
+  found = [taken(train, 50, np.random.default_rng(i)) for i in (0, 0, *range(1, 300))]
+  assert found[0] == found[1] != found[2]
+  counts = np.bincount(np.concatenate(found[1:]), minlength=50)
+  assert counts.min() > 10, 'each is taken 30 times on average'
+  assert all(len(set(ids)) == 5 for ids in found)
+  stored = make_preprocess((), 0, 'resize', train=True)
+  assert (stored.random, stored.takes_points, taken(stored, 4)) == (False, False, [0, 1, 2, 3])
+
+
+def test_a_cloud_of_fewer_points_has_each_about_as_often():
+  for train in (False, True):
+    preprocess = make_preprocess((), 0, 'resize', train, num_points=8)
+    ids = taken(preprocess, 3, np.random.default_rng(0))
+    assert sorted(np.bincount(ids)) == [2, 3, 3]
+
+
+def test_mistakes():
+  with pytest.raises(FieldError, match=r'^num_points: -1 is negative'):
+    make_preprocess((), 0, 'resize', train=True, num_points=-1)
+  preprocess = make_preprocess((), 0, 'resize', train=False, num_points=2)
+  with pytest.raises(FieldError, match=r'^num_points: 2, but the records have no points'):
+    preprocess({'label': 1})
+  with pytest.raises(UsageError, match='points of a record differ in number: points 4, parts 3'):
+    preprocess(numbered(4) | {'parts': np.arange(3, dtype=np.int32)})

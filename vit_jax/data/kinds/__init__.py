@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.data.kinds.box import Box
 from vit_jax.data.kinds.kind import WHOLE, Geometry, Kind, Move, Size, Window
 from vit_jax.data.kinds.label import Label
+from vit_jax.data.kinds.parts import Parts
 from vit_jax.data.kinds.pictures import VOID, Image, Mask, Video
 from vit_jax.data.kinds.points import Points
 from vit_jax.errors import UsageError, nearest
@@ -50,6 +51,7 @@ KINDS: dict[str, Kind] = {
   'box': Box(),
   'label': Label(),
   'points': Points(),
+  'parts': Parts(),
 }
 
 
@@ -168,7 +170,7 @@ def stack(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   """Returns arrays of n records, which have the same entries, with a leading axis n.
 
   image uint8 [n, H, W, C], video uint8 [n, T, H, W, C], mask uint8 or int32 [n, H, W], box float32
-  [n, 4], label int32 [n] or float32 [n, num_classes], points float32 [n, N, 3].
+  [n, 4], label int32 [n] or float32 [n, num_classes], points float32 [n, N, 3], parts int32 [n, N].
 
   Raises:
     UsageError: an entry without a kind, or, in the first record, not of its kind.
