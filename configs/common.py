@@ -46,7 +46,8 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   config_fields.set_task(c, task)  # task, loss, and model.head where the task has one
 
   c.data = ConfigDict()
-  # digits, moving_mnist, tfds_masks, one of TFDS, or a folder's: folder, video_folder, yolo, masks
+  # digits, moving_mnist, digits_in_space, tfds_masks, one of TFDS, or a folder's: folder,
+  # video_folder, point_folder, modelnet40, shapenet_part, yolo, masks
   c.data.name = 'digits'
   c.data.options = ConfigDict()  # of the data set; see `OPTIONS` in its file in data/sources/
   c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default

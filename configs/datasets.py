@@ -6,11 +6,13 @@ from ml_collections import ConfigDict
 
 from vit_jax import config_fields, models
 from vit_jax.data import FOLDER_OF
+from vit_jax.data.kinds import kind_of
 from vit_jax.errors import UsageError
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
-# name -> changes to config.data, changes to config.augment. Others: ImageNet's, at 224 pixels.
+# name -> changes to config.data, changes to config.augment. Others: ImageNet's, at 224 pixels, or
+# none where the model takes points.
 _DATASETS = {
   'digits': ({}, {'shift': 1}),
   'mnist': ({'mean': (0.1307,), 'std': (0.3081,)}, {'shift': 2}),
@@ -24,6 +26,10 @@ _DATASETS = {
     {'crop_padding': 4, 'flip': True},
   ),
   'moving_mnist': ({}, {}),  # a flip would turn left into right
+  'digits_in_space': ({}, {}),
+  # As FlyingGiraffe/vnn trains on them.
+  'modelnet40': ({'num_points': 1024}, {'point_scale': 0.25, 'point_shift': 0.1}),
+  'shapenet_part': ({}, {'point_scale': 0.25, 'point_shift': 0.1}),
   'imagenet2012': (
     {'test_split': 'validation', 'image_size': (224, 224), 'crop': 'inception', **IMAGENET},
     {'flip': True},
@@ -62,11 +68,13 @@ def apply(config: ConfigDict, dataset: str) -> None:
 
   The folder holds what the model takes; images, where the model is left open.
   """
-  data, augment = _DATASETS.get(dataset, _PHOTOGRAPHS)
+  name = config.model.name
+  input = 'image' if name is None else models.backbone(name).INPUT
+  others = _PHOTOGRAPHS if kind_of(input).has_pixels else ({'num_points': 1024}, {})
+  data, augment = _DATASETS.get(dataset, others)
   config.data.update(data)
   config.augment.update(augment)
   if os.sep in dataset:
-    name = config.model.name
     config.data.dir = dataset
-    dataset = FOLDER_OF['image' if name is None else models.backbone(name).INPUT]
+    dataset = FOLDER_OF[input]
   config_fields.set_data(config, dataset)

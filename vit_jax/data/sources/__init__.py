@@ -1,13 +1,17 @@
-"""The data sets by name: digits, folders of images, videos and masks and in YOLO format, TFDS."""
+"""The data sets by name: digits, folders of images, videos, points and others, TFDS."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.data.sources import (
   digits,
+  digits_in_space,
   folders,
   masks,
+  modelnet40,
   moving_mnist,
+  point_folders,
+  shapenet_part,
   tfds,
   tfds_masks,
   video_folders,
@@ -20,10 +24,22 @@ from vit_jax.errors import FieldError, nearest
 # folder has load(split, directory); one that is made from another has OPTIONS, with their defaults,
 # and load(split, directory, **options).
 _FIXED = {'digits': digits}
-FOLDERS = {'folder': folders, 'video_folder': video_folders, 'yolo': yolo, 'masks': masks}
-_MADE = {'moving_mnist': moving_mnist, 'tfds_masks': tfds_masks}
+FOLDERS = {
+  'folder': folders,
+  'video_folder': video_folders,
+  'point_folder': point_folders,
+  'yolo': yolo,
+  'masks': masks,
+  'modelnet40': modelnet40,
+  'shapenet_part': shapenet_part,
+}
+_MADE = {
+  'moving_mnist': moving_mnist,
+  'digits_in_space': digits_in_space,
+  'tfds_masks': tfds_masks,
+}
 # Of a kind of data that models take, the data set that is a folder with a folder for each class.
-FOLDER_OF = {'image': 'folder', 'video': 'video_folder'}
+FOLDER_OF = {'image': 'folder', 'video': 'video_folder', 'points': 'point_folder'}
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -38,9 +54,9 @@ def load_source(
 
   Args:
     name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder' (see
-      `folders.load`), 'video_folder' (see `video_folders.load`), 'yolo' (see `yolo.load`), 'masks'
-      (see `masks.load`), 'moving_mnist' (see `moving_mnist`), 'tfds_masks' (see
-      `tfds_masks`), or a data set that TFDS has prepared as array_record, as
+      `folders.load`), 'video_folder', 'point_folder', 'yolo', 'masks', 'modelnet40',
+      'shapenet_part' (see the `load` of each), 'moving_mnist', 'digits_in_space', 'tfds_masks' (see
+      the module), or a data set that TFDS has prepared as array_record, as
       'name[/config][:version]'.
     split: splits and slices in TFDS syntax: 'train', 'train[:90%]', 'train[90%:]+test', 'all'.
     dir: the folder of images, or TFDS's data_dir, where '' stands for $TFDS_DATA_DIR or else

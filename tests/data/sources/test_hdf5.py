@@ -1,0 +1,141 @@
+"""ModelNet40 and ShapeNet-Part, in small files of their layout."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from vit_jax.data import load_source
+from vit_jax.errors import FieldError
+
+h5py = pytest.importorskip('h5py')
+
+NAMES = ['airplane', 'bathtub', 'bed']
+COUNTS = {'train0': 3, 'train1': 2, 'train10': 2, 'test0': 4}
+
+
+def write(path, **arrays):
+  with h5py.File(path, 'w') as file:
+    for name, array in arrays.items():
+      file.create_dataset(name, data=array, compression='gzip')
+  return arrays
+
+
+def make_modelnet(root, **changes):
+  rng = np.random.default_rng(0)
+  (root / 'shape_names.txt').write_text('\n'.join(NAMES) + '\n')
+  written = {}
+  for name, count in COUNTS.items():
+    arrays = {
+      'data': np.float32(rng.normal(size=(count, 6, 3))),
+      'label': rng.integers(len(NAMES), size=(count, 1), dtype=np.uint8),
+    }
+    arrays |= {'normal': arrays['data']} | (changes if name == 'test0' else {})
+    written[name] = write(root / f'ply_data_{name}.h5', **arrays)
+  return written
+
+
+CATEGORIES = [('Airplane', '02691156', 3), ('Bag', '02773838', 1), ('Cap', '02954340', 2)]
+
+
+def make_shapenet(root):
+  rng = np.random.default_rng(0)
+  lines = [f'{name}\t{number}' for name, number, _ in CATEGORIES]
+  (root / 'all_object_categories.txt').write_text('\n'.join(lines))
+  parts = [[number, part] for _, number, count in CATEGORIES for part in range(count)]
+  (root / 'overallid_to_catid_partid.json').write_text(json.dumps(parts))
+  first = np.cumsum([0, 3, 1])
+  written = {}
+  for split in ('train', 'val', 'test'):
+    label = rng.integers(3, size=5)
+    pid = np.stack([first[i] + rng.integers(CATEGORIES[i][2], size=6) for i in label])
+    written[split] = write(
+      root / f'ply_data_{split}0.h5',
+      data=np.float32(rng.normal(size=(5, 6, 3))),
+      label=np.uint8(label[:, None]),
+      pid=np.uint8(pid),
+    )
+  return written
+
+
+def test_records_of_modelnet40_are_those_of_its_files_in_order(tmp_path):
+  written = make_modelnet(tmp_path)
+  source = load_source('modelnet40', 'train', str(tmp_path))
+  assert (source.class_names, source.num_points, len(source)) == (tuple(NAMES), 6, 7)
+  files = [written[name] for name in ('train0', 'train1', 'train10')]
+  for name, entry in (('data', 'points'), ('label', 'label')):
+    expected = np.concatenate([file[name] for file in files])
+    found = np.stack([record[entry] for record in source])
+    np.testing.assert_array_equal(found, expected.reshape(found.shape))
+  assert source[0].keys() == {'points', 'label'}
+  again = pickle.loads(pickle.dumps(source))
+  np.testing.assert_array_equal(again[4]['points'], files[1]['data'][1])
+  test = load_source('modelnet40', 'test[1:3]', str(tmp_path))
+  np.testing.assert_array_equal(test[0]['points'], written['test0']['data'][1])
+  assert len(test) == 2
+
+
+def test_records_of_shapenet_part_have_parts_and_those_of_the_category(tmp_path):
+  written = make_shapenet(tmp_path)
+  source = load_source('shapenet_part', 'train+val', str(tmp_path))
+  assert source.class_names == (
+    'Airplane 0', 'Airplane 1', 'Airplane 2', 'Bag 0', 'Cap 0', 'Cap 1',
+  )  # fmt: skip
+  allowed = np.float32([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]])
+  for i, record in enumerate(source):
+    file, row = written[('train', 'val')[i // 5]], i % 5
+    np.testing.assert_array_equal(record['points'], file['data'][row])
+    np.testing.assert_array_equal(record['parts'], file['pid'][row])
+    assert record['parts'].dtype == np.int32
+    np.testing.assert_array_equal(record['label'], allowed[file['label'][row, 0]])
+    assert record['label'][record['parts']].all()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'data': np.zeros((4, 6, 2), np.float32)}, r"'data' is float32 \[4, 6, 2\], which"),
+    ({'data': np.zeros((4, 6, 3), int)}, r"'data' is int64 \[4, 6, 3\]"),
+    ({'data': np.zeros((0, 6, 3), np.float32)}, r"'data' is float32 \[0, 6, 3\]"),
+    ({'data': np.full((4, 6, 3), np.inf, np.float32)}, 'coordinates that are not finite'),
+    ({'label': np.zeros((3, 1), np.uint8)}, r"'label' is uint8 \[3\]"),
+    ({'label': np.full((4, 1), 3, np.uint8)}, "'label' is 3 to 3, and there are 3"),
+    ({'label': np.full((4, 1), -1)}, "'label' is -1 to -1, and there are 3"),
+  ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, changes, message):
+  make_modelnet(tmp_path, **changes)
+  load_source('modelnet40', 'train', str(tmp_path))
+  with pytest.raises(FieldError, match=rf'^dir: .*ply_data_test0\.h5: .*{message}') as error:
+    load_source('modelnet40', 'test', str(tmp_path))
+  assert '\n' not in str(error.value)
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+  def message(name='modelnet40', split='train'):
+    with pytest.raises(FieldError) as error:
+      load_source(name, split, str(tmp_path))
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+  assert 'shape_names.txt cannot be read (No such file' in message()
+  (tmp_path / 'shape_names.txt').write_text('a b')
+  assert 'has no ply_data_train0.h5' in message()
+  (tmp_path / 'ply_data_train0.h5').write_text('no HDF5')
+  assert 'ply_data_train0.h5 cannot be read (' in message()
+  make_modelnet(tmp_path)
+  assert "split: 'tets' is not one of train, test, all" in message(split='tets')
+  write(tmp_path / 'ply_data_test0.h5', data=np.zeros((4, 6, 3)))
+  assert "has no array 'label'" in message(split='test')
+  with h5py.File(tmp_path / 'ply_data_test0.h5', 'w') as file:
+    file.create_dataset('data', (10**6, 10**6, 3), 'f4', chunks=(1, 1, 3), compression='gzip')
+  assert "'data' has more than 2 GiB" in message(split='test')
+  (tmp_path / 'all_object_categories.txt').write_text('Airplane')
+  assert "lines that are not a category's name and number" in message('shapenet_part')
+  (tmp_path / 'all_object_categories.txt').write_text('Airplane 1')
+  for text in ('{', '3', '[["2", 0]]', '[["1"]]'):
+    (tmp_path / 'overallid_to_catid_partid.json').write_text(text)
+    assert 'is not a list of [number of a category, part]' in message('shapenet_part')
+  with pytest.raises(FieldError, match="dir: '' is not a folder; give that of modelnet40_ply"):
+    load_source('modelnet40', 'train', '')
