@@ -277,7 +277,7 @@ def test_classification_ignores_boxes(folder):
 MISTAKES = {
   'no boxes': (
     {'data.name': 'digits', 'data.dir': ''},
-    r"config\.task: 'localization' needs a box of each image, .*config\.data\.name='digits'",
+    r"config\.task: 'localization' needs boxes, .*config\.data\.name='digits'",
   ),
   'mixup': ({'augment.mixup_alpha': 0.2}, r'config\.augment\.mixup_alpha: 0\.2, but the task has'),
   'no folder': ({'data.dir': ''}, r"config\.data\.dir: '' is not a folder with a data\.yaml"),

@@ -181,7 +181,7 @@ def test_explain_draws_masks_and_names_what_does_not_apply(run, folder, tmp_path
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'data.name': 'digits', 'data.dir': ''}, r"config\.task: 'segmentation' needs a mask of each"),
+    ({'data.name': 'digits', 'data.dir': ''}, r"config\.task: 'segmentation' needs masks, and"),
     (
       {'data.train_size': (8, 8)},
       r'config\.data\.train_size: \(8, 8\), but the model has',

@@ -97,8 +97,8 @@ class Experiment:
     self.num_classes = len(self._class_names)
     if missing := [name for name in targets if name not in sources['train'][0]]:
       raise UsageError(
-        f'config.task: {config.task!r} needs a {missing[0]} of each image, and those of '
-        f'config.data.name={config.data.name!r} have none'
+        f'config.task: {config.task!r} needs {kinds.kind_of(missing[0]).plural}, and the records '
+        f'of config.data.name={config.data.name!r} have none'
       )
     with field_prefix('config.data.'):
       self.resident, self._reason = resolve_resident(
