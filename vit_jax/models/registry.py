@@ -38,6 +38,7 @@ HEADS = {
   'localization': ('heads.localization', 'Localizer'),
   'linear': ('heads.segmentation', 'LinearSegmenter'),
   'segvit': ('heads.segvit', 'SegViT'),
+  'part_segmentation': ('heads.part_segmentation', 'PartSegmenter'),
 }
 
 
