@@ -30,13 +30,17 @@ SMALL = {
 }
 DEEPER = {'resnet101', 'resnet152'}  # than resnet50, and nothing else
 SIZE = (32, 48)
-SIZES = {'image': {'image_size': SIZE}, 'video': {'image_size': SIZE, 'num_frames': 4}}
+SIZES = {
+  'image': {'image_size': SIZE, 'channels': 1},
+  'video': {'image_size': SIZE, 'num_frames': 4, 'channels': 1},
+  'points': {'num_points': 32, 'channels': 3},
+}
 
 
 def config_of(name, **changes):
   fields = models.default_config(name).to_dict() | SMALL.get(name, {}) | changes
   size = SIZES[models.backbone(name).INPUT]
-  return models.ModelConfig.from_dict(fields | {'num_classes': 5, 'channels': 1} | size)
+  return models.ModelConfig.from_dict(fields | {'num_classes': 5} | size)
 
 
 @pytest.fixture(scope='module', params=[name for name in models.BACKBONES if name not in DEEPER])
@@ -47,7 +51,7 @@ def config(request):
 
 @pytest.fixture(scope='module')
 def images(config):
-  return jnp.zeros((2, *config.input_size, 1))
+  return jnp.zeros((2, *config.input_size, config.channels))
 
 
 @pytest.fixture(scope='module')
@@ -186,7 +190,7 @@ def test_weights_of_other_backbones_are_not_taken():
     ({'preprocess': {'crop_fraction': 0.9}}, r"^preprocess\.crop_fraction: crop 'resize' takes"),
     ({'preprocess': {'means': [1.0]}}, r"^preprocess\.means: no such field .*did you mean 'mean'"),
     ({'preprocess': [1]}, r'^preprocess: \[1\] is not a dict'),
-    ({'name': 'vti'}, r"^name: 'vti' is not one of .*did you mean 'vit'"),
+    ({'name': 'vitt'}, r"^name: 'vitt' is not one of .*did you mean 'vit'"),
   ],
 )
 def test_mistakes_in_a_model_config_name_their_field(entries, message):
