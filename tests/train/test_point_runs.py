@@ -35,6 +35,13 @@ loop.train_and_evaluate(make_config(folder, **json.loads(changes)), Path(workdir
 sys.argv[1:] = [f'--workdir={workdir}', '--json', f'{folder}/rod/test', bad]
 cli.run(predict.main, arguments=('[FILE...]',))
 """
+EXPLAIN = """
+import point_models
+from vit_jax import cli
+from vit_jax.explain import __main__ as explain
+point_models.register()
+cli.run(explain.main)
+"""
 CLASSES = ('ball', 'rod')
 # Everything that is random in a run.
 RANDOM = {
@@ -199,6 +206,17 @@ def test_predict_takes_files_of_points(eight_devices, folder):
   reason = 'it is damaged: fewer vertices or faces than it says'
   assert bad == {'points': f'{root}/bad.off', 'error': reason}
   assert f'{root}/bad.off: {reason}' in result.stderr.splitlines()
+
+
+def test_a_run_is_explained(run, tmp_path):
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(map(str, (ROOT, ROOT / 'tests')))}
+  args = f'--workdir={run[0]}', f'--out={tmp_path}', '--pictures=confusion,wrong,attention'
+  command = [sys.executable, '-c', EXPLAIN, *args]
+  result = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  assert 'attention: not of this model' in result.stdout
+  assert (tmp_path / 'confusion.png').stat().st_size > 1000
+  assert (tmp_path / 'wrong.png').exists() or 'wrong: ' in result.stdout
 
 
 def test_models_and_data_that_do_not_fit_are_refused(folder):
