@@ -114,20 +114,23 @@ class StreamedTrainFeed(contextlib.AbstractContextManager):
     self._stop()
 
 
-def _add_up(results: Iterator[Any]) -> Any:
-  """Adds sums up on the host, in float64, with a bounded number of dispatches under way."""
-  total, waiting = None, collections.deque()
-
-  def take():
-    metrics = jax.tree.map(np.float64, jax.device_get(waiting.popleft()))
-    return metrics if total is None else jax.tree.map(np.add, total, metrics)
-
+def to_host(results: Iterator[Any]) -> Iterator[Any]:
+  """Yields results as NumPy arrays, with a bounded number of dispatches under way."""
+  waiting = collections.deque()
   for result in results:
     waiting.append(result)
     while len(waiting) > max_in_flight():
-      total = take()
+      yield jax.device_get(waiting.popleft())
   while waiting:
-    total = take()
+    yield jax.device_get(waiting.popleft())
+
+
+def add_up(results: Iterator[Any]) -> Any:
+  """Adds sums up on the host, in float64."""
+  total = None
+  for sums in to_host(results):
+    sums = jax.tree.map(np.float64, sums)
+    total = sums if total is None else jax.tree.map(np.add, total, sums)
   return total
 
 
@@ -144,12 +147,14 @@ class ResidentEvalFeed:
     self._rows['slot'] = self._rows['index']  # in order, so that it is the place in the split
     del loader.arrays
 
+  def batches(self, variables: Any) -> Iterator[Any]:
+    """Yields what the step gives of each batch, with a model's `variables`."""
+    for i in range(self._rows['index'].shape[1]):
+      yield self._step(variables, self._rows, (self._arrays, np.int32(i)))
+
   def __call__(self, variables: Any) -> Any:
     """Returns the sums of a model's `variables` over every example."""
-    return _add_up(
-      self._step(variables, self._rows, (self._arrays, np.int32(i)))
-      for i in range(self._rows['index'].shape[1])
-    )
+    return add_up(self.batches(variables))
 
 
 class StreamedEvalFeed:
@@ -161,11 +166,13 @@ class StreamedEvalFeed:
     )
     self._loader = loader
 
+  def batches(self, variables: Any) -> Iterator[Any]:
+    """Yields what the step gives of each batch, with a model's `variables`."""
+    with contextlib.closing(self._loader.batches()) as batches:
+      for i, batch in enumerate(batches):
+        batch_size = batch['weight'].size * jax.process_count()
+        yield self._step(variables, batch, np.int32(i * batch_size))
+
   def __call__(self, variables: Any) -> Any:
     """Returns the sums of a model's `variables` over every example."""
-    with contextlib.closing(self._loader.batches()) as batches:
-      return _add_up(self._run(variables, i, batch) for i, batch in enumerate(batches))
-
-  def _run(self, variables: Any, i: int, batch: dict[str, np.ndarray]) -> Any:
-    batch_size = batch['weight'].size * jax.process_count()
-    return self._step(variables, batch, np.int32(i * batch_size))
+    return add_up(self.batches(variables))
