@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -166,3 +167,62 @@ def test_folder_source_pickles_to_paths(tmp_path):
   copy = pickle.loads(data)
   assert len(copy) == len(source)
   np.testing.assert_array_equal(copy[7]['image'], source[7]['image'])
+
+
+@pytest.mark.parametrize('splits', [('.',), ('train', 'test')])
+def test_images_in_no_folder_of_their_own_have_no_labels(tmp_path, splits):
+  for split in splits:
+    for i in range(3):
+      save(tmp_path / split / f'{i}.png', pixels(4, 4, seed=i))
+  source = load_source('folder', 'train', str(tmp_path))
+  assert [record.keys() for record in source] == [{'image'}] * 3
+  assert (source.class_names, source.num_classes) == ((), 0)
+  expected = {pixels(4, 4, seed=i).tobytes() for i in range(3)}
+  assert {record['image'].tobytes() for record in source} == expected
+  if '.' in splits:
+    assert len(load_source('folder', 'train[:1]', str(tmp_path))) == 1
+  else:
+    assert len(load_source('folder', 'train+test', str(tmp_path))) == 6
+
+
+def test_folders_of_classes_are_read_without_labels_where_asked(tmp_path):
+  root = make_folder(tmp_path, count=2)
+  save(tmp_path / 'train/one.png', pixels(4, 4))
+  save(tmp_path / 'train/deep/er/x.png', pixels(4, 4))
+  save(tmp_path / 'train/.hidden/x.png', pixels(4, 4))
+  source = load_source('folder', 'train', root, {'labels': 'none'})
+  assert sorted(source.files) == [
+    *(f'train/{name}' for name in ('cat/0.png', 'cat/1.png', 'deep/er/x.png')),
+    *(f'train/{name}' for name in ('dog/0.png', 'dog/1.png', 'one.png')),
+  ]
+  assert [record.keys() for record in source] == [{'image'}] * 6
+  assert len(load_source('folder', 'test', root, {'labels': 'none'})) == 4
+  whole = load_source('folder', 'train', str(tmp_path / 'train'), {'labels': 'none'})
+  assert len(whole) == 6
+
+
+def test_labels_are_never_left_out_unasked(tmp_path):
+  """Images beside folders of classes change nothing; beside a single folder they are refused."""
+  root = make_folder(tmp_path, splits=('.',), count=1)
+  save(tmp_path / 'overview.png', pixels(4, 4))
+  assert [record.keys() for record in load_source('folder', 'all', root)] == [
+    {'image', 'label'}
+  ] * 2
+  shutil.rmtree(tmp_path / 'dog')
+  with pytest.raises(FieldError, match=r"^dir: .* 1 folders .*options\.labels='none' reads images"):
+    load_source('folder', 'train', root)
+  assert len(load_source('folder', 'train', root, {'labels': 'none'})) == 2
+  # A class may be called as a split is.
+  save(tmp_path / 'train/x.png', pixels(4, 4))
+  assert load_source('folder', 'train', root).class_names == ('cat', 'train')
+
+
+def test_mistakes_without_labels(tmp_path):
+  save(tmp_path / 'x.png', pixels(4, 4))
+  with pytest.raises(FieldError, match=r'^split: .* give slices'):
+    load_source('folder', 'test', str(tmp_path))
+  (tmp_path / 'x.png').write_text('not an image')
+  with pytest.raises(FieldError, match=r'^dir: .* holds no images'):
+    load_source('folder', 'train', str(tmp_path))
+  with pytest.raises(FieldError, match=r"^options\.labels: 'no' is not one of auto, none"):
+    load_source('folder', 'train', str(tmp_path), {'labels': 'no'})

@@ -21,8 +21,8 @@ from vit_jax.data.sources.records import Source
 from vit_jax.errors import FieldError, nearest
 
 # Modules by the name of the data set. A fixed one has load(split); one that reads whatever is in a
-# folder has load(split, directory); one that is made from another has OPTIONS, with their defaults,
-# and load(split, directory, **options).
+# folder, or is made from another, load(split, directory, **options), with OPTIONS, their defaults,
+# where it has some.
 _FIXED = {'digits': digits}
 FOLDERS = {
   'folder': folders,
@@ -44,7 +44,7 @@ FOLDER_OF = {'image': 'folder', 'video': 'video_folder', 'points': 'point_folder
 
 def default_options(name: str) -> dict[str, Any]:
   """Returns the options of a data set with their defaults: `config.data.options`."""
-  return dict(_MADE[name].OPTIONS) if name in _MADE else {}
+  return dict(getattr((FOLDERS | _MADE).get(name), 'OPTIONS', {}))
 
 
 def load_source(
@@ -76,8 +76,6 @@ def load_source(
       )
   if name in _FIXED:
     return _FIXED[name].load(split)
-  if name in FOLDERS:
-    return FOLDERS[name].load(split, dir)
-  if name in _MADE:
-    return _MADE[name].load(split, dir, **defaults | given)
+  if name in FOLDERS | _MADE:
+    return (FOLDERS | _MADE)[name].load(split, dir, **defaults | given)
   return tfds.load(name, split, dir, other_names=(*_FIXED, *FOLDERS, *_MADE))

@@ -1,4 +1,4 @@
-"""Folders with a folder of image files for each class; or of videos or points, see there."""
+"""Folders of image files, with one for each class or without; of videos or points, see there."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,14 @@ from vit_jax.data.sources.splits import (
   split_names,
   split_ranges,
 )
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, check_choice
+
+OPTIONS = {
+  # auto: the names of folders, and none of images that are in no folder of their own. none: all
+  # images, however deep, are read without.
+  'labels': 'auto',
+}
+_UNLABELLED = ''  # the one class of images without
 
 
 class FolderSource(Source):
@@ -52,19 +59,35 @@ class FolderSource(Source):
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
       image = KINDS['image'].decode(self._root / self.files[i], self.image_shape[2])
-      yield {'image': image, 'label': int(self._labels[i])}
+      yield {'image': image} | ({'label': int(self._labels[i])} if self.class_names else {})
 
 
-def load(split: str, directory: str) -> FolderSource:
+def load(split: str, directory: str, labels: str = 'auto') -> FolderSource:
   """Opens splits of a folder of images: colour where any image of 'train' is, grey otherwise.
 
-  See `open_folder`.
+  Args:
+    split: as for `open_folder`, as `directory`, and the errors.
+    directory: with a folder for each class or, of images without labels, with the images, or train
+      and test (or 'val' and so on) with the images.
+    labels: see `OPTIONS`.
   """
-  return open_folder(FolderSource, split, directory)
+  check_choice('options.labels', labels, ('auto', 'none'))
+  is_labelled = labels == 'auto' and not _is_flat(Path(directory).expanduser())
+  return open_folder(FolderSource, split, directory, is_labelled)
 
 
-def open_folder(kind: type[FolderSource], split: str, directory: str) -> FolderSource:
-  """Opens splits of a folder with a folder of files for each class.
+def _is_flat(root: Path) -> bool:
+  """Whether there are images, or folders of splits with images, and no folders of classes."""
+  folders = _visible_folders(root) if root.is_dir() else []
+  if 'train' in folders and {*folders} <= {'train', *EVALUATION_SPLITS}:
+    return _is_flat(root / 'train')
+  return not folders and any(file.suffix.lower() in images.SUFFIXES for file in root.glob('*'))
+
+
+def open_folder(
+  kind: type[FolderSource], split: str, directory: str, is_labelled: bool = True
+) -> FolderSource:
+  """Opens splits of a folder with a folder of files for each class, or without them.
 
   Args:
     kind: the class of the source, which knows the files.
@@ -72,6 +95,7 @@ def open_folder(kind: type[FolderSource], split: str, directory: str) -> FolderS
       is but one.
     directory: the folder, with CLASS/*, or train/CLASS/* and test/CLASS/* (or 'val' and so on), or
       CLASS/train/* and CLASS/test/*.
+    is_labelled: whether there are classes; else all files in it, or in those of splits, are read.
 
   Raises:
     FieldError: no such folder (`dir`) or split, fewer than two classes, splits whose classes
@@ -80,7 +104,7 @@ def open_folder(kind: type[FolderSource], split: str, directory: str) -> FolderS
   root = Path(directory).expanduser().absolute()
   if not directory or not root.is_dir():
     raise FieldError('dir', f'{directory!r} is not a folder; give the folder of {kind.plural}')
-  splits = _find_splits(root, kind.plural)
+  splits = _find_splits(root, kind.plural) if is_labelled else _find_unlabelled(root)
   split = resolve_aliases(str(split), splits)
   if splits['train'] == {c: c for c in splits['train']} and split in EVALUATION_SPLITS:
     raise FieldError(
@@ -104,7 +128,7 @@ def open_folder(kind: type[FolderSource], split: str, directory: str) -> FolderS
     root,
     [checked[name].files[i] for name, r in ranges for i in r],
     [labels[name][i] for name, r in ranges for i in r],
-    class_names,
+    class_names if is_labelled else (),
     images.common_shape({shape for c in checked.values() for shape in c.shapes}, checked['train']),
     [file for name in dict.fromkeys(names) for file in checked[name].skipped],
   )
@@ -128,13 +152,22 @@ def _find_splits(root: Path, plural: str) -> dict[str, dict[str, str]]:
   return {n: folders for n, folders in inner.items() if folders}
 
 
+def _find_unlabelled(root: Path) -> dict[str, dict[str, str]]:
+  """Returns what `_find_splits` does, with one class whose files are all of a split."""
+  if not (root / 'train').is_dir():
+    return {'train': {_UNLABELLED: ''}}
+  names = ('train', *EVALUATION_SPLITS)
+  return {name: {_UNLABELLED: name} for name in names if (root / name).is_dir()}
+
+
 def _check_classes(folder: Path, plural: str) -> list[str]:
   names = _visible_folders(folder)
   if len(names) < 2:
     raise FieldError(
       'dir',
       f'{folder} has {len(names)} folders of {plural} and needs two or more, one per class: '
-      'CLASS/* or train/CLASS/* and test/CLASS/*',
+      'CLASS/* or train/CLASS/* and test/CLASS/*'
+      + ("; options.labels='none' reads images without labels" if plural == 'images' else ''),
     )
   return names
 
