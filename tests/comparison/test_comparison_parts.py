@@ -181,6 +181,12 @@ def test_labels_count_where_they_can_be_the_models():
   assert (labels == -1).all()
 
 
+def test_images_without_labels_are_compared(tmp_path):
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / 'x.png')
+  _, images, labels = joined(DatasetImages(SQUARE, f'{tmp_path}/', 'train', '', 0), 5)
+  assert (len(images), labels.tolist()) == (1, [-1])
+
+
 def test_a_folder_of_images_is_resized_and_cropped(tmp_path):
   for name, colour in (('a', 255), ('b', 0)):
     (tmp_path / name).mkdir()

@@ -87,8 +87,8 @@ class DatasetImages:
   def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (float32 [B, ...], labels int [B]); the last may be smaller.
 
-    Labels are -1 where they can't be the model's: it has another number of classes, or they are
-    several to an image.
+    Labels are -1 where they can't be the model's: there are none, it has another number of classes,
+    or they are several to an image.
     """
     records = self._source.read(range(self._count))
     while block := list(itertools.islice(records, size)):
@@ -96,5 +96,5 @@ class DatasetImages:
       yield (images / np.float32(255) - self._mean) / self._std, self._labels(block)
 
   def _labels(self, records: list[data.Record]) -> np.ndarray:
-    labels = np.asarray([record['label'] for record in records])
+    labels = np.asarray([record.get('label', -1) for record in records])
     return labels if self._labelled and labels.ndim == 1 else np.full(len(records), -1)
