@@ -121,9 +121,33 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   # batch normalisation move all the same, as where PyTorch's requires_grad is False.
   c.freeze = ()
 
+  # Judges of the backbone's features, whatever the task, on labelled data. Each gives an accuracy
+  # (knn/accuracy, linear/accuracy), which `monitor` may name.
+  c.evaluators = ConfigDict()
+  # The k nearest neighbours vote, weighted by exp(cosine similarity / temperature), as DINO's.
+  c.evaluators.knn = _evaluator(k=20, temperature=0.07)
+  # Logistic regression on standardised features; l2 / 2 multiplies the kernel's squared norm.
+  c.evaluators.linear = _evaluator(l2=1e-3, max_steps=100)
+
   # Published values that results are printed beside: metric -> value, and 'source' -> text. Metrics
   # are named as in metrics.jsonl (test/accuracy); or steps_per_second.
   c.reference = ConfigDict()
+  return c
+
+
+def _evaluator(**options: float) -> ConfigDict:
+  """Returns the fields that every evaluator has, off, and its own."""
+  c = ConfigDict()
+  c.enabled = False  # before the first step, after the last, and
+  c.every = 0  # after each so many steps; 0 = with each evaluation of the task
+  c.pooling = 'head'  # features: as the backbone's own head reads; token (of class); mean (of all)
+  c.layer = placeholder(int)  # whose tokens are read, from 0; None = after the last one's norm
+  c.data = ConfigDict()
+  c.data.name = ''  # '' here and in dir: as the run's data
+  c.data.dir = ''
+  c.data.train_split = ''  # to learn from; '' = the run's, or train of other data
+  c.data.test_split = ''  # to be judged on; '' = the run's, or test of other data
+  c.update(options)
   return c
 
 

@@ -41,6 +41,7 @@ def make_config(number, **changes):
 def run(tfds_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'run'
   options = {'optimizer.layer_decay': 0.8, 'freeze': ('SpatialTransformer/.*',)}
+  options |= {'evaluators.knn.enabled': True, 'evaluators.knn.k': 3}
   return workdir, options, loop.train_and_evaluate(make_config('2', **options), workdir)
 
 
@@ -52,6 +53,11 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
   assert loop.train_and_evaluate(make_config('2', **options), part)['final'] == results['final']
   ours, theirs = (weights.load(path)[0] for path in (workdir, part))
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_features_of_videos_are_judged(run):
+  _, _, results = run
+  assert {results[name]['knn/accuracy'] * 16 % 1 for name in ('start', 'final')} == {0}
 
 
 def test_a_run_is_explained(run, tmp_path):

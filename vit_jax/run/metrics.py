@@ -21,10 +21,10 @@ def describe(name: str, descriptions: Descriptions) -> Mapping[str, Any]:
 
   Args:
     name: of the metric, as 'accuracy' or, in metrics.jsonl, 'test/accuracy'; of one of each class
-      'test/iou/CLASS'.
+      'test/iou/CLASS'; of an evaluator 'knn/accuracy'.
     descriptions: of a run; empty where it recorded none, as runs of earlier versions.
   """
-  name = _split(name)[0]
+  name = _split(name, descriptions)[0]
   if name in descriptions:
     return descriptions[name]
   is_share = name.endswith('accuracy') or re.fullmatch(r'iou\d+', name)
@@ -35,8 +35,10 @@ def describe(name: str, descriptions: Descriptions) -> Mapping[str, Any]:
   }
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split(name: str, descriptions: Descriptions) -> tuple[str, str]:
   """Returns (metric, class or '') of a name such as 'test/accuracy' or 'test/iou/CLASS'."""
+  if name in descriptions:
+    return name, ''
   metric, _, class_name = re.sub(r'^(train|test)/', '', name).partition('/')
   return metric, class_name
 
@@ -58,7 +60,7 @@ def format_value(name: str, value: float, descriptions: Descriptions = _NONE) ->
 
 def format_values(values: Mapping[str, float], descriptions: Descriptions = _NONE) -> str:
   """Returns 'loss 0.123  accuracy 98.10 %' for a line of text, without metrics of each class."""
-  shown = {name: value for name, value in values.items() if not _split(name)[1]}
+  shown = {name: value for name, value in values.items() if not _split(name, descriptions)[1]}
   return '  '.join(f'{name} {format_value(name, v, descriptions)}' for name, v in shown.items())
 
 
@@ -68,7 +70,7 @@ def format_classes(
   """Returns, for each metric of each class, its name and 'cat 98.10 %  dog 97.52 %'."""
   parts = {}
   for name, value in values.items():
-    metric, class_name = _split(name)
+    metric, class_name = _split(name, descriptions)
     if class_name:
       text = f'{class_name} {format_value(name, value, descriptions)}'
       parts.setdefault(metric, []).append(text)

@@ -11,32 +11,33 @@ from vit_jax.run.metrics import LABELS, Descriptions, describe
 def curves(
   history: Sequence[dict[str, Any]], title: str, descriptions: Descriptions | None = None
 ) -> Figure:
-  """Draws metrics over steps, each that has a label in a panel of its own.
+  """Draws metrics over steps, each label in a panel of its own.
 
   Args:
-    history: lines of metrics.jsonl, with 'step' and keys like 'train/loss', 'test/accuracy'.
+    history: lines of metrics.jsonl, with 'step' and keys like 'train/loss', 'test/accuracy' and,
+      of evaluators, 'knn/accuracy'.
     title: of the figure.
     descriptions: of the metrics, as results.json has them; None for runs that recorded none.
   """
-  descriptions, series = descriptions or {}, {}
-  for line in history:
-    for key, value in line.items():
-      if key.startswith(('train/', 'test/')):
-        series.setdefault(key, []).append((line['step'], value))
-  found = {key.partition('/')[2] for key in series}
-  names = [n for n in descriptions or LABELS if n in found and describe(n, descriptions)['label']]
-  figure = Figure(figsize=(5 * max(len(names), 1), 3.6), layout='constrained')
+  panels: dict[str, dict[str, tuple[str, str]]] = {}  # label -> name of a line -> (key, unit)
+  keys = {key for line in history for key in line}
+  for name in descriptions or LABELS:
+    metric = describe(name, descriptions or {})
+    for key in (name,) if '/' in name else (f'train/{name}', f'test/{name}'):
+      if key in keys and metric['label']:
+        lines = panels.setdefault(metric['label'], {})
+        lines[key.partition('/')[0]] = key, metric['unit']
+  figure = Figure(figsize=(5 * max(len(panels), 1), 3.6), layout='constrained')
   figure.suptitle(title)
-  axes = figure.subplots(1, max(len(names), 1), squeeze=False)[0]
-  for axis, name in zip(axes, names, strict=False):
-    metric = describe(name, descriptions)
-    is_share = metric['unit'] == '%'
-    for split, style in (('train', '-'), ('test', 'o-')):
-      if points := series.get(f'{split}/{name}'):
-        steps, values = zip(*points, strict=True)
-        values = [value * (100 if is_share else 1) for value in values]
-        axis.plot(steps, values, style, label=split, markersize=3, linewidth=1.3)
-    axis.set(xlabel='step', ylabel=metric['label'] + (' (%)' if is_share else ''))
+  axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
+  for axis, (label, lines) in zip(axes, panels.items(), strict=False):
+    for name, (key, unit) in lines.items():
+      points = [(line['step'], line[key]) for line in history if key in line]
+      steps, values = zip(*points, strict=True)
+      values = [value * (100 if unit == '%' else 1) for value in values]
+      style = '-' if name == 'train' else 'o-'
+      axis.plot(steps, values, style, label=name, markersize=3, linewidth=1.3)
+    axis.set(xlabel='step', ylabel=label + (' (%)' if unit == '%' else ''))
     axis.grid(alpha=0.3)
     axis.legend()
   return figure

@@ -19,7 +19,11 @@ def _versions() -> dict[str, str]:
 
 def _metrics_at(history: list[dict[str, Any]], step: int) -> dict[str, float]:
   lines = [line for line in history if line['step'] == step]
-  return {k: v for line in lines for k, v in line.items() if k.startswith(('train/', 'test/'))}
+  return {k: v for line in lines for k, v in line.items() if '/' in k}
+
+
+def _of_evaluation(metrics: dict[str, float]) -> dict[str, float]:
+  return {k: v for k, v in metrics.items() if '/' in k and not k.startswith('train/')}
 
 
 def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -37,6 +41,7 @@ def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
     'step': run.step,
     'epochs': run.step * config.batch_size / len(run.experiment.sets['train'][0]),
     'stopped_early': run.meta['stopped'],
+    'start': _metrics_at(history, 0),
     'final': _metrics_at(history, run.step),
     'best': {'step': best['step'], **_metrics_at(history, best['step'])},
     'monitor': config.monitor,
@@ -65,12 +70,12 @@ def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
 def against_reference(results: dict[str, Any]) -> dict[str, tuple[float | None, float]]:
   """Returns metric -> (the run's value, None where it has none; the published value).
 
-  Values on the test split are those of the best evaluation, others those at the end of the run.
+  Values of evaluations are those of the best one, where it has them, others those at the end.
 
   Args:
     results: the content of results.json.
   """
-  ours = results['final'] | {k: v for k, v in results['best'].items() if k.startswith('test/')}
+  ours = results['final'] | _of_evaluation(results['best'])
   ours['steps_per_second'] = results['training']['steps_per_second']
   published = {k: v for k, v in results['reference'].items() if k != 'source'}
   return {name: (ours.get(name), value) for name, value in published.items()}
@@ -87,12 +92,13 @@ def _published(results: dict[str, Any]) -> str:
 def table(results: dict[str, Any]) -> str:
   """Returns the summary that a run ends with."""
   speed = results['training']['images_per_second']
-  test = {k: v for k, v in results['final'].items() if k.startswith('test/')}
-  best = {k: v for k, v in results['best'].items() if k.startswith('test/')}
+  start = results.get('start')  # runs of earlier versions recorded none
+  final, best = (_of_evaluation(results[name]) for name in ('final', 'best'))
   device, metrics = results['device'], results.get('metrics', {})
   rows = {
     'steps': f'{results["step"]}' + (' (stopped early)' if results['stopped_early'] else ''),
-    'final': format_values(test, metrics),
+    **({'start': format_values(start, metrics)} if start else {}),
+    'final': format_values(final, metrics),
     'best': f'{format_values(best, metrics)}  (step {results["best"]["step"]})',
     **{f'best {name}': text for name, text in format_classes(best, metrics).items()},
     **({'published': _published(results)} if results.get('reference') else {}),

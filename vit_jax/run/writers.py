@@ -38,13 +38,14 @@ class MetricWriter(contextlib.AbstractContextManager):
     if not enabled:
       return
     path = workdir / 'metrics.jsonl'
-    self.history = [line for line in read_history(path) if line['step'] <= start_step]
+    if start_step:  # else the first evaluation will be written again, too
+      self.history = [line for line in read_history(path) if line['step'] <= start_step]
     directory.write_text(path, ''.join(json.dumps(line) + '\n' for line in self.history))
     self._file = path.open('a', buffering=1)
     from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed: seconds
 
     self._tensorboard = SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start_step + 1, write_to_disk=True
+      str(workdir / 'tensorboard'), purge_step=start_step and start_step + 1, write_to_disk=True
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:

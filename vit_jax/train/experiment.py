@@ -1,5 +1,6 @@
 """The parts of a run, all mistakes found before it starts: `Experiment`."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,19 @@ from vit_jax.data import (
   train_loader,
 )
 from vit_jax.data.preprocess import CENTRAL_CROPS
-from vit_jax.errors import UsageError, field_prefix
+from vit_jax.errors import UsageError, check_choice, field_prefix
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.tasks import Metric
-from vit_jax.train import feeds, flops, metrics, partition, pretrained, resolve, step
+from vit_jax.train import (
+  evaluators,
+  feeds,
+  flops,
+  metrics,
+  partition,
+  pretrained,
+  resolve,
+  step,
+)
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.schedules import make_schedule
 from vit_jax.train.state import TrainState, create_state
@@ -69,6 +79,8 @@ class Experiment:
     num_classes: of the training split; 0 where the task learns none.
     model: the Flax module.
     task: what it learns.
+    metrics: of evaluations, by name: the task's, and those of evaluators, as 'knn/accuracy'.
+    evaluators: what judges the features, where `config.evaluators` turns some on.
     model_config: of the model, as whoever loads its variables needs it.
     resident: whether the data stay on the devices.
     sets: split -> (source, preprocess).
@@ -119,10 +131,15 @@ class Experiment:
     test_source, test_preprocess = self.sets['test']
     with field_prefix('config.data.'):
       record = test_preprocess(test_source[0])
-    self._input_shape, self._shapes = trace(config, self.model, self.task, record)
+    traced = trace(config, self.model, self.task, record)
+    self._input_shape, self._shapes = traced.input, traced.variables
+    self.metrics = self.task.metrics | evaluators.metrics(config)
+    monitors = [f'test/{name}' for name in traced.metrics] + [*evaluators.metrics(config)]
+    check_choice('config.monitor', config.monitor, monitors)
     check_train_size(self.model, self._shapes, self._input_shape, self.sets['train'][1].image_size)
     self._param_shapes = self._shapes['params']
     self.model_config = self._describe_model(kinds.example(record, self.model.INPUT))
+    self.evaluators = self._make_evaluators()
     self._trainable, frozen = partition.split(config.freeze, self._param_shapes)
     self._pretrained, self._notes = {}, []
     if start:
@@ -149,6 +166,20 @@ class Experiment:
       preprocess=pixels if kind.has_pixels else None,
     )
 
+  def _make_evaluators(self) -> evaluators.Evaluators:
+    data, model = self.config.data.copy_and_resolve_references(), self.model_config
+    if kinds.kind_of(self.model.INPUT).has_pixels:  # as the backbone sees them
+      data.update(image_size=model.seen_size, channels=model.channels)
+      data.num_frames = model.num_frames or 0
+    return evaluators.Evaluators(
+      self.config,
+      model,
+      self._shapes,
+      _preprocess(data, 'test').one_view,
+      self._eval_loader,
+      self.sets.values() if self.resident else (),
+    )
+
   def _check_frozen(self, frozen: Any) -> None:
     """Raises UsageError for a parameter that would stay as it is initialised, at random or zero."""
     for name, leaf in models.flatten({'params': frozen}).items():
@@ -161,13 +192,13 @@ class Experiment:
   @property
   def monitored(self) -> Metric:
     """The metric that decides which checkpoint is the best."""
-    return metrics.monitored(self.config.monitor, self.task.metrics)
+    return metrics.monitored(self.config.monitor, self.metrics)
 
   @property
   def descriptions(self) -> dict[str, dict[str, Any]]:
-    """What there is to know of the task's metrics, by name, as results.json has it."""
+    """What there is to know of the metrics, by name, as results.json has it."""
     fields = ('unit', 'higher_is_better', 'label')
-    return {name: {f: getattr(m, f) for f in fields} for name, m in self.task.metrics.items()}
+    return {name: {f: getattr(m, f) for f in fields} for name, m in self.metrics.items()}
 
   def _init(self) -> dict[str, Any]:
     return init(self.model, self.config.seed, (1, *self._input_shape))
@@ -184,19 +215,40 @@ class Experiment:
     return jax.device_get(create(params, model_state=model_state))
 
   def _loader(self, split: str, resident: bool) -> ResidentLoader | StreamedLoader:
+    if split == 'test':
+      return self._eval_loader(*self.sets[split], resident)
     config = self.config
-    options = {
+    with self._names_fields():
+      return train_loader(
+        *self.sets[split],
+        batch_size=config.batch_size,
+        seed=config.seed,
+        resident=resident,
+        **self._loader_options(),
+      )
+
+  def _eval_loader(
+    self, source: Source, preprocess: Preprocess, resident: bool
+  ) -> ResidentLoader | StreamedLoader:
+    with self._names_fields():
+      return eval_loader(
+        source,
+        preprocess,
+        batch_size=self.config.eval_batch_size,
+        resident=resident,
+        **self._loader_options(),
+      )
+
+  def _names_fields(self) -> contextlib.AbstractContextManager:
+    return field_prefix('config.', {name: f'data.{name}' for name in self.config.data})
+
+  def _loader_options(self) -> dict[str, int]:
+    return {
       'num_devices': jax.local_device_count(),
       'process_index': jax.process_index(),
       'process_count': jax.process_count(),
-      'resident': resident,
-      **{name: config.data[name] for name in ('num_workers', 'num_threads', 'prefetch')},
+      **{name: self.config.data[name] for name in ('num_workers', 'num_threads', 'prefetch')},
     }
-    with field_prefix('config.', {name: f'data.{name}' for name in config.data}):
-      if split == 'train':
-        options |= {'batch_size': config.batch_size, 'seed': config.seed}
-        return train_loader(*self.sets[split], **options)
-      return eval_loader(*self.sets[split], batch_size=config.eval_batch_size, **options)
 
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""

@@ -80,19 +80,37 @@ class Run:
   def next_boundary(self) -> int:
     """Returns the next step after which something happens besides training."""
     c = self.config
-    periods = (c.log_every, c.eval_every, c.checkpoint_every)
+    periods = [c.log_every, c.eval_every, c.checkpoint_every]
+    periods += self.experiment.evaluators.periods.values()
     return min(c.num_steps, *((self.step // period + 1) * period for period in periods))
 
   def evaluate(self, eval_feed) -> dict[str, float]:
-    """Returns the test metrics, having updated whatever follows the monitored one."""
-    found = _test_metrics(self.experiment, eval_feed, self.state.eval_variables)
+    """Returns the metrics that are due after this step, the last step all; empty where none is.
+
+    The task's are due after `config.eval_every` steps each, those of evaluators after their own
+    periods, and before the first step.
+    """
+
+    def is_due(period: int) -> bool:
+      return self.step % period == 0 or self.step == self.config.num_steps
+
+    variables, evaluators = self.state.eval_variables, self.experiment.evaluators
+    found = {}
+    if self.step and is_due(self.config.eval_every):
+      found = _test_metrics(self.experiment, eval_feed, variables)
+    due = [name for name, period in evaluators.periods.items() if is_due(period)]
+    found |= evaluators(due, variables)
     for name, value in found.items():
       if not math.isfinite(value):
         raise NonFiniteError(f'{name} after step {self.step} is not finite')
+    return found
+
+  def follow(self, value: float) -> None:
+    """Updates whatever follows `config.monitor`, which an evaluation found to be `value`."""
     sign = 1 if self.experiment.monitored.higher_is_better else -1
-    value, best = found[self.config.monitor] * sign, self.meta['best']
-    if best is None or value > best['value'] * sign:
-      self.meta |= {'best': {'step': self.step, 'value': found[self.config.monitor]}, 'waited': 0}
+    best = self.meta['best']
+    if best is None or value * sign > best['value'] * sign:
+      self.meta |= {'best': {'step': self.step, 'value': value}, 'waited': 0}
     else:
       self.meta['waited'] += 1
     patience = self.config.early_stopping_patience
@@ -100,9 +118,8 @@ class Run:
     if plateau := make_plateau(self.config):
       # optax reduces the scale where a value doesn't fall.
       old = jax.device_get(self.state.plateau)
-      _, new = plateau.update({}, old, value=np.float32(-value))
+      _, new = plateau.update({}, old, value=np.float32(-value * sign))
       self.state = self.state.replace(plateau=feeds.put_on_devices(jax.device_get(new)))
-    return found
 
   def save(self) -> None:
     """Starts to save a checkpoint."""
@@ -118,6 +135,8 @@ class Run:
     """
     config, pending = self.config, collections.deque()
     first, logged = True, (0.0, 0)
+    if not self.step:
+      self._evaluate(eval_feed, writer, progress)
     while not self.done:
       boundary, start = self.next_boundary(), time.monotonic()
       self.state, sums, n = train_feed(self.state, self.step, boundary - self.step)
@@ -153,15 +172,21 @@ class Run:
     progress.report(self.step, {k: values[name] for k, name in names.items() if name in values})
     return self.seconds, self.timed_steps
 
-  def _evaluate_and_save(self, eval_feed, writer, progress) -> None:
-    config, found = self.config, None
-    last = self.step == config.num_steps
-    if last or self.step % config.eval_every == 0:
-      found = self.evaluate(eval_feed)
+  def _evaluate(self, eval_feed, writer, progress) -> dict[str, float]:
+    found = self.evaluate(eval_feed)
+    if found:
       writer.write(self.step, found)
       text = format_values(found, self.experiment.descriptions)
       progress.note(f'step {self.step}  {text}')
-    improved = found is not None and self.meta['waited'] == 0
+    return found
+
+  def _evaluate_and_save(self, eval_feed, writer, progress) -> None:
+    config, improved = self.config, False
+    last = self.step == config.num_steps
+    found = self._evaluate(eval_feed, writer, progress)
+    if config.monitor in found:
+      self.follow(found[config.monitor])
+      improved = self.meta['waited'] == 0
     if last or improved or self.meta['stopped'] or self.step % config.checkpoint_every == 0:
       self.save()
 
@@ -238,6 +263,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   state, _ = found
   variables = feeds.put_on_devices(state.eval_variables)
   found = _test_metrics(experiment, experiment.eval_feed(), variables)
+  found |= experiment.evaluators(experiment.evaluators.periods, variables)
   found = {'step': int(state.step), **found}
   if _is_main():
     lines = [format_values(found, experiment.descriptions)]

@@ -34,7 +34,7 @@ def values(
 
 
 def monitored(monitor: str, metrics: Mapping[str, Metric]) -> Metric:
-  """Returns the metric that `config.monitor`, 'test/NAME', names."""
+  """Returns the metric that `config.monitor` names, test/NAME, or knn/accuracy."""
   return metrics[monitor.removeprefix('test/')]
 
 

@@ -62,6 +62,10 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   for field in ('eval_every', 'checkpoint_every', 'log_every'):
     if c[field] < 0:
       raise UsageError(f'config.{field}: {c[field]} is negative')
+  for name, evaluator in c.evaluators.items():
+    if evaluator.every < 0:
+      raise UsageError(f'config.evaluators.{name}.every: {evaluator.every} is negative')
+    evaluator.every = evaluator.every or c.eval_every
   if c.early_stopping_patience < 0:
     raise UsageError(f'config.early_stopping_patience: {c.early_stopping_patience} is negative')
   if c.plateau.patience < 1 or c.plateau.cooldown < 0:

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.data import augment, kinds
-from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
+from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import Preprocessing
 from vit_jax.tasks import Metric, Task
 from vit_jax.train import step
@@ -23,10 +23,12 @@ class Traced(NamedTuple):
   Attributes:
     input: shape of an example of what the model takes, as (height, width, channels) of images.
     variables: the model's, as shapes and dtypes.
+    metrics: names of what evaluation gives a number of, those of each class left out.
   """
 
   input: tuple[int, ...]
   variables: dict[str, Any]
+  metrics: list[str]
 
 
 def trace(
@@ -35,14 +37,13 @@ def trace(
   """Traces initialisation and evaluation.
 
   Args:
-    config: the experiment; reads `data` and `monitor`.
+    config: the experiment; reads `data`.
     model: the model.
     task: its task.
     record: an example of the data, as preprocessed, which has the model's input.
 
   Raises:
-    UsageError: inputs don't fit the model or their normalisation, outputs don't fit the task, or
-      there is no such metric to monitor.
+    UsageError: inputs don't fit the model or their normalisation, or outputs don't fit the task.
   """
   shape = kinds.example(record, model.INPUT).shape
   _check_pixels(config.data, shape[-1], kinds.kind_of(model.INPUT))
@@ -57,8 +58,7 @@ def trace(
     variables = jax.eval_shape(lambda: init(model, 0, (1, *shape)))
     sums = jax.eval_shape(evaluate, variables)
   single = [name for name in sums if not task.metrics.get(name, Metric()).per_class]
-  check_choice('config.monitor', config.monitor, [f'test/{name}' for name in single])
-  return Traced(shape, variables)
+  return Traced(shape, variables, single)
 
 
 def check_train_size(

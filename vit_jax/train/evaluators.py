@@ -1,0 +1,254 @@
+"""Evaluators: what judges a model's features in a run, on data and at a period of their own.
+
+`config.evaluators` has the options of each. An evaluator reads the features that the backbone gives
+of labelled examples, prepared as in evaluation, and never the targets of the task: so the task may
+be any, with classes or without. Nothing in a run follows from them but through `config.monitor`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax.data import FOLDERS, Preprocess, Source, augment, load_source, resolve_resident
+from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
+from vit_jax.models import Backbone, ModelConfig
+from vit_jax.models import fields as fields_lib
+from vit_jax.models.backbone import Features
+from vit_jax.tasks import Metric
+from vit_jax.train import feeds
+from vit_jax.train.knn import KNN
+from vit_jax.train.linear_probe import LinearProbe
+
+# What config.evaluators has.
+EVALUATORS = {'knn': KNN, 'linear': LinearProbe}
+POOLING = ('head', 'token', 'mean')
+
+_SPLITS = ('train', 'test')
+
+
+def metrics(config: ConfigDict) -> dict[str, Metric]:
+  """Returns the metrics of the evaluators that `config` turns on, by name: 'knn/accuracy'."""
+  accuracy = Metric(unit='%', higher_is_better=True, label='accuracy')
+  return {f'{name}/accuracy': accuracy for name in EVALUATORS if config.evaluators[name].enabled}
+
+
+def read_features(
+  backbone: Backbone, variables: Any, inputs: jax.Array, pooling: str, layer: int | None
+) -> jax.Array:
+  """Returns a vector of each input, float32 [B, D].
+
+  Args:
+    backbone: the model without a task's head.
+    variables: its own.
+    inputs: normalised.
+    pooling: 'head': what the backbone's own head reads; where that is nothing, or of a layer, the
+      class token if there is one, else the mean. 'token': the class token. 'mean': the mean of the
+      tokens of patches, or of the last map.
+    layer: whose tokens are read, from 0; None for what comes after the last layer and its norm.
+
+  Raises:
+    FieldError: of `pooling` or `layer`: the model has no class token, or no such layer.
+  """
+  found = _apply(backbone, variables, inputs, layer)
+  if pooling == 'head' and layer is None and found.pooled is not None:
+    return found.pooled.astype(jnp.float32)
+  if pooling == 'token' and not found.num_prefix:
+    raise FieldError('pooling', "'token', but the model has no class token")
+  tokens = found.tokens if layer is None else found.layers[0]  # [B, num_prefix + N, D]
+  if tokens is None:
+    tokens = found.maps[-1].reshape(len(inputs), -1, found.maps[-1].shape[-1])  # [B, N, D]
+  if found.num_prefix and pooling != 'mean':
+    return tokens[:, 0].astype(jnp.float32)
+  return tokens[:, found.num_prefix :].astype(jnp.float32).mean(axis=1)
+
+
+def _apply(backbone: Backbone, variables: Any, inputs: jax.Array, layer: int | None) -> Features:
+  features = functools.partial(backbone.apply, variables, inputs, train=False, method='features')
+  if layer is None:
+    return features()
+  last = backbone.layer_of('output_projection/kernel')  # the layers, and what precedes them
+  if last is not None and not 0 <= layer < last - 1:
+    raise FieldError('layer', f'{layer} is not from 0 to {last - 2}, as the layers of the model')
+  try:
+    return features(layers=(layer,))
+  except UsageError as e:
+    raise FieldError('layer', str(e)) from e
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+  """Which features of which data an evaluator reads; those that read the same share them.
+
+  Attributes:
+    name: of the data set, as `dir` and `options` (as pairs) in `config.data`.
+    splits: to learn from, and to be judged on.
+    pooling: as `layer`, for `read_features`.
+  """
+
+  name: str
+  dir: str
+  options: tuple[tuple[str, Any], ...]
+  splits: tuple[str, str]
+  pooling: str
+  layer: int | None
+
+  @classmethod
+  def of(cls, data: ConfigDict, options: ConfigDict) -> '_Reading':
+    """Returns what an evaluator with `options` reads in a run on `data`."""
+    own = options.data
+    name = own.name or data.name
+    # A folder of images isn't one of TFDS's data sets.
+    dir = own.dir or (data.dir if (name in FOLDERS) == (data.name in FOLDERS) else '')
+    is_other = (name, dir) != (data.name, data.dir)
+    return cls(
+      name=name,
+      dir=dir,
+      options=() if is_other else tuple(fields_lib.plain(data.options).items()),
+      splits=tuple(own[f'{s}_split'] or (s if is_other else data[f'{s}_split']) for s in _SPLITS),
+      pooling=options.pooling,
+      layer=options.layer,
+    )
+
+
+class _Reader:
+  """Reads features of both splits of a data set, on all devices."""
+
+  def __init__(self, reading: _Reading, evaluators: 'Evaluators'):
+    """Opens the data and checks them.
+
+    Raises:
+      FieldError: of a field of the evaluator's options.
+      UsageError: a file of the data can't be used.
+    """
+    self._reading, self._run = reading, evaluators
+    self.sources = [self._open(*names) for names in zip(_SPLITS, reading.splits, strict=True)]
+    sets = [(source, evaluators.preprocess) for source in self.sources]
+    resident = evaluators.config.data.resident
+    self._resident, _ = resolve_resident(resident, [*evaluators.beside, *sets], jax.local_devices())
+    for source in self.sources:  # nothing is read yet, but every option is checked
+      evaluators.make_loader(source, evaluators.preprocess, False)
+    example = evaluators.preprocess(self.sources[0][0])[evaluators.input]
+    inputs = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
+    jax.eval_shape(self._features, evaluators.shapes, inputs)
+
+  def _open(self, name: str, split: str) -> Source:
+    reading, input = self._reading, self._run.input
+    with field_prefix('data.', {'split': f'{name}_split'}):
+      source = load_source(reading.name, split, reading.dir, dict(reading.options))
+    record = source[0]
+    for entry in (input, 'label'):
+      if entry not in record:
+        raise FieldError('data', f'needs a {entry} of each example; {reading.name!r} has none')
+    if np.ndim(record['label']):
+      raise FieldError('data', f'needs one label of each example; {reading.name!r} has several')
+    return source
+
+  def _features(self, variables: Any, inputs: jax.Array) -> jax.Array:
+    data, model = self._run.config.data, self._run.model_config
+    inputs = augment.normalize_batch({self._run.input: inputs}, data.mean, data.std)
+    return read_features(
+      model.backbone,
+      model.backbone_variables(variables),
+      inputs[self._run.input],
+      self._reading.pooling,
+      self._reading.layer,
+    )
+
+  def _step(self, variables: Any, batch: Mapping[str, jax.Array]) -> Any:
+    """Returns features, labels and weights of the global batch, in its order."""
+    found = self._features(variables, batch[self._run.input]), batch['label'], batch['weight']
+    return jax.lax.all_gather(found, 'batch', tiled=True)
+
+  @functools.cached_property
+  def _feeds(self) -> list[feeds.ResidentEvalFeed | feeds.StreamedEvalFeed]:
+    feed = feeds.ResidentEvalFeed if self._resident else feeds.StreamedEvalFeed
+    run, resident = self._run, self._resident
+    loaders = [run.make_loader(source, run.preprocess, resident) for source in self.sources]
+    return [feed(self._step, loader) for loader in loaders]
+
+  def __call__(self, variables: Any) -> list[np.ndarray]:
+    """Returns what `KNN.accuracy` takes: features and labels to learn from, and those to test."""
+    arrays = []
+    for feed in self._feeds:
+      batches = zip(*feeds.to_host(feed.batches(variables)), strict=True)
+      features, labels, weights = (np.concatenate(parts) for parts in batches)
+      arrays += [features[weights > 0], labels[weights > 0]]
+    return arrays
+
+
+class Evaluators:
+  """The evaluators of a run that are turned on.
+
+  Attributes:
+    config: the resolved configuration.
+    model_config: of the model.
+    shapes: of its variables.
+    preprocess: brings examples to what it takes.
+    make_loader: (source, preprocess, resident) -> the loader of an evaluation.
+    beside: (source, preprocess) of the data that stay on the devices anyway.
+    periods: name -> steps from one evaluation to the next.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    model_config: ModelConfig,
+    shapes: Any,
+    preprocess: Preprocess,
+    make_loader: Callable,
+    beside: Collection[tuple[Source, Preprocess]],
+  ):
+    """Checks all options; of data, a first example is read.
+
+    Raises:
+      UsageError: an option has a wrong value, or data can't be used.
+    """
+    self.config, self.model_config, self.shapes = config, model_config, shapes
+    self.preprocess, self.make_loader, self.beside = preprocess, make_loader, beside
+    self.periods, self._judges, self._readers = {}, {}, {}
+    for name in EVALUATORS:
+      if config.evaluators[name].enabled:
+        with field_prefix(f'config.evaluators.{name}.'):
+          self._add(name, config.evaluators[name])
+
+  @property
+  def input(self) -> str:
+    """The kind of data that the model takes."""
+    return self.model_config.model.INPUT
+
+  def _add(self, name: str, options: ConfigDict) -> None:
+    kind = EVALUATORS[name]
+    judge = kind(**fields_lib.check(kind, {n: options[n] for n in fields_lib.names(kind)}))
+    check_choice('pooling', options.pooling, POOLING)
+    reading = _Reading.of(self.config.data, options)
+    if reading not in self._readers:
+      self._readers[reading] = _Reader(reading, self)
+    judge.check(len(self._readers[reading].sources[0]))
+    self.periods[name], self._judges[name] = options.every, (judge, reading)
+
+  def __call__(self, names: Collection[str], variables: Any) -> dict[str, float]:
+    """Returns the metrics of some evaluators, by the names that they have in metrics.jsonl.
+
+    They are NaN where features aren't finite.
+
+    Args:
+      names: keys of `periods`.
+      variables: of the model, on devices.
+    """
+    found, read = {}, {}
+    for name in names:
+      judge, reading = self._judges[name]
+      if reading not in read:
+        read[reading] = self._readers[reading](variables)
+      features, _, test_features, _ = read[reading]
+      is_finite = np.isfinite(features).all() and np.isfinite(test_features).all()
+      num_classes = self._readers[reading].sources[0].num_classes
+      accuracy = judge.accuracy(*read[reading], num_classes) if is_finite else np.nan
+      found[f'{name}/accuracy'] = accuracy
+    return found
