@@ -1,7 +1,7 @@
 """Compares this project with PyTorch: python -m vit_jax.compare --weights=PATH|hf:NAME|RUN.
 
 And runs with the published values that their configs name, in a table of Markdown:
-python -m vit_jax.compare --runs RUN...
+python -m vit_jax.compare --runs [--over_seeds] RUN...
 
 With weights, PyTorch's side is the model in Hugging Face's transformers, with the same images and
 kind of device. Each side has a process of its own and all cores, and they are timed in turns;
@@ -32,6 +32,9 @@ from vit_jax.models.variables import Variables
 
 _WEIGHTS = flags.DEFINE_string('weights', None, 'A file, a folder, hf:NAME on the hub, or a run.')
 _RUNS = flags.DEFINE_bool('runs', False, 'Compare run directories, which follow as arguments.')
+_OVER_SEEDS = flags.DEFINE_bool(
+  'over_seeds', False, 'With --runs: those that differ in seeds alone are one, with their mean.'
+)
 _DATASET = flags.DEFINE_string('dataset', None, 'As in configs: a name or the path of a folder.')
 _SPLIT = flags.DEFINE_string('split', 'test', 'Of the data set, in the syntax of TFDS.')
 _DATA_DIR = flags.DEFINE_string('data_dir', '', "Of TFDS's data sets, else $TFDS_DATA_DIR.")
@@ -52,6 +55,8 @@ def main(*workdirs: str) -> None:
   """Compares weights in JAX and PyTorch, or runs with published values, and prints the result."""
   if _RUNS.value and _WEIGHTS.value is not None:
     raise UsageError('--weights, --runs: give one of them')
+  if _OVER_SEEDS.value and not _RUNS.value:
+    raise UsageError('--over_seeds: is of runs; give --runs and their folders')
   if workdirs and not _RUNS.value:
     raise UsageError(f'{workdirs[0]!r} is not a flag; run directories need --runs before them')
   if not _RUNS.value:
@@ -64,7 +69,8 @@ def main(*workdirs: str) -> None:
     for workdir in workdirs:
       if workdir not in finished:
         print(f'{workdir}: left out, no finished run', file=sys.stderr)
-    report = [runs.read(workdir) for workdir in finished]
+    read = runs.over_seeds if _OVER_SEEDS.value else lambda dirs: list(map(runs.read, dirs))
+    report = read(finished)
     print(json.dumps(report, indent=2) if _JSON.value else runs.format_runs(report))
 
 

@@ -91,6 +91,28 @@ def test_a_run_of_an_older_version_has_dashes(tmp_path):
   assert row['parameters'] == '40,682'
 
 
+def write_seeds(folder):
+  """Runs that start from runs of three seeds, and another that differs in more."""
+  workdirs = []
+  for seed, accuracy in enumerate((0.91, 0.95, 0.9)):
+    starts = [folder / f'start-{seed}', folder / f'tuned-{seed}']
+    for path, start in zip(starts, ('', str(starts[0])), strict=True):
+      write(folder, path.name, best={'step': 3, 'test/accuracy': accuracy}, reference={})
+      (path / 'config.json').write_text(json.dumps({'seed': seed, 'init_from': start, 'x': 1}))
+    workdirs.append(str(starts[1]))
+  other = write(folder, 'other', reference={})
+  (folder / 'other' / 'config.json').write_text(json.dumps({'seed': 0, 'init_from': '', 'x': 2}))
+  return [*workdirs, other]
+
+
+def test_runs_that_differ_in_seeds_alone_are_a_row_with_mean_and_spread(tmp_path):
+  rows = cells(runs.format_runs(runs.over_seeds(write_seeds(tmp_path))))
+  assert [(row['run'], row['ours']) for row in rows] == [
+    ('tuned', '92.00 % (90.00 % to 95.00 %, 3 runs)'),
+    ('other', '96.34 %'),
+  ]
+
+
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
@@ -126,6 +148,16 @@ def test_the_command_prints_json_of_all_runs(compare, tmp_path):
     assert first[name] == RESULTS[name]
 
 
+def test_the_command_prints_mean_and_spread(compare, tmp_path):
+  result = compare('--runs', '--over_seeds', '--json', *write_seeds(tmp_path))
+  assert result.returncode == 0, result.stderr
+  tuned, other = json.loads(result.stdout)
+  values = tuned['metrics']['test/accuracy']
+  assert (tuned['count'], values['low'], values['high']) == (3, 0.9, 0.95)
+  assert values['ours'] == pytest.approx(0.92)
+  assert other['count'] == 1
+
+
 def test_unfinished_runs_are_left_out(compare, tmp_path):
   (tmp_path / 'unfinished').mkdir()
   result = compare('--runs', tmp_path / 'unfinished', write(tmp_path, 'a'), tmp_path / 'a.txt')
@@ -142,6 +174,7 @@ def test_unfinished_runs_are_left_out(compare, tmp_path):
     (['--runs'], '--runs: give the folders of runs'),
     (['--runs', 'no/run'], '--runs: no/run holds no finished run'),
     (['--runs', 'x', '--weights=y'], '--weights, --runs: give one of them'),
+    (['--over_seeds'], '--over_seeds: is of runs'),
     (['no/run'], "'no/run' is not a flag; run directories need --runs"),
   ],
 )

@@ -1,11 +1,13 @@
 """Runs beside the published values that their configs name, from their results.json alone."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UsageError
+from vit_jax.run import directory
 from vit_jax.run.metrics import format_value
 from vit_jax.run.results import against_reference
 
@@ -59,6 +61,44 @@ def read(workdir: str) -> dict[str, Any]:
     raise UsageError(f"--runs: {path} is not what a run's end leaves ({e!r})") from e
 
 
+def over_seeds(workdirs: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns what `read` does of runs, those that differ in seeds alone as one.
+
+  So may the runs that they start from. `count` is how many they are, `run` the name of the first
+  without its number, and metrics have 'low' and 'high' beside 'ours', the mean; the rest is of the
+  first of them.
+
+  Raises:
+    UsageError: as `read` does.
+  """
+  groups: dict[str, list[dict[str, Any]]] = {}
+  for workdir in workdirs:
+    groups.setdefault(_without_seeds(Path(workdir)), []).append(read(workdir))
+  return [_average(group) for group in groups.values()]
+
+
+def _without_seeds(workdir: Path) -> str:
+  config = directory.read_config(workdir)
+  config.pop('seed', None)
+  start = config.get('init_from')
+  if start and (Path(start) / 'config.json').exists():
+    config['init_from'] = _without_seeds(Path(start))
+  return json.dumps(config, sort_keys=True)
+
+
+def _average(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  metrics = {}
+  for name, values in group[0]['metrics'].items():
+    found = [ours for run in group if (ours := run['metrics'][name]['ours']) is not None]
+    spread = {'low': min(found), 'high': max(found)} if found else {}
+    ours = sum(found) / len(found) if found else None
+    metrics[name] = values | {'ours': ours} | spread
+  name = group[0]['run']
+  if len(group) > 1:
+    name = re.sub(r'[-_.]?\d+$', '', name) or name
+  return dict(group[0]) | {'run': name, 'count': len(group), 'metrics': metrics}
+
+
 def format_runs(runs: Sequence[Mapping[str, Any]]) -> str:
   """Returns a Markdown table of what `read` returns; a run has a row for each of its metrics."""
   rows = [row for run in runs for row in _rows(run)]
@@ -92,6 +132,9 @@ def _rows(run: Mapping[str, Any]) -> Iterator[dict[str, str]]:
       k: _DASH if v is None else format_value(name, v, run['descriptions'])
       for k, v in values.items()
     }
+    if (count := run.get('count', 1)) > 1 and 'low' in shown:
+      shown['ours'] += f' ({shown["low"]} to {shown["high"]}, {count} runs)'
+    shown = {k: shown[k] for k in ('ours', 'published')}
     yield about | {'metric': name} | shown | cost
 
 
