@@ -74,6 +74,7 @@ class Table:
       the metadata of a file, and callers of `weights.load` may give them.
     separator: between the modules in a tensor's name.
     yields: whether a file that has the marks of another table, too, is the other's.
+    entry: of a pickled file, the one that holds the tensors, in formats where files have one.
   """
 
   format: ClassVar[str]
@@ -83,6 +84,7 @@ class Table:
   stated: ClassVar[tuple[str, ...]] = ()
   separator: ClassVar[str] = '.'
   yields: ClassVar[bool] = False
+  entry: ClassVar[str] = 'state_dict'
 
   # Which files are this table's.
 
@@ -150,8 +152,8 @@ class Table:
   # Writing.
 
   def writes(self, config: ModelConfig) -> bool:
-    """Whether it is this table that a model is written by."""
-    return config.name in self.models
+    """Whether it is this table that a model is written by; not where a task's head is on it."""
+    return config.model is config.backbone and config.name in self.models
 
   def check_place(self, config: ModelConfig, path: object) -> None:
     """Raises UsageError for a model with a field's value that the format has no place for."""

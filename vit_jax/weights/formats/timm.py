@@ -37,7 +37,7 @@ def write(
   if files.is_safetensors(path):
     data = files.format_safetensors(tensors, **{files.CONFIG_KEY: own})
   else:
-    data = files.format_torch({'state_dict': tensors, files.CONFIG_KEY: own}, path)
+    data = files.format_torch({table.entry: tensors, files.CONFIG_KEY: own}, path)
   files.write(path, data)
 
 

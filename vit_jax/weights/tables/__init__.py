@@ -98,11 +98,12 @@ def find_for_model(config: ModelConfig, format: str, path: object) -> Table:
   Raises:
     UsageError: the format has no place for it.
   """
-  if isinstance(config.model, Head):
-    raise UsageError(f'{path}: a model for {config.to_dict()["head"]["name"]} has no place there')
   tables = [table for table in all_tables() if table.format == format]
   for table in tables:
     if table.writes(config):
       return table
-  names = ' and '.join(f"'{name}'" for table in tables for name in table.models)
+  if isinstance(config.model, Head):
+    raise UsageError(f'{path}: a model for {config.to_dict()["head"]["name"]} has no place there')
+  known = dict.fromkeys(name for table in tables for name in table.models)
+  names = ' and '.join(f"'{name}'" for name in known)
   raise UsageError(f'{path}: a model {config.name!r} has no place there; {names} have')

@@ -223,7 +223,7 @@ class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
     """Gives models with qkv_bias=false the biases that every model here has."""
     if not source.their_config.get('qkv_bias', True):
       weight = r'encoder\.layer\.\d+\.attention\.attention\.(query|key|value)\.weight'
-      return _with_zero_biases(tensors, weight)
+      return with_zero_biases(tensors, weight)
     return tensors
 
   def describe(
@@ -372,7 +372,7 @@ class TimmViT(_ViT, timm.TimmTable):
       tensors['pos_embed'] = _with_class_position(positions, patch, image)
     if any(re.fullmatch(r'blocks\.\d+\.attn\.qkv\.bias', name) for name in tensors):
       return tensors
-    return _with_zero_biases(tensors, r'blocks\.\d+\.attn\.qkv\.weight')
+    return with_zero_biases(tensors, r'blocks\.\d+\.attn\.qkv\.weight')
 
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
@@ -456,7 +456,7 @@ def _num_heads(size: list[int], path: object) -> int:
   )
 
 
-def _with_zero_biases(tensors: files.Tensors, weight: str) -> files.Tensors:
+def with_zero_biases(tensors: files.Tensors, weight: str) -> files.Tensors:
   """Returns tensors with biases, which models here always have: zeros do nothing.
 
   Args:
