@@ -442,6 +442,8 @@ class ViT(Backbone, kw_only=True):
       select_tokens: as for `Encoder`; with another number of tokens they have no grid.
       outputs: as for `Encoder`.
     """
+    if select_tokens is not None and self.learns_tokens and self.tokenizer.get('use_v11') is False:
+      raise FieldError('tokenizer.use_v11', 'False, but version 1 takes all tokens of a grid')
     x = self.embed(x)  # [B, h, w, D]
     if map_patches is not None:
       x = map_patches(x)
