@@ -173,7 +173,7 @@ def _context(
   inputs = np.array([record[name] for record in prepared], kind.dtype)
   inputs = inputs.reshape(-1, *config.input_size, config.channels)
   images = [kind.picture(value) for value in inputs]
-  labels = [record['label'] for record in records if 'label' in record]
+  labels = [record['label'] for record in records if 'label' in record and config.num_classes]
   boxes, masks = ([r[entry] for r in prepared if entry in r] for entry in ('box', 'mask'))
   return Context(
     config=config,

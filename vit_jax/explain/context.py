@@ -13,7 +13,7 @@ from vit_jax.explain import attention
 from vit_jax.explain.evaluation import Evaluation
 from vit_jax.explain.masks import MaskEvaluation
 from vit_jax.models.backbone import Attention, Backbone, Layout
-from vit_jax.models.config import ModelConfig
+from vit_jax.models.config import ModelConfig, Preprocessing
 from vit_jax.tasks import task_for
 
 NOT_OF_MODEL = 'not of this model'
@@ -95,17 +95,25 @@ class Context:
 
   @functools.cached_property
   def outputs(self) -> dict[str, np.ndarray]:
-    """What the model gives for the images, by name.
+    """What the model gives for the images, by name, as in the evaluation of its task.
 
     Raises:
       UsageError: some of it isn't finite.
     """
-    apply = jax.jit(functools.partial(self.config.model.apply, self.variables, train=False))
-    rows = [jax.device_get(apply(example[None])) for example in self.inputs]
+    task, model = task_for(self.config), self.config.model
+
+    def apply(inputs, **options):
+      return task.name_outputs(model.apply(self.variables, inputs, train=False, **options))
+
+    def run(inputs, keys):
+      return task.outputs(apply, {model.INPUT: inputs}, keys, False, apply)
+
+    run, keys = jax.jit(run), jax.random.split(jax.random.key(0), len(self.inputs))
+    rows = [jax.device_get(run(self.inputs[i : i + 1], keys[i : i + 1])) for i in range(len(keys))]
     outputs = jax.tree.map(lambda *x: np.concatenate(x), *rows)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(outputs)):
       raise UsageError('the model gives numbers that are not finite; its weights are damaged')
-    return task_for(self.config).name_outputs(outputs)
+    return outputs
 
   @functools.cached_property
   def predicted_masks(self) -> np.ndarray | None:
@@ -206,3 +214,9 @@ class Context:
     """
     height, width = self.image_size
     return attention.upsample(maps, patch, stride)[..., :height, :width]
+
+  def to_bytes(self, inputs: np.ndarray) -> np.ndarray:
+    """Returns uint8 pixels of values in the scale of `inputs`."""
+    scale = self.config.preprocess or Preprocessing()
+    pixels = inputs * np.float32(scale.std) + np.float32(scale.mean)
+    return np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
