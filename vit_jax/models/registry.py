@@ -39,6 +39,7 @@ HEADS = {
   'linear': ('heads.segmentation', 'LinearSegmenter'),
   'segvit': ('heads.segvit', 'SegViT'),
   'part_segmentation': ('heads.part_segmentation', 'PartSegmenter'),
+  'mae': ('heads.mae', 'MAE'),
 }
 
 

@@ -9,6 +9,7 @@ from vit_jax.errors import check_choice
 from vit_jax.models import ModelConfig, fields
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.localization import Localization
+from vit_jax.tasks.mae import MaskedAutoencoding
 from vit_jax.tasks.part_segmentation import PartSegmentation
 from vit_jax.tasks.segmentation import Segmentation
 from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
@@ -33,6 +34,7 @@ TASKS = {
   'localization': Localization,
   'segmentation': Segmentation,
   'part_segmentation': PartSegmentation,
+  'mae': MaskedAutoencoding,
 }
 
 
