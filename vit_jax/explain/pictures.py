@@ -18,10 +18,12 @@ from vit_jax.explain import (
   masks,
   mistakes,
   positions,
+  reconstructions,
   token_maps,
 )
 from vit_jax.explain.context import NOT_OF_MODEL, Context, shorten
 from vit_jax.models.backbone import Attention
+from vit_jax.models.heads.mae import join_patches
 
 _MOST_WRONG = 18  # images
 _MOST_TOKENS = 16  # that maps can be told apart
@@ -191,6 +193,21 @@ def _worst_masks(context: Context) -> Figure | str:
   return masks.masks_figure(*drawn, context.class_names, captions, title)
 
 
+def _reconstructions(context: Context) -> Figure | str:
+  """Images with patches hidden at random, and what the model draws in their place."""
+  outputs, layout = context.outputs, context.layout
+  if not {'prediction', 'mask', 'mean', 'std'} <= outputs.keys():
+    return NOT_OF_MODEL
+  patches = outputs['prediction'] * outputs['std'] + outputs['mean']
+  hidden = np.broadcast_to(outputs['mask'][..., None] > 0, patches.shape)
+  hidden, pixels = (
+    join_patches(values, layout.patch, context.image_size) for values in (hidden, patches)
+  )
+  return reconstructions.reconstructions_figure(
+    context.images, hidden[..., :1], context.to_bytes(pixels), context.lines
+  )
+
+
 def _confusion(context: Context) -> Figure | str:
   """Which classes are taken for which."""
   evaluation = context.evaluation
@@ -233,6 +250,7 @@ PICTURES: dict[str, Callable[[Context], Figure | str]] = {
   'masks': _masks,
   'class_iou': _class_iou,
   'worst_masks': _worst_masks,
+  'reconstructions': _reconstructions,
   'confusion': _confusion,
   'wrong': _wrong,
 }
