@@ -57,6 +57,7 @@ def test_shapes_are_the_papers():
     (1, 7, 7, 768),
   ]
   assert shapes.strides == ((4, 4), (8, 8), (16, 16), (32, 32))
+  assert shapes.normed.shape == (1, 7, 7, 768)
   assert shapes.pooled.shape == (1, 768)
 
 

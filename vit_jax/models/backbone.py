@@ -49,6 +49,8 @@ class Features:
     pooled: [B, D], what the backbone's own head reads; None where it pools nothing.
     tokens: [B, num_prefix + N, D] after the last layer; None of a pyramid.
     maps: [B, h, w, C] each, the finest first; empty of tokens.
+    normed: [B, h, w, C], the last of the maps as the backbone's own head averages it, where that is
+      normed before; else None.
     layers: [B, num_prefix + N, D] after each of the layers that were asked for.
     grid: (rows, columns) of the N tokens; None where they stand for no places.
     num_prefix: tokens before those of the grid, such as the class token.
@@ -58,6 +60,7 @@ class Features:
   pooled: jax.Array | None = None
   tokens: jax.Array | None = None
   maps: tuple[jax.Array, ...] = ()
+  normed: jax.Array | None = None
   layers: tuple[jax.Array, ...] = ()
   grid: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
   num_prefix: int = flax.struct.field(pytree_node=False, default=0)
@@ -175,6 +178,7 @@ class Backbone(nn.Module):
   HEAD_READS: ClassVar[tuple[str, ...]] = ()
   # What `features` takes besides, for heads that hide parts of their inputs: functions, of
   # 'map_patches': embedded patches [B, h, w, D], to which positions aren't added yet, to as many;
+  # their (height, width) in pixels is then the property `patch_size`;
   # 'select_tokens': tokens with their positions [B, num_prefix + N, D], to any number [B, M, D].
   PATCH_HOOKS: ClassVar[tuple[str, ...]] = ()
 

@@ -554,10 +554,11 @@ class Swin(Backbone, kw_only=True):
         name=f'layers_{stage}',
       )(x, not train, outputs)
       maps.append(before)  # [B, h / 2**stage, w / 2**stage, C * 2**stage]
-    x = norm(name='norm')(x).mean(axis=(1, 2))  # [B, 8 C]
+    normed = norm(name='norm')(x)  # [B, h / 8, w / 8, 8 C]
+    x = normed.mean(axis=(1, 2))  # [B, 8 C]
     if features:
       steps = [tuple(side * 2**stage for side in self.patch_size) for stage in range(len(maps))]
-      return Features(pooled=x, maps=tuple(maps), strides=tuple(steps))
+      return Features(pooled=x, maps=tuple(maps), normed=normed, strides=tuple(steps))
     if self.num_classes <= 0:
       return x
     head = nn.Dense(
