@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vit_jax.data import augment, kinds
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import Preprocessing
+from vit_jax.models import fields as fields_lib
 from vit_jax.tasks import Metric, Task
 from vit_jax.train import step
 
@@ -56,6 +57,7 @@ def trace(
 
   with _names_the_model():
     variables = jax.eval_shape(lambda: init(model, 0, (1, *shape)))
+  with _names_the_model(task):
     sums = jax.eval_shape(evaluate, variables)
   single = [name for name in sums if not task.metrics.get(name, Metric()).per_class]
   return Traced(shape, variables, single)
@@ -92,10 +94,15 @@ def init(model: nn.Module, seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _names_the_model() -> Iterator[None]:
-  """Puts config.model in front of what a model or a task says of outputs."""
+def _names_the_model(task: Task | None = None) -> Iterator[None]:
+  """Puts config.model in front of what a model or a task says of outputs.
+
+  But config.loss where that is of a field of the task.
+  """
+  own = () if task is None else fields_lib.names(type(task))
+  options = {f'model.{name}': f'loss.{name}' for name in own}
   try:
-    with field_prefix('config.model.'):
+    with field_prefix('config.', options), field_prefix('model.'):
       yield
   except FieldError:
     raise
