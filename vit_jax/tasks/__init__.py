@@ -12,6 +12,7 @@ from vit_jax.tasks.localization import Localization
 from vit_jax.tasks.mae import MaskedAutoencoding
 from vit_jax.tasks.part_segmentation import PartSegmentation
 from vit_jax.tasks.segmentation import Segmentation
+from vit_jax.tasks.simmim import SimMIM
 from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
 
 __all__ = [
@@ -35,6 +36,7 @@ TASKS = {
   'segmentation': Segmentation,
   'part_segmentation': PartSegmentation,
   'mae': MaskedAutoencoding,
+  'simmim': SimMIM,
 }
 
 
