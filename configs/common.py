@@ -59,6 +59,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.data.crop = 'resize'  # resize, central, or inception or scale (random at training time)
   # Of the resized image's sides, what central keeps, and inception to evaluate; None: 0.875
   c.data.crop_fraction = placeholder(float)
+  c.data.crop_area = placeholder(tuple)  # of the image, what inception takes; None: (0.08, 1.0)
   # Of videos: frames that the model sees, to train from a random one on, to evaluate from the
   # middle; 0 = as stored. A video that is too short starts again at its end.
   c.data.num_frames = 0

@@ -223,6 +223,8 @@ def test_random_parts_have_the_area_that_is_asked_for():
   for area in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1)):
     with pytest.raises(FieldError, match=r'^area: .* is not \(low, high\)'):
       make_preprocess((8, 8), 0, 'inception', train=True, area=area)
+  with pytest.raises(FieldError, match=r"^area: \(0\.1, 0\.2\), but crop 'resize' has none"):
+    make_preprocess((8, 8), 0, 'resize', train=True, area=(0.1, 0.2))
 
 
 def test_records_without_pictures_stay_and_cannot_be_resized():

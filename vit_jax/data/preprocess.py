@@ -190,7 +190,7 @@ def make_preprocess(
   crop: str,
   train: bool,
   crop_fraction: float | None = None,
-  area: tuple[float, float] = _AREA,
+  area: tuple[float, float] | None = None,
   *,
   num_frames: int = 0,
   frame_stride: int = 1,
@@ -217,7 +217,8 @@ def make_preprocess(
     train: whether it is for training.
     crop_fraction: of a side of the resized image, what 'central' keeps, over 0 and up to 1, timm's
       crop_pct; None is 224 of 256 pixels.
-    area: (smallest, largest) fraction of the image that is a random part of 'inception'.
+    area: (smallest, largest) fraction of the image that is a random part of 'inception'; None is
+      torchvision's, from 0.08 to 1.
     num_frames: of the clip that is taken of a video, to train at a random place, to evaluate in the
       middle; a video that is too short starts again at its end. 0 leaves videos as stored.
     frame_stride: frames of the video from each frame of the clip to the next.
@@ -243,7 +244,10 @@ def make_preprocess(
   crop_fraction = _CROP_FRACTION if crop_fraction is None else crop_fraction
   if not 0 < crop_fraction <= 1:
     raise FieldError('crop_fraction', f'{crop_fraction} is not over 0 and up to 1')
-  if not 0 < area[0] <= area[1] <= 1:
+  if area is not None and crop != 'inception':
+    raise FieldError('area', f'{area}, but crop {crop!r} has none')
+  area = _AREA if area is None else tuple(area)
+  if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
     raise FieldError('area', f'{area} is not (low, high), 0 < low <= high <= 1')
   for field, value in (('frame_stride', frame_stride), ('temporal_views', temporal_views)):
     if value < 1:

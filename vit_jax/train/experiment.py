@@ -58,13 +58,14 @@ def _load(data: ConfigDict, split: str) -> Source:
 
 
 def _preprocess(data: ConfigDict, split: str) -> Preprocess:
-  with field_prefix('config.data.'):
+  with field_prefix('config.data.', {'area': 'crop_area'}):
     return make_preprocess(
       data.image_size,
       data.channels,
       data.crop,
       split == 'train',
       data.crop_fraction,
+      area=data.crop_area,
       **{name: data[name] for name in _CLIPS},
       train_size=data.train_size,
       num_points=data.num_points,
