@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from explain.helpers import VIT
 
 from vit_jax.errors import UsageError
 from vit_jax.explain import runs
+from vit_jax.models import ModelConfig
 
 
 def write_config(folder, **data):
@@ -34,6 +36,17 @@ def test_a_config_without_data_is_no_run(tmp_path, config):
     UsageError, match=r'^--workdir: .* holds no run \(config.json names no data\)'
   ):
     runs.test_split(tmp_path)
+
+
+def test_a_run_of_an_earlier_version_had_options_of_other_tasks(tmp_path):
+  config = ModelConfig.from_dict(VIT)
+  assert runs.task_options(tmp_path, config) == {}
+  (tmp_path / 'model.json').write_text('{}')
+  (tmp_path / 'config.json').write_text('{"loss": {"name": "sigmoid", "box": "l1"}}')
+  assert runs.task_options(tmp_path, config) == {'name': 'sigmoid'}
+  (tmp_path / 'config.json').write_text('[]')
+  with pytest.raises(UsageError, match=r'^--workdir: .* \(config\.json names no loss\)'):
+    runs.task_options(tmp_path, config)
 
 
 def test_curves_are_drawn_once_something_is_logged(tmp_path):

@@ -89,6 +89,7 @@ def _options(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Any
     'target': _target(variables, config, names),
     'head_fusion': _HEAD_FUSION.value,
     'discard_ratio': _DISCARD_RATIO.value,
+    'task_options': runs.task_options(Path(_WORKDIR.value or _WEIGHTS.value), config),
   }
 
 

@@ -50,6 +50,7 @@ class Context:
     masks: [N, H, W], the true masks of the images as they go into the model; None where there are
       none.
     evaluate_masks: predicts the masks of the whole data set; or returns in words why it can't.
+    task_options: of the model's task, those that aren't the defaults.
   """
 
   config: ModelConfig
@@ -67,6 +68,7 @@ class Context:
   target: int | None
   masks: np.ndarray | None = None
   evaluate_masks: Callable[[], MaskEvaluation | str] | None = None
+  task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def backbone(self) -> Backbone:
@@ -100,7 +102,7 @@ class Context:
     Raises:
       UsageError: some of it isn't finite.
     """
-    task, model = task_for(self.config), self.config.model
+    task, model = task_for(self.config, **self.task_options), self.config.model
 
     def apply(inputs, **options):
       return task.name_outputs(model.apply(self.variables, inputs, train=False, **options))

@@ -1,4 +1,4 @@
-"""What pictures need of a run directory: its curves, and the images that it is tested on."""
+"""What pictures need of a run directory: curves, options, and the images that it is tested on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 
 from vit_jax.data import load_source
 from vit_jax.errors import UsageError, field_prefix
+from vit_jax.models import ModelConfig, fields
 from vit_jax.run import directory, metrics, plots, writers
+from vit_jax.tasks import task_for
 
 
 def curves(workdir: Path) -> Figure | str:
@@ -17,6 +19,26 @@ def curves(workdir: Path) -> Figure | str:
   if not history:
     return 'nothing is logged yet'
   return plots.curves(history, f'Training of {workdir.name}', metrics.read_descriptions(workdir))
+
+
+def task_options(path: Path, config: ModelConfig) -> dict[str, Any]:
+  """Returns the options that a run's task was given; {} for weights that are no run's.
+
+  Args:
+    path: of the weights.
+    config: of their model.
+
+  Raises:
+    UsageError: the run has no configuration that can be read.
+  """
+  if not (path / 'model.json').exists():
+    return {}
+  names = fields.names(type(task_for(config)))  # earlier versions had other tasks' as well
+  try:
+    options = directory.read_config(path)['loss']
+    return {name: options[name] for name in names if name in options}
+  except (KeyError, TypeError) as e:
+    raise UsageError(f'--workdir: {path} holds no run (config.json names no loss)') from e
 
 
 def test_split(workdir: Path) -> tuple[Sequence[Mapping[str, Any]], str]:
