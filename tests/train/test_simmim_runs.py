@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
+from explain.helpers import make_context
 
 from configs import finetune, simmim
 from vit_jax import config_fields, weights
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.explain import runs
+from vit_jax.explain.pictures import PICTURES
 from vit_jax.run.writers import read_history
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
@@ -67,6 +70,22 @@ def test_a_classifier_starts_from_the_encoder(run):
   params, (before, _) = experiment.initial_state().params, weights.load(run[0])
   del params['output_projection']
   jax.tree.map(np.testing.assert_array_equal, params, before['params']['backbone'])
+
+
+def test_what_is_hidden_in_pictures_is_what_the_run_hides(run):
+  variables, config = weights.load(run[0])
+  options = runs.task_options(run[0], config)
+  assert options == {'mask_ratio': 0.6, 'mask_patch_size': 4}
+  context = make_context(config.to_dict(), 2, variables=variables, task_options=options)
+  figure = PICTURES['reconstructions'](context)
+  original, masked, drawn = (axis.images[0].get_array() for axis in figure.axes[:3])
+  hidden = masked != original
+  assert 2 / 4 <= hidden.mean() <= 3 / 4  # three of four blocks, but for pixels of that grey
+  np.testing.assert_array_equal(drawn[~hidden], original[~hidden])
+  assert np.any(drawn != original)
+  context = make_context(config.to_dict(), 2, variables=variables)
+  with pytest.raises(FieldError, match='mask_patch_size: 32'):
+    PICTURES['reconstructions'](context)
 
 
 def test_eight_devices_and_micro_batches_give_the_losses_of_one(train, tmp_path):

@@ -196,6 +196,9 @@ def _worst_masks(context: Context) -> Figure | str:
 def _reconstructions(context: Context) -> Figure | str:
   """Images with patches hidden at random, and what the model draws in their place."""
   outputs, layout = context.outputs, context.layout
+  if {'reconstruction', 'mask'} <= outputs.keys():
+    hidden, pixels = outputs['mask'][..., None], context.to_bytes(outputs['reconstruction'])
+    return reconstructions.reconstructions_figure(context.images, hidden, pixels, context.lines)
   if not {'prediction', 'mask', 'mean', 'std'} <= outputs.keys():
     return NOT_OF_MODEL
   patches = outputs['prediction'] * outputs['std'] + outputs['mean']
