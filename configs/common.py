@@ -107,6 +107,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.schedule = ConfigDict()
   c.schedule.name = 'cosine'  # constant, linear, cosine, rsqrt
   c.schedule.warmup_steps = 0  # linear warmup from 0
+  c.schedule.end = 0.0  # learning rate that linear and cosine end with
   c.schedule.timescale = 10_000  # rsqrt: steps before the decay sets in
 
   c.plateau = ConfigDict()  # reduce on plateau, on top of the schedule

@@ -13,9 +13,9 @@ PEAK, NUM_STEPS, TIMESCALE = 0.3, 50, 10
 WARMUPS = (0, 1, 7, 20)  # the last is longer than rsqrt's timescale
 
 
-def build(name, warmup=0, peak=PEAK, timescale=TIMESCALE, num_steps=NUM_STEPS):
+def build(name, warmup=0, peak=PEAK, timescale=TIMESCALE, num_steps=NUM_STEPS, end=0.0):
   config = get_config('vit')
-  config.schedule.update(name=name, warmup_steps=warmup, timescale=timescale)
+  config.schedule.update(name=name, warmup_steps=warmup, timescale=timescale, end=end)
   config.optimizer.learning_rate = peak
   return make_schedule(config, num_steps)
 
@@ -68,6 +68,15 @@ def test_decay_reaches_zero_at_the_end_and_stays(name, warmup):
   assert schedule(NUM_STEPS - 1) > 0
 
 
+@pytest.mark.parametrize('name', ['linear', 'cosine'])
+def test_decay_reaches_the_end_that_is_set(name):
+  schedule = build(name, warmup=7, end=0.1)
+  middle = 0.1 + (PEAK - 0.1) / 2 if name == 'linear' else (0.1 + PEAK) / 2
+  np.testing.assert_allclose(schedule(7 + (NUM_STEPS - 7) / 2), middle, rtol=1e-6)
+  for step in (NUM_STEPS, 10 * NUM_STEPS):
+    np.testing.assert_allclose(schedule(step), 0.1, rtol=1e-6)
+
+
 def test_known_values():
   np.testing.assert_allclose(build('cosine')(NUM_STEPS // 2), PEAK / 2, rtol=1e-6)
   np.testing.assert_allclose(build('linear')(NUM_STEPS // 5), 0.8 * PEAK, rtol=1e-6)
@@ -90,6 +99,8 @@ def test_no_intermediate_value_is_nan(name):
     ({'warmup': -1}, 'config.schedule.warmup_steps: -1'),
     ({'peak': -0.1}, 'config.optimizer.learning_rate: -0.1 is not a number from 0 on'),
     ({'name': 'rsqrt', 'timescale': 0}, 'config.schedule.timescale: 0 is not positive'),
+    ({'end': 0.5}, 'config.schedule.end: 0.5 is not between 0 and the peak, 0.3'),
+    ({'name': 'rsqrt', 'end': 0.1}, 'config.schedule.end: 0.1, but the schedule rsqrt has no end'),
   ],
 )
 def test_mistakes(options, message):

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: step -> learning rate, each with linear warmup."""
+"""Schedules: step -> learning rate, with linear warmup; and from one number to another."""
 
 import math
 
@@ -9,6 +9,17 @@ from ml_collections import ConfigDict
 from vit_jax.errors import UsageError, check_choice
 
 SCHEDULES = ('constant', 'linear', 'cosine', 'rsqrt')
+_ENDING = ('linear', 'cosine')  # which reach a value at the end of the run
+
+
+def cosine_between(first: float, last: float, num_steps: int) -> optax.Schedule:
+  """Returns half a cosine from `first` at step 0 to `last` at `num_steps`, and from there on."""
+
+  def schedule(step):
+    done = jnp.minimum(step / num_steps, 1)
+    return last + (first - last) * (1 + jnp.cos(math.pi * done)) / 2
+
+  return schedule
 
 
 def rsqrt_schedule(peak: float, timescale: int) -> optax.Schedule:
@@ -22,13 +33,13 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
 
   Args:
     config: the experiment; reads `schedule` and `optimizer.learning_rate` (the peak).
-    num_steps: optimiser steps of the run; linear and cosine reach 0 there.
+    num_steps: optimiser steps of the run; linear and cosine reach `schedule.end` there.
 
   Raises:
     UsageError: unknown schedule, or a warmup that doesn't fit the run.
   """
   name, warmup = config.schedule.name, config.schedule.warmup_steps
-  peak = config.optimizer.learning_rate
+  peak, end = config.optimizer.learning_rate, config.schedule.end
   check_choice('config.schedule.name', name, SCHEDULES)
   if not 0 <= warmup < num_steps:
     raise UsageError(
@@ -36,13 +47,17 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
     )
   if not 0 <= peak < math.inf:
     raise UsageError(f'config.optimizer.learning_rate: {peak} is not a number from 0 on')
+  if not 0 <= end <= peak:
+    raise UsageError(f'config.schedule.end: {end} is not between 0 and the peak, {peak}')
+  if end and name not in _ENDING:
+    raise UsageError(f'config.schedule.end: {end}, but the schedule {name} has no end; 0 is off')
   if name == 'rsqrt' and config.schedule.timescale <= 0:
     raise UsageError(f'config.schedule.timescale: {config.schedule.timescale} is not positive')
   decay_steps = num_steps - warmup
   after = {
     'constant': lambda: optax.constant_schedule(peak),
-    'linear': lambda: optax.linear_schedule(peak, 0.0, decay_steps),
-    'cosine': lambda: optax.cosine_decay_schedule(peak, decay_steps),
+    'linear': lambda: optax.linear_schedule(peak, end, decay_steps),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, decay_steps, end / peak if end else 0.0),
     'rsqrt': lambda: rsqrt_schedule(peak, config.schedule.timescale),
   }[name]()
   if not warmup:
