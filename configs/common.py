@@ -95,6 +95,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.optimizer.name = 'adamw'  # sgd, adam, adamw, lion, lamb
   c.optimizer.learning_rate = 1e-3  # the schedule's peak
   c.optimizer.weight_decay = 0.0  # coupled (added to gradients, as PyTorch) for sgd and adam
+  c.optimizer.weight_decay_end = placeholder(float)  # to which it goes by a cosine; None: constant
   c.optimizer.no_decay = placeholder(str)  # regex of parameters; None: the model's, '': none
   c.optimizer.layer_decay = 1.0  # of the learning rate, for each layer down from the head; 1 = off
   c.optimizer.head_lr_factor = 1.0  # multiplies the learning rate of the head, or the heads
@@ -118,10 +119,15 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.plateau.min_scale = 0.0  # smallest product of factors
 
   c.grad_clip_norm = 0.0  # clip gradients to this global norm; 0 = off
+  c.grad_clip_norm_of_each = 0.0  # clip the gradient of each array to this norm; 0 = off
   c.ema_decay = 0.0  # of the parameters' moving average, which is then what is evaluated; 0 = off
   # Regexes of parameter paths, or their parents', that stay as they are. Running statistics of
   # batch normalisation move all the same, as where PyTorch's requires_grad is False.
   c.freeze = ()
+  # Regexes, likewise, of what trains only once these steps are done, by an optimiser that then
+  # starts: the head's last layer in the first epoch of DINO.
+  c.freeze_first = ()
+  c.freeze_first_steps = 0
 
   # Judges of the backbone's features, whatever the task, on labelled data. Each gives an accuracy
   # (knn/accuracy, linear/accuracy), which `monitor` may name.

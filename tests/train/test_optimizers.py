@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from flax import traverse_util
 
 from configs.common import get_config
@@ -439,4 +440,86 @@ def test_mistakes(fields, message):
   config = make_config()
   config.update_from_flattened_dict(fields)
   with pytest.raises(UsageError, match=f'^{message}$'):
+    make_optimizer(config, MODEL, random_params(), lambda step: 0.1)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'adam'])
+def test_weight_decay_follows_a_cosine(name):
+  """As DINO's, from `weight_decay` to `weight_decay_end` over the steps of the run."""
+  config = make_config(name=name, weight_decay=0.04, weight_decay_end=0.4)
+  config.num_steps = NUM_STEPS
+  params = random_params(('Dense_0/kernel',))
+  gradients = [random_params(('Dense_0/kernel',), seed) for seed in range(1, 1 + NUM_STEPS)]
+  trajectory, _ = train(config, params, gradients)
+  p = torch.nn.Parameter(torch.tensor(params['Dense_0']['kernel']))
+  optimizer = {'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam}[name]([p], lr=0.1)
+  for step, gradient in enumerate(gradients):
+    decay = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * step / NUM_STEPS))
+    optimizer.param_groups[0]['weight_decay'] = decay
+    p.grad = torch.tensor(gradient['Dense_0']['kernel'])
+    optimizer.step()
+    got = trajectory[step]['Dense_0/kernel']
+    np.testing.assert_allclose(got, p.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_what_is_frozen_first_starts_as_a_parameter_without_gradient_in_pytorch(name):
+  """No update, no decay and no moments before; the schedules go on meanwhile."""
+  options = {'momentum': 0.9} if name == 'sgd' else {}
+  config = make_config(name=name, weight_decay=0.1, weight_decay_end=0.3, no_decay='', **options)
+  config.update(num_steps=NUM_STEPS, freeze_first=('last',), freeze_first_steps=2)
+  paths = ('last/kernel', 'rest/kernel')
+  params = random_params(paths)
+  gradients = [random_params(paths, seed) for seed in range(1, 1 + NUM_STEPS)]
+  trajectory, _ = train(config, params, gradients, lambda step: 0.1 / (1 + step))
+  ours = {path: torch.nn.Parameter(torch.tensor(x)) for path, x in flatten(params).items()}
+  optimizer = {'adamw': torch.optim.AdamW, 'sgd': torch.optim.SGD}[name](
+    ours.values(), lr=0.1, **options
+  )
+  for step, gradient in enumerate(gradients):
+    decay = 0.3 + 0.5 * (0.1 - 0.3) * (1 + np.cos(np.pi * step / NUM_STEPS))
+    optimizer.param_groups[0].update(lr=0.1 / (1 + step), weight_decay=decay)
+    for path, p in ours.items():
+      frozen = path.startswith('last') and step < 2
+      p.grad = None if frozen else torch.tensor(flatten(gradient)[path])
+    optimizer.step()
+    for path, p in ours.items():
+      got = trajectory[step][path]
+      np.testing.assert_allclose(got, p.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=path)
+  assert np.array_equal(trajectory[1]['last/kernel'], params['last']['kernel'])
+
+
+def test_the_gradient_of_each_array_is_clipped():
+  """As facebookresearch/dino's clip_gradients; `freeze` leaves arrays out as ever."""
+  config = make_config(name='sgd')
+  config.update(grad_clip_norm_of_each=1.5, freeze=('cls',))
+  params = random_params(('cls', 'small/bias', 'large/kernel'))
+  gradient = random_params(('cls', 'small/bias', 'large/kernel'), seed=1)
+  gradient['small']['bias'] *= 0.1
+  gradient['large']['kernel'] *= 3
+  after = train(config, params, [gradient], lambda step: 1.0)[0][-1]
+  for path, g in flatten(gradient).items():
+    factor = 0 if path == 'cls' else min(1, 1.5 / (np.linalg.norm(g) + 1e-6))
+    assert (factor == 1) == (path == 'small/bias')
+    expected = flatten(params)[path] - factor * g
+    np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'freeze_first': ('nothing',), 'freeze_first_steps': 1},
+      r"freeze_first: 'nothing' matches",
+    ),
+    ({'freeze_first': ('cls',)}, r"freeze_first_steps: 0, but config.freeze_first is \('cls',\)"),
+    ({'freeze_first_steps': 2}, r'freeze_first_steps: 2, but config.freeze_first is \(\)'),
+    ({'grad_clip_norm_of_each': -1.0}, r'grad_clip_norm_of_each: -1.0 is not a number from 0'),
+    ({'optimizer.weight_decay_end': -0.1}, r'optimizer.weight_decay_end: -0.1 is not a number'),
+  ],
+)
+def test_mistakes_of_what_changes_in_a_run(changes, message):
+  config = make_config()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UsageError, match=f'^config.{message}'):
     make_optimizer(config, MODEL, random_params(), lambda step: 0.1)

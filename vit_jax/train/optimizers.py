@@ -1,16 +1,19 @@
 """Optimisers: one optax transformation from the config (clipping, decay, rates of layers)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import Backbone
 from vit_jax.models.heads.head import Head
-from vit_jax.train.partition import compile_regex, path_names
+from vit_jax.train.partition import compile_regex, path_names, trainable_mask
+from vit_jax.train.schedules import cosine_between
 
 # name -> optax's constructor, the options that it takes, whether its weight decay is decoupled
 _OPTIMIZERS = {
@@ -92,6 +95,47 @@ def _multiply(factors: dict[str, float]) -> optax.GradientTransformation:
   )
 
 
+def _clip_each(norm: float) -> optax.GradientTransformation:
+  """Scales each array's gradient down to a norm, as facebookresearch/dino's clip_gradients."""
+
+  def clip(gradient):
+    return gradient * jnp.minimum(norm / (jnp.linalg.norm(gradient.ravel()) + 1e-6), 1)
+
+  return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+def _from_step(first: int, schedule: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
+  """Returns a schedule as seen by who counts from step `first`."""
+  return (lambda count: schedule(count + first)) if callable(schedule) else schedule
+
+
+def _freeze_first(
+  config: ConfigDict, params: Any, make: Callable[[int], list[optax.GradientTransformation]]
+) -> list[optax.GradientTransformation]:
+  """Returns `make(0)`, but for what `config.freeze_first` matches: that starts later.
+
+  Args:
+    config: the experiment.
+    params: all parameters, or their shapes.
+    make: gives the parts of the optimiser of parameters that train from a step on.
+  """
+  patterns, steps = config.freeze_first, config.freeze_first_steps
+  if bool(patterns) != bool(steps):
+    raise UsageError(
+      f'config.freeze_first_steps: {steps}, but config.freeze_first is {tuple(patterns)!r}'
+    )
+  if not patterns:
+    return make(0)
+  mask = trainable_mask(patterns, params, 'config.freeze_first')
+  at_once = dict(zip(jax.tree.leaves(path_names(params)), jax.tree.leaves(mask), strict=True))
+  later = optax.conditionally_mask(optax.chain(*make(steps)), lambda step: step >= steps)
+  partition = optax.partition(
+    {True: optax.chain(*make(0)), False: later},
+    lambda tree: jax.tree.map(lambda name: at_once[name], path_names(tree)),
+  )
+  return [partition]
+
+
 def make_optimizer(
   config: ConfigDict, model: Backbone | Head, params: Any, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -100,10 +144,13 @@ def make_optimizer(
   Weight decay is decoupled, and multiplied by the learning rate, for adamw, lion and lamb (arXiv
   1711.05101, as PyTorch's AdamW); for sgd and adam it is added to the gradient, as PyTorch's
   `weight_decay` is. `layer_decay` and `head_lr_factor` multiply the learning rate as parameter
-  groups of PyTorch do, so decoupled decay too; see `learning_rate_factors`.
+  groups of PyTorch do, so decoupled decay too; see `learning_rate_factors`. What `freeze_first`
+  matches has neither updates nor decay nor moments until `freeze_first_steps` are done, as a
+  parameter of PyTorch whose gradient is None; its gradient counts towards the global norm.
 
   Args:
-    config: the experiment, resolved; reads `optimizer` and `grad_clip_norm`.
+    config: the experiment, resolved; reads `optimizer`, `num_steps`, `grad_clip_norm`,
+      `grad_clip_norm_of_each`, `freeze_first` and `freeze_first_steps`.
     model: whose parameters they are.
     params: the parameters, or their shapes; all, though the result may be used on some alone.
     schedule: step -> learning rate.
@@ -118,7 +165,10 @@ def make_optimizer(
   options = _options(opt, allowed)
   for field, value in (
     ('optimizer.weight_decay', opt.weight_decay),
+    ('optimizer.weight_decay_end', opt.weight_decay_end or 0),
     ('grad_clip_norm', config.grad_clip_norm),
+    ('grad_clip_norm_of_each', config.grad_clip_norm_of_each),
+    ('freeze_first_steps', config.freeze_first_steps),
   ):
     if not 0 <= value < math.inf:
       raise UsageError(f'config.{field}: {value} is not a number from 0 on')
@@ -128,14 +178,23 @@ def make_optimizer(
   def decay_mask(tree):
     return jax.tree.map(lambda name: not (no_decay and no_decay.search(name)), path_names(tree))
 
+  decay = opt.weight_decay
+  if opt.weight_decay_end is not None:
+    decay = cosine_between(decay, opt.weight_decay_end, config.num_steps)
+
+  def make(first):
+    rates = _from_step(first, schedule)
+    if decoupled:
+      return [constructor(rates, **options, weight_decay=_from_step(first, decay), mask=decay_mask)]
+    coupled = [optax.add_decayed_weights(_from_step(first, decay), decay_mask)] if decay else []
+    return [*coupled, constructor(rates, **options)]
+
   parts = []
   if config.grad_clip_norm:
     parts.append(optax.clip_by_global_norm(config.grad_clip_norm))
-  if decoupled:
-    options |= {'weight_decay': opt.weight_decay, 'mask': decay_mask}
-  elif opt.weight_decay:
-    parts.append(optax.add_decayed_weights(opt.weight_decay, decay_mask))
-  parts.append(constructor(schedule, **options))
+  if config.grad_clip_norm_of_each:
+    parts.append(_clip_each(config.grad_clip_norm_of_each))
+  parts += _freeze_first(config, params, make)
   if any(factor != 1 for factor in factors.values()):
     parts.append(_multiply(factors))
   return optax.chain(*parts)

@@ -29,8 +29,10 @@ def _matches(pattern: re.Pattern, name: str) -> bool:
   return any(pattern.fullmatch(path) for path in ancestors)
 
 
-def trainable_mask(freeze: tuple[str, ...], params: Any) -> Any:
+def trainable_mask(freeze: tuple[str, ...], params: Any, field: str = 'config.freeze') -> Any:
   """Returns a tree of bools, False on parameters that one of the `freeze` regexes matches.
+
+  `field` is what errors name.
 
   A regex matches a parameter where it matches the whole of its path or of a parent's:
   'embedding/bias' freezes one array, 'embedding' all below it, '(?!output_projection).*' all but
@@ -40,13 +42,13 @@ def trainable_mask(freeze: tuple[str, ...], params: Any) -> Any:
     UsageError: a regex that doesn't compile or matches no parameter, or nothing is left to train.
   """
   names = path_names(params)
-  patterns = [compile_regex('config.freeze', p) for p in freeze]
+  patterns = [compile_regex(field, p) for p in freeze]
   for pattern in patterns:
     if not any(_matches(pattern, name) for name in jax.tree.leaves(names)):
-      raise UsageError(f'config.freeze: {pattern.pattern!r} matches no parameter')
+      raise UsageError(f'{field}: {pattern.pattern!r} matches no parameter')
   mask = jax.tree.map(lambda name: not any(_matches(p, name) for p in patterns), names)
   if not any(jax.tree.leaves(mask)):
-    raise UsageError(f'config.freeze: {tuple(freeze)!r} leaves no parameter to train')
+    raise UsageError(f'{field}: {tuple(freeze)!r} leaves no parameter to train')
   return mask
 
 
