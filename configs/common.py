@@ -121,6 +121,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.grad_clip_norm = 0.0  # clip gradients to this global norm; 0 = off
   c.grad_clip_norm_of_each = 0.0  # clip the gradient of each array to this norm; 0 = off
   c.ema_decay = 0.0  # of the parameters' moving average, which is then what is evaluated; 0 = off
+  c.ema_decay_end = placeholder(float)  # to which it goes by a cosine; None: constant
   # Regexes of parameter paths, or their parents', that stay as they are. Running statistics of
   # batch normalisation move all the same, as where PyTorch's requires_grad is False.
   c.freeze = ()

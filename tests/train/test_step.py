@@ -56,7 +56,7 @@ def noisy_params():
   return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), params)
 
 
-def sgd_step(batch, **changes):
+def sgd_step(batch, first_step=0, **changes):
   """Returns (parameters before, after, metrics) of one step of plain SGD with rate 1."""
   config = experiment().config.copy_and_resolve_references()
   config.update(changes)
@@ -64,7 +64,7 @@ def sgd_step(batch, **changes):
   params = noisy_params()
   schedule = optax.constant_schedule(1.0)
   tx = make_optimizer(config, model, params, schedule)
-  state = create_state(config, params, tx)
+  state = create_state(config, params, tx).replace(step=jnp.int32(first_step))
   train_step = steps.make_train_step(config, model, task, tx, schedule, 10)
   mapped = steps.map_over_devices(lambda s, b, _: train_step(s, b))
   new, metrics = mapped(put_on_devices(state), batch, ())
@@ -135,6 +135,19 @@ def test_moving_average():
     jax.device_get(new.params),
     jax.device_get(new.ema_params),
   )
+
+
+def test_the_decay_of_the_moving_average_follows_a_cosine():
+  """A quarter of the run, at step 1 of 4, from 0.5 towards 1; at step 0 it is 0.5."""
+  for step, decay in ((0, 0.5), (1, 1 - 0.5 * (1 + np.cos(np.pi / 4)) / 2)):
+    changes = {'ema_decay': 0.5, 'ema_decay_end': 1.0, 'num_steps': 4}
+    params, new, _ = sgd_step(make_batch(), first_step=step, **changes)
+    jax.tree.map(
+      lambda p, q, ema, d=decay: np.testing.assert_allclose(ema, d * p + (1 - d) * q, rtol=2e-5),
+      params,
+      jax.device_get(new.params),
+      jax.device_get(new.ema_params),
+    )
 
 
 def test_steps_give_the_same_bits_however_they_are_divided():

@@ -74,6 +74,11 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
       f'or cooldown {c.plateau.cooldown} less than 0'
     )
   _check_range('ema_decay', c.ema_decay, 0, 1)
+  if c.ema_decay_end is not None and not (c.ema_decay and c.ema_decay <= c.ema_decay_end <= 1):
+    raise UsageError(
+      f'config.ema_decay_end: {c.ema_decay_end} is not between config.ema_decay={c.ema_decay}, '
+      'above 0, and 1'
+    )
   _check_range('plateau.min_scale', c.plateau.min_scale, 0, 1)
   if not 0 < c.plateau.factor <= 1:
     raise UsageError(f'config.plateau.factor: {c.plateau.factor} is not in (0, 1]')

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from vit_jax.data import augment
 from vit_jax.tasks import Apply, Sums, Task
 from vit_jax.train import partition
+from vit_jax.train.schedules import cosine_between
 from vit_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -29,12 +30,15 @@ def _split(batch: Batch, parts: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _moving_average(config: ConfigDict, ema_params: Any, trainable: Any) -> Any:
+def _moving_average(config: ConfigDict, step: jax.Array, ema_params: Any, trainable: Any) -> Any:
   if ema_params is None:
     return None
+  decay = config.ema_decay
+  if config.ema_decay_end is not None:
+    decay = cosine_between(decay, config.ema_decay_end, config.num_steps)(step)
   # A frozen parameter's average is itself, but wouldn't be after rounding.
   ema, frozen = partition.split(config.freeze, ema_params)
-  ema = optax.incremental_update(trainable, ema, 1 - config.ema_decay)
+  ema = optax.incremental_update(trainable, ema, 1 - decay)
   return partition.merge(ema, frozen)
 
 
@@ -126,7 +130,7 @@ def make_train_step(
     scale = 1.0 if state.plateau is None else state.plateau.scale
     updates = jax.tree.map(lambda u: u * scale, updates)
     trainable = optax.apply_updates(trainable, updates)
-    ema_params = _moving_average(config, state.ema_params, trainable)
+    ema_params = _moving_average(config, state.step, state.ema_params, trainable)
 
     one = jnp.ones(())
     sums |= {
