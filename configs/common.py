@@ -76,12 +76,19 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.data.prefetch = 4  # batches made ahead
 
   c.augment = ConfigDict()  # on the device, in this order; 0, False: off
+  c.augment.resized_crop = ConfigDict()  # a random part, resized
+  c.augment.resized_crop.area = ()  # (smallest, largest) fraction of the image; () = off
+  c.augment.resized_crop.size = ()  # (height, width); () = the image's
   c.augment.crop_padding = 0  # pixels of zeros around, then a random crop of the old size
   c.augment.flip = False  # left to right, half of the time
   c.augment.shift = 0  # pixels, up to, in each direction
   c.augment.rand_augment = ConfigDict({'num_ops': 0, 'magnitude': 9.0})  # magnitude 0 to 30
   c.augment.color_jitter = ConfigDict()
   c.augment.color_jitter.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+  c.augment.color_jitter.probability = 1.0
+  c.augment.grayscale = 0.0  # probability
+  c.augment.gaussian_blur = ConfigDict({'probability': 0.0, 'sigma': (0.1, 2.0)})  # sigma in pixels
+  c.augment.solarize = ConfigDict({'probability': 0.0, 'threshold': 0.5})
   c.augment.random_erasing = ConfigDict()
   c.augment.random_erasing.update(probability=0.0, area=(0.02, 1 / 3), aspect=(0.3, 10 / 3))
   c.augment.rotation = 'none'  # of points: z, by any angle about that axis; so3, any rotation

@@ -113,11 +113,21 @@ def augmentations(**fields):
   """Returns config.augment with everything off but `fields`."""
   config = ml_collections.ConfigDict(
     {
+      'resized_crop': {'area': (), 'size': ()},
       'crop_padding': 0,
       'flip': False,
       'shift': 0,
       'rand_augment': {'num_ops': 0, 'magnitude': 9.0},
-      'color_jitter': {'brightness': 0.0, 'contrast': 0.0, 'saturation': 0.0, 'hue': 0.0},
+      'color_jitter': {
+        'brightness': 0.0,
+        'contrast': 0.0,
+        'saturation': 0.0,
+        'hue': 0.0,
+        'probability': 1.0,
+      },
+      'grayscale': 0.0,
+      'gaussian_blur': {'probability': 0.0, 'sigma': (0.1, 2.0)},
+      'solarize': {'probability': 0.0, 'threshold': 0.5},
       'random_erasing': {'probability': 0.0, 'area': (0.02, 0.33), 'aspect': (0.3, 3.3)},
       'rotation': 'none',
       'point_scale': 0.0,

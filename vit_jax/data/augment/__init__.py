@@ -15,12 +15,14 @@ import ml_collections
 from vit_jax.data import kinds
 from vit_jax.data.augment.color import color_jitter, rotate_hue
 from vit_jax.data.augment.erasing import random_erasing
+from vit_jax.data.augment.filters import gaussian_blur, random_grayscale, solarize
 from vit_jax.data.augment.geometry import random_crop, random_flip, random_shift
 from vit_jax.data.augment.mixing import cutmix, mixup, mixup_or_cutmix
 from vit_jax.data.augment.pipeline import augment_records, get_field, stream
 from vit_jax.data.augment.points import FIELDS as POINT_FIELDS
 from vit_jax.data.augment.points import check_points, check_rotation, rotate
 from vit_jax.data.augment.randaugment import MAX_MAGNITUDE, rand_augment
+from vit_jax.data.augment.resized_crop import random_resized_crop
 from vit_jax.data.augment.views import augment_views
 from vit_jax.errors import FieldError, UsageError
 
@@ -30,6 +32,7 @@ __all__ = [
   'check_rotation',
   'color_jitter',
   'cutmix',
+  'gaussian_blur',
   'mixup',
   'mixup_or_cutmix',
   'normalize',
@@ -38,9 +41,12 @@ __all__ = [
   'random_crop',
   'random_erasing',
   'random_flip',
+  'random_grayscale',
+  'random_resized_crop',
   'random_shift',
   'rotate',
   'rotate_hue',
+  'solarize',
   'validate',
 ]
 
@@ -53,6 +59,11 @@ _BOUNDS = {
   'color_jitter.contrast': (0, math.inf),
   'color_jitter.saturation': (0, math.inf),
   'color_jitter.hue': (0, 0.5),
+  'color_jitter.probability': (0, 1),
+  'grayscale': (0, 1),
+  'gaussian_blur.probability': (0, 1),
+  'solarize.probability': (0, 1),
+  'solarize.threshold': (0, 1),
   'random_erasing.probability': (0, 1),
   'point_scale': (0, math.inf),
   'point_shift': (0, math.inf),
@@ -60,7 +71,13 @@ _BOUNDS = {
   'mixup_alpha': (0, math.inf),
   'cutmix_alpha': (0, math.inf),
 }
-_RANGE_LIMITS = {'random_erasing.area': 1, 'random_erasing.aspect': math.inf}
+_RANGE_LIMITS = {
+  'resized_crop.area': 1,
+  'gaussian_blur.sigma': math.inf,
+  'random_erasing.area': 1,
+  'random_erasing.aspect': math.inf,
+}
+_MAY_BE_EMPTY = ('resized_crop.area',)
 
 
 def augment(
@@ -73,14 +90,16 @@ def augment(
 ) -> dict[str, jax.Array]:
   """Augments and normalises one training batch, on the device that holds it.
 
-  What is on is decided while tracing: what is off costs nothing. The order is crop, flip, shift,
-  RandAugment, colour jitter, normalisation, random erasing, rotation, scale, shift and jitter of
-  points, mixup or cutmix.
+  What is on is decided while tracing: what is off costs nothing. The order is resized crop, crop,
+  flip, shift, RandAugment, colour jitter, greyscale, blur, solarisation, normalisation, random
+  erasing, rotation, scale, shift and jitter of points, mixup or cutmix.
 
   Args:
-    config: the experiment's `config.augment`, valid by `validate`. Zeros and False turn off:
-      `crop_padding` (pixels), `flip`, `shift` (pixels), `rand_augment.{num_ops, magnitude}`,
-      `color_jitter.{brightness, contrast, saturation, hue}`,
+    config: the experiment's `config.augment`, valid by `validate`. Zeros, False and () turn off:
+      `resized_crop.{area, size}`, `crop_padding` (pixels), `flip`, `shift` (pixels),
+      `rand_augment.{num_ops, magnitude}`,
+      `color_jitter.{brightness, contrast, saturation, hue, probability}`, `grayscale`
+      (probability), `gaussian_blur.{probability, sigma}`, `solarize.{probability, threshold}`,
       `random_erasing.{probability, area, aspect}`, `point_scale`, `point_shift`, `point_jitter`,
       `mixup_alpha`, `cutmix_alpha`; 'none' turns off `rotation`.
     keys: [B], one key per example.
@@ -94,7 +113,7 @@ def augment(
     The batch with 'image' float32 [B, H, W, C] and, if mixup or cutmix is on, 'label' float32
     [B, K]. A mask or box is moved with its image, and a box ends at the image's border, where crops
     and shifts leave its centre inside. Entries that can't follow an augmentation are left out, such
-    as a mask or box with RandAugment, mixup or cutmix.
+    as a mask or box with a resized crop, RandAugment, mixup or cutmix.
 
   Raises:
     FieldError: an odd number of images, or images without labels, with mixup or cutmix on.
@@ -126,9 +145,18 @@ def validate(config: ml_collections.ConfigDict, used: Collection[str] = ()) -> N
       raise FieldError(field, f'{value!r} is not {allowed}')
   for field, limit in _RANGE_LIMITS.items():
     value = tuple(get_field(config, field))
+    if not value and field in _MAY_BE_EMPTY:
+      continue
     if len(value) != 2 or not 0 < value[0] <= value[1] <= limit or value[1] == math.inf:
       top = '' if limit == math.inf else f' <= {limit}'
       raise FieldError(field, f'{value!r} is not (low, high), 0 < low <= high{top}')
+  if config.resized_crop.size and (
+    not config.resized_crop.area or len(config.resized_crop.size) != 2
+  ):
+    raise FieldError(
+      'resized_crop.size',
+      f'{config.resized_crop.size} is not (height, width) of a crop with an area; () is off',
+    )
   check_rotation(config.rotation, used)
   for field in POINT_FIELDS[1:]:
     if value := config[field]:

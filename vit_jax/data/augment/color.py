@@ -14,22 +14,27 @@ def color_jitter(
   contrast: float = 0.0,
   saturation: float = 0.0,
   hue: float = 0.0,
+  probability: float = 1.0,
 ) -> jax.Array:
   """Changes the colours of image float32 [H, W, C] in [0, 1], C 1 or 3, to the same.
 
   Ranges are torchvision's ColorJitter: factors from [max(0, 1 - x), 1 + x] and a hue rotation from
   [-hue, hue] turns, hue at most 0.5. The order is always brightness, contrast, saturation, hue,
   where torchvision draws it. Grey images have neither saturation nor hue: those leave them alone.
+  An image is left as it is but with `probability`.
   """
-  keys = jax.random.split(key, 4)
+  keys, original = jax.random.split(key, 4), image
   if brightness:
     image = _blend(image, jnp.zeros_like(image), _factor(keys[0], brightness))
   if contrast:
-    image = _blend(image, _grey(image).mean(), _factor(keys[1], contrast))
+    image = _blend(image, grey(image).mean(), _factor(keys[1], contrast))
   if saturation:
-    image = _blend(image, _grey(image), _factor(keys[2], saturation))
+    image = _blend(image, grey(image), _factor(keys[2], saturation))
   if hue and image.shape[-1] == 3:
     image = rotate_hue(image, jax.random.uniform(keys[3], (), minval=-hue, maxval=hue))
+  if probability < 1:
+    coin = jax.random.bernoulli(jax.random.fold_in(key, 4), probability)
+    image = jnp.where(coin, image, original)
   return image
 
 
@@ -60,8 +65,8 @@ def _blend(image, other, factor):
   return jnp.clip(other + factor * (image - other), 0, 1)
 
 
-def _grey(image):
-  """Returns the brightness of each pixel, [H, W, 1]."""
+def grey(image):
+  """Returns the brightness of each pixel of image float [H, W, 1 or 3], [H, W, 1]."""
   if image.shape[-1] == 1:
     return image
   # A sum, not a matrix product: those are rounded to TF32 on GPUs.

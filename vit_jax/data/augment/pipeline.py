@@ -11,6 +11,7 @@ import ml_collections
 from vit_jax.data import kinds
 from vit_jax.data.augment.color import color_jitter
 from vit_jax.data.augment.erasing import random_erasing
+from vit_jax.data.augment.filters import gaussian_blur, random_grayscale, solarize
 from vit_jax.data.augment.geometry import random_crop, random_flip, random_shift
 from vit_jax.data.augment.points import (
   random_point_jitter,
@@ -19,6 +20,7 @@ from vit_jax.data.augment.points import (
   random_rotation,
 )
 from vit_jax.data.augment.randaugment import rand_augment
+from vit_jax.data.augment.resized_crop import random_resized_crop
 from vit_jax.data.kinds.pictures import as_fractions
 
 # Each augmentation draws from its own stream, so turning one on leaves what the others draw alone.
@@ -34,6 +36,10 @@ _STREAMS = (
   'point_scale',
   'point_shift',
   'point_jitter',
+  'resized_crop',
+  'grayscale',
+  'gaussian_blur',
+  'solarize',
 )
 
 
@@ -69,6 +75,8 @@ def augment_records(
 
 def _augment_record(config, mean, std, keys, record):
   """Augments one example, with a key per stream."""
+  if config.resized_crop.area:
+    record = random_resized_crop(keys['resized_crop'], record, **config.resized_crop)
   if config.crop_padding:
     record = random_crop(keys['crop'], record, config.crop_padding)
   if config.flip:
@@ -96,8 +104,14 @@ def _change_colors(config, keys, image):
   chex.assert_type(image, jnp.uint8)
   if config.rand_augment.num_ops:
     image = rand_augment(keys['rand_augment'], image, **config.rand_augment)
-  if any(config.color_jitter.values()):
+  if any(value for name, value in config.color_jitter.items() if name != 'probability'):
     image = color_jitter(keys['color_jitter'], as_fractions(image), **config.color_jitter)
+  if config.grayscale:
+    image = random_grayscale(keys['grayscale'], as_fractions(image), config.grayscale)
+  if config.gaussian_blur.probability:
+    image = gaussian_blur(keys['gaussian_blur'], as_fractions(image), **config.gaussian_blur)
+  if config.solarize.probability:
+    image = solarize(keys['solarize'], as_fractions(image), **config.solarize)
   return image
 
 

@@ -16,7 +16,7 @@ class Box(Kind):
 
   form, plural = 'float32 [4]', 'boxes'
   is_spatial = True
-  cannot_follow = ('rand_augment.num_ops', 'mixup_alpha', 'cutmix_alpha')
+  cannot_follow = ('resized_crop.area', 'rand_augment.num_ops', 'mixup_alpha', 'cutmix_alpha')
 
   def is_valid(self, value: np.ndarray) -> bool:
     return value.dtype == np.float32 and value.shape == (4,)

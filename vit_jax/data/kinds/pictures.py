@@ -122,7 +122,7 @@ class Mask(_Picture):
   """
 
   form, plural = 'uint8 or int32 [height, width]', 'masks'
-  cannot_follow = ('rand_augment.num_ops', 'mixup_alpha', 'cutmix_alpha')
+  cannot_follow = ('resized_crop.area', 'rand_augment.num_ops', 'mixup_alpha', 'cutmix_alpha')
   rows = -2
   fill = VOID
 

@@ -22,6 +22,7 @@ class Points(Kind):
   has_points = True
   dtype = np.float32
   cannot_follow = (
+    'resized_crop.area',
     'crop_padding',
     'flip',
     'shift',
@@ -30,6 +31,9 @@ class Points(Kind):
     'color_jitter.contrast',
     'color_jitter.saturation',
     'color_jitter.hue',
+    'grayscale',
+    'gaussian_blur.probability',
+    'solarize.probability',
     'random_erasing.probability',
     'mixup_alpha',
     'cutmix_alpha',
