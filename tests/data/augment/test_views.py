@@ -84,3 +84,18 @@ def test_mistakes():
   views = {'image/global': photographs(4).reshape(2, 2, 12, 16, 3)}
   with pytest.raises(UsageError, match='image/global holds views'):
     augment.augment(WEAK, make_keys(2), views, NUM_CLASSES, MEAN, STD)
+
+
+def test_a_view_has_the_augmentations_of_all_and_its_own():
+  common = augmentations(flip=True, solarize={'threshold': 0.3})
+  view = augment.View((6, 8), (0.1, 0.4), {'solarize.probability': 0.2})
+  config = view.config(common, crop=True)
+  assert (config.flip, config.solarize.to_dict()) == (True, {'probability': 0.2, 'threshold': 0.3})
+  assert config.resized_crop.to_dict() == {'area': (0.1, 0.4), 'size': (6, 8)}
+  on_host = view.config(common, crop=False)
+  assert on_host.resized_crop.to_dict() == {'area': (), 'size': ()}
+  made = run({'local': [config] * 3}, {'image': photographs(2)})
+  assert made['image/local'].shape == (2, 3, 6, 8, 3)
+  common.solarize.probability = 0.5
+  with pytest.raises(FieldError, match=r'^solarize\.probability: 0\.5, but each view has a value'):
+    view.config(common, crop=False)

@@ -1,6 +1,9 @@
 """Several views of each example, augmented on the device, each by draws of its own."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import chex
 import jax
@@ -8,8 +11,42 @@ import jax.numpy as jnp
 import ml_collections
 
 from vit_jax.data import kinds
-from vit_jax.data.augment.pipeline import augment_records
+from vit_jax.data.augment.pipeline import augment_records, get_field
 from vit_jax.errors import FieldError
+
+
+@dataclass(frozen=True)
+class View:
+  """A view that a task asks for: a random part of the image, resized, and then augmented.
+
+  Attributes:
+    size: (height, width) in pixels.
+    area: (smallest, largest) fraction of the image that the part is.
+    changes: dotted field of `config.augment` -> its value in this view, in place of the one that
+      all views have.
+  """
+
+  size: tuple[int, int]
+  area: tuple[float, float]
+  changes: Mapping[str, Any] = field(default_factory=dict)
+
+  def config(self, common: ml_collections.ConfigDict, crop: bool) -> ml_collections.ConfigDict:
+    """Returns the `config.augment` of this view.
+
+    Args:
+      common: that of the experiment.
+      crop: whether the part is cut out on the device.
+
+    Raises:
+      FieldError: `common` sets what views have values of their own for.
+    """
+    cropping = {'resized_crop.area': self.area, 'resized_crop.size': self.size}
+    for name in (*cropping, *self.changes):
+      if value := get_field(common, name):
+        raise FieldError(name, f'{value!r}, but each view has a value of its own; 0 or () is off')
+    config = common.copy_and_resolve_references()
+    config.update_from_flattened_dict(dict(self.changes) | (cropping if crop else {}))
+    return config
 
 
 def augment_views(
@@ -39,20 +76,42 @@ def augment_views(
   Raises:
     FieldError: mixup or cutmix is on.
   """
-  configs = [(group, i, config) for group in views for i, config in enumerate(views[group])]
   whole = {n: v for n, kind, v in kinds.entries(batch) if kind.is_spatial and '/' not in n}
-  made = {group: [] for group in views}
-  for number, (group, i, config) in enumerate(configs):
-    for field in ('mixup_alpha', 'cutmix_alpha'):
-      if config[field]:
-        raise FieldError(field, f'{config[field]!r}, but views are not mixed; 0 is off')
-    ending = f'/{group}'
-    view = {n.removesuffix(ending): batch[n][:, i] for n in batch if n.endswith(ending)}
-    view_keys = jax.vmap(lambda key, number=number: jax.random.fold_in(key, number))(keys)
-    made[group].append(augment_records(config, view_keys, view or whole, mean, std))
   rest = {name: value for name, value in batch.items() if '/' not in name and name not in whole}
-  result = kinds.normalize(rest, mean, std)
-  for group, records in made.items():
-    kept = [name for name in records[0] if all(name in record for record in records)]
-    result |= {f'{n}/{group}': jnp.stack([r[n] for r in records], axis=1) for n in kept}
+  result, first = kinds.normalize(rest, mean, std), 0
+  for group, configs in views.items():
+    ending = f'/{group}'
+    given = {n.removesuffix(ending): batch[n] for n in batch if n.endswith(ending)}
+    made, i = [], 0
+    # Views that are augmented alike are to the compiler one batch, which it compiles once.
+    for config, alike in itertools.groupby(configs):
+      count = len(list(alike))
+      part = {n: v[:, i : i + count] for n, v in given.items()} or _repeat(whole, count)
+      made.append(_augment(config, keys, first + i, part, mean, std))
+      i += count
+    kept = [name for name in made[0] if all(name in record for record in made)]
+    result |= {f'{n}/{group}': jnp.concatenate([r[n] for r in made], axis=1) for n in kept}
+    first += len(configs)
   return result
+
+
+def _repeat(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
+  """Returns arrays [B, ...] as [B, count, ...]."""
+  return {
+    name: jnp.broadcast_to(value[:, None], (len(value), count, *value.shape[1:]))
+    for name, value in batch.items()
+  }
+
+
+def _augment(config, keys, first, views, mean, std):
+  """Augments views [B, V, ...] alike; they are numbers `first` to `first` + V - 1."""
+  for name in ('mixup_alpha', 'cutmix_alpha'):
+    if config[name]:
+      raise FieldError(name, f'{config[name]!r}, but views are not mixed; 0 is off')
+  batch, count = next(iter(views.values())).shape[:2]
+  numbers = jnp.arange(first, first + count)
+  fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+  keys = fold(keys, numbers).reshape(-1)  # [B * V]
+  records = {name: value.reshape(-1, *value.shape[2:]) for name, value in views.items()}
+  made = augment_records(config, keys, records, mean, std)
+  return {name: value.reshape(batch, count, *value.shape[1:]) for name, value in made.items()}
