@@ -273,7 +273,8 @@ class Encoder(nn.Module):
     check_choice('positional_embedding', kind, POSITIONAL_EMBEDDINGS)
     if kind == 'learned_1d':
       init = nn.initializers.normal(self.posemb_init_stddev)
-      return layers.AddPositionEmbs(init, name='posembed_input')(x)
+      grid = self.grid if self.frames == 1 else None
+      return layers.AddPositionEmbs(init, grid, name='posembed_input')(x)
     if kind == 'sinusoidal_1d':
       return x + layers.sinusoidal_1d(*x.shape[1:]).astype(x.dtype)
     if kind == 'sinusoidal_2d':

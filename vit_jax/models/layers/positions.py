@@ -5,8 +5,11 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
+
+from vit_jax.errors import UsageError
 
 
 class AddPositionEmbs(nn.Module):
@@ -14,14 +17,76 @@ class AddPositionEmbs(nn.Module):
 
   Attributes:
     posemb_init: initialiser of `pos_embedding`, float32 [1, N, D].
+    grid: (rows, columns) of the last of the N positions; None where they have none.
   """
 
   posemb_init: Callable[..., jax.Array] = nn.initializers.normal(stddev=0.02)
+  grid: tuple[int, int] | None = None
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    embedding = self.param('pos_embedding', self.posemb_init, (1, *inputs.shape[1:]))
+    """Parameters of a square grid are interpolated to another number of positions."""
+    shape = (1, *inputs.shape[1:])
+    if self.has_variable('params', 'pos_embedding'):
+      stored = self.get_variable('params', 'pos_embedding')
+      if self.grid is not None and stored.shape[1] != shape[1]:
+        num_prefix = shape[1] - math.prod(self.grid)
+        resized = interpolate_positions(stored, self.grid, num_prefix)
+        return inputs + resized.astype(inputs.dtype)
+    embedding = self.param('pos_embedding', self.posemb_init, shape)
     return inputs + embedding.astype(inputs.dtype)
+
+
+def interpolate_positions(
+  embeddings: jax.Array, grid: tuple[int, int], num_prefix: int
+) -> jax.Array:
+  """Interpolates the embeddings of a square grid, as facebookresearch/dino does for its crops.
+
+  The result is that of PyTorch's bicubic `interpolate` by scale factors (rows + 0.1) / side and
+  (columns + 0.1) / side, which DINO (arXiv 2104.14294) gives it lest a floating-point error costs a
+  row: the corners of the grids don't quite coincide. A fixed linear map, so that it can be learned
+  through. `resize_position_embeddings` is the one for fine-tuning at another size.
+
+  Args:
+    embeddings: float32 [1, num_prefix + side * side, D].
+    grid: (rows, columns) of the result.
+    num_prefix: embeddings before the grid, which are kept.
+
+  Returns:
+    float32 [1, num_prefix + rows * columns, D].
+
+  Raises:
+    UsageError: they are of no square grid.
+  """
+  count = embeddings.shape[1] - num_prefix
+  side = math.isqrt(max(count, 0))
+  if side * side != count:
+    raise UsageError(
+      f'pos_embedding: {count} positions, of no square grid, and images of {grid[0]}x{grid[1]} '
+      'patches'
+    )
+  rows, columns = (_bicubic_matrix(side, length) for length in grid)
+  prefix, cells = embeddings[0, :num_prefix], embeddings[0, num_prefix:].reshape(side, side, -1)
+  highest = jax.lax.Precision.HIGHEST
+  cells = jnp.einsum('hH,wW,HWD->hwD', rows, columns, cells, precision=highest)
+  return jnp.concatenate([prefix, cells.reshape(math.prod(grid), -1)])[None]
+
+
+def _bicubic_matrix(stored: int, wanted: int) -> np.ndarray:
+  """Returns float32 [wanted, stored]: what each cell adds to each of the result, along one side.
+
+  Cells beyond the ends are those at the ends; Keys' kernel with a = -0.75, without antialiasing.
+  """
+  centre = (np.arange(wanted) + 0.5) * stored / (wanted + 0.1) - 0.5
+  first = np.floor(centre).astype(int) - 1
+  matrix = np.zeros((wanted, stored))
+  for tap in range(4):
+    x = np.abs(centre - (first + tap))
+    near = (1.25 * x - 2.25) * x * x + 1
+    far = ((-0.75 * x + 3.75) * x - 6) * x + 3
+    weight = np.where(x <= 1, near, far)
+    np.add.at(matrix, (np.arange(wanted), (first + tap).clip(0, stored - 1)), weight)
+  return matrix.astype(np.float32)
 
 
 def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
