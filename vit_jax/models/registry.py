@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -116,7 +115,7 @@ def build(fields: Mapping[str, Any], **attributes: Any) -> nn.Module:
     cls = find(HEADS, options.pop('name', None))
     options = fields_lib.check(cls, options)
   num_classes = attributes.pop('num_classes', 0)
-  dtype = attributes.get('dtype', jnp.float32)
   inner = kind.from_config(fields, num_classes=0, **attributes)
+  attributes = {name: attributes[name] for name in ('dtype', 'axis_name') if name in attributes}
   with field_prefix('head.'):
-    return cls(backbone=inner, num_classes=num_classes, dtype=dtype, **options)
+    return cls(backbone=inner, num_classes=num_classes, **attributes, **options)

@@ -21,6 +21,7 @@ from vit_jax.weights import rules
 HEADS = ('auto', 'new', 'keep')
 
 _IN_BACKBONE = re.compile(r'^(batch_stats/)?backbone/')
+_STATISTICS = 'batch_stats/'
 _OWN_HEAD = 'output_projection'  # of a backbone without a task's head
 
 
@@ -122,7 +123,7 @@ class _Parts:
     self.backbone = {n: leaf for n, leaf in self.all.items() if n not in self.head}
 
   def _is_head(self, name: str) -> bool:
-    return self.config.model.is_head(self.full[name].removeprefix('batch_stats/'))
+    return self.config.model.is_head(self.full[name].removeprefix(_STATISTICS))
 
   @functools.cached_property
   def of_classes(self) -> set[str]:
@@ -188,11 +189,11 @@ def _is_alike(old: nn.Module, new: nn.Module, module: str, modules: Collection[s
 
 def _top(name: str) -> str:
   """Returns the module that a path begins with."""
-  return name.partition('/')[0]
+  return name.removeprefix(_STATISTICS).partition('/')[0]
 
 
 def _is_in(name: str, module: str) -> bool:
-  return f'{name}/'.startswith(f'{module}/')
+  return f'{name.removeprefix(_STATISTICS)}/'.startswith(f'{module}/')
 
 
 def _parts(flat: Mapping[str, Any], module: str) -> dict[str, Any]:

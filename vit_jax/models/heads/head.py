@@ -20,13 +20,22 @@ class Head(nn.Module, kw_only=True):
     backbone: whose features are read; its parameters are in `backbone`.
     num_classes: number of classes.
     dtype: dtype of the computation.
+    axis_name: of the mapped axis over which running statistics are synchronised in training.
   """
 
   backbone: Backbone
   num_classes: int
   dtype: Any = jnp.float32
+  axis_name: str | None = None
 
-  NOT_CONFIG: ClassVar[tuple[str, ...]] = ('backbone', 'num_classes', 'dtype', 'name', 'parent')
+  NOT_CONFIG: ClassVar[tuple[str, ...]] = (
+    'backbone',
+    'num_classes',
+    'dtype',
+    'axis_name',
+    'name',
+    'parent',
+  )
 
   @property
   def INPUT(self) -> str:
