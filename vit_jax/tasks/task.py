@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax.data import kinds
+from vit_jax.data.augment import ViewGroup
 from vit_jax.data.kinds import Size, Window
 
 Batch = Mapping[str, jax.Array]
@@ -102,6 +103,27 @@ class Task:
     views = batch[kinds.views_of(self.input)]
     outputs = apply(views.reshape(-1, *views.shape[2:]))  # [B * V, ...]
     return jax.tree.map(lambda x: x.reshape(*views.shape[:2], *x.shape[1:]).mean(axis=1), outputs)
+
+  def views(self, size: Size) -> Mapping[str, ViewGroup]:
+    """Returns the views of the input that `outputs` is given in its place, by groups.
+
+    Those of a group 'local' are `image/local` [B, V, h, w, C]. Training draws them by (seed, step,
+    slot), evaluation by (seed, slot).
+
+    Args:
+      size: (height, width) of the images that the model is evaluated on.
+    """
+    del size
+    return {}
+
+  def scheduled(self, step: jax.Array | None) -> dict[str, jax.Array]:
+    """Returns numbers that change as training goes on, which `loss` finds in its batch.
+
+    Args:
+      step: how many steps are done, int32; None in evaluation, which has those of the end.
+    """
+    del step
+    return {}
 
   def totals(self, batch: Batch) -> dict[str, jax.Array]:
     """Returns sums over a batch's targets that `loss` divides by, which it finds in its batch.

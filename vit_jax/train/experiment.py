@@ -17,6 +17,7 @@ from vit_jax.data import (
   ResidentLoader,
   Source,
   StreamedLoader,
+  Views,
   augment,
   eval_loader,
   kinds,
@@ -113,10 +114,6 @@ class Experiment:
         f'config.task: {config.task!r} needs {kinds.kind_of(missing[0]).plural}, and the records '
         f'of config.data.name={config.data.name!r} have none'
       )
-    with field_prefix('config.data.'):
-      self.resident, self._reason = resolve_resident(
-        config.data.resident, list(self.sets.values()), jax.local_devices()
-      )
     self.model = resolve.build_model(config, self.num_classes)
     resolve.check_input(config, self.model, sources['train'][0])
     used = self.model.INPUT, *targets
@@ -127,12 +124,20 @@ class Experiment:
     self.task = resolve.build_task(config, self.model, self.num_classes)
     resolve.complete(config, self.model, self.task)
     resolve.check_task(config, self.model, self.task)
+    self._train_preprocess = self.sets['train'][1]
     for split in self.sets:  # nothing is read yet, but every option is checked
       self._loader(split, resident=False)
     test_source, test_preprocess = self.sets['test']
     with field_prefix('config.data.'):
       record = test_preprocess(test_source[0])
-    traced = trace(config, self.model, self.task, record)
+    self._views = self._plan_views(kinds.example(record, self.model.INPUT))
+    with field_prefix('config.data.'):
+      self.resident, self._reason = resolve_resident(
+        config.data.resident,
+        [(sources['train'], self._train_preprocess), self.sets['test']],
+        jax.local_devices(),
+      )
+    traced = trace(config, self.model, self.task, record, self._views['test'])
     self._input_shape, self._shapes = traced.input, traced.variables
     self.metrics = self.task.metrics | evaluators.metrics(config)
     monitors = [f'test/{name}' for name in traced.metrics] + [*evaluators.metrics(config)]
@@ -149,6 +154,42 @@ class Experiment:
       self._check_frozen(frozen)
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self.model, self._param_shapes, self._schedule)
+
+  def _plan_views(self, example: np.ndarray) -> dict[str, step.Views]:
+    """Returns split -> the augmentations of the views that the task takes, by groups.
+
+    Where `data.crop` takes random parts to train, the host cuts out the views, of the images as
+    they are stored; else the device does, of the images that `data.crop` gives. Evaluation does so
+    in any case.
+
+    Args:
+      example: of the model's inputs.
+    """
+    data, train = self.config.data, self._train_preprocess
+    groups = self.task.views(kinds.kind_of(self.model.INPUT).size(example))
+    if groups and (data.train_size or data.crop == 'scale'):
+      field = 'train_size' if data.train_size else 'crop'
+      raise UsageError(
+        f'config.data.{field}: {data[field]!r}, but the task {self.config.task} trains on views '
+        'of sizes of its own'
+      )
+    if groups and train.random_crop:
+      clips = {name: data[name] for name in _CLIPS}
+      self._train_preprocess = Views(
+        {
+          name: (
+            make_preprocess(group.size, data.channels, data.crop, True, area=group.area, **clips),
+            len(group.changes),
+          )
+          for name, group in groups.items()
+        }
+      )
+    on_device = {'train': self._train_preprocess is train, 'test': True}
+    with field_prefix('config.augment.'):
+      return {
+        split: {name: g.configs(self.config.augment, crop) for name, g in groups.items()}
+        for split, crop in on_device.items()
+      }
 
   def _describe_model(self, example: np.ndarray) -> ModelConfig:
     """Returns the model's config; `example` is of its inputs."""
@@ -221,7 +262,8 @@ class Experiment:
     config = self.config
     with self._names_fields():
       return train_loader(
-        *self.sets[split],
+        self.sets[split][0],
+        self._train_preprocess,
         batch_size=config.batch_size,
         seed=config.seed,
         resident=resident,
@@ -264,12 +306,18 @@ class Experiment:
 
   def _train_step(self) -> Callable:
     return step.make_train_step(
-      self.config, self.model, self.task, self._tx, self._schedule, self.num_classes
+      self.config,
+      self.model,
+      self.task,
+      self._tx,
+      self._schedule,
+      self.num_classes,
+      self._views['train'],
     )
 
   def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
     """Returns what evaluates a model's variables on the test split: variables -> metrics."""
-    eval_step = step.make_eval_step(self.config, self.model, self.task)
+    eval_step = step.make_eval_step(self.config, self.model, self.task, self._views['test'])
     feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
     return feed(eval_step, self._loader('test', self.resident))
 
@@ -282,8 +330,8 @@ class Experiment:
     Returns:
       `forward`: of the model in evaluation; `training`: of a training step, over its inputs.
     """
-    source, preprocess = self.sets['train']
-    row = preprocess(source[0], np.random.default_rng(0))
+    source, _ = self.sets['train']
+    row = self._train_preprocess(source[0], np.random.default_rng(0))
     row |= {'weight': np.float32(1), 'slot': np.int32(0)}
     rows = self.config.batch_size // jax.device_count()
     batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}

@@ -4,7 +4,7 @@ Every function here sees one device's part of the batch; 'batch' is the axis of 
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +20,8 @@ from vit_jax.train.schedules import cosine_between
 from vit_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
+# Group of views -> the augmentations of each.
+Views = Mapping[str, Sequence[ConfigDict]]
 
 # Streams of random numbers, apart from those of augmentation, which count from 0.
 _TASK, _EVALUATION, _ROTATION = 2**30, 2**30 + 1, 2**30 + 2
@@ -49,6 +51,7 @@ def make_train_step(
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
   num_classes: int,
+  views: Views | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
   """Returns `train_step(state, batch) -> (state, sums)`, for use under an axis named 'batch'.
 
@@ -60,7 +63,8 @@ def make_train_step(
   differentiated, and stay as they are to the bit. The model's other variables (running statistics
   of batch normalisation) follow each micro-batch in turn, those of frozen modules too, as in
   PyTorch, where requires_grad doesn't stop them. The sums are the task's over the global batch,
-  with `learning_rate` and `grad_norm`.
+  with `learning_rate` and `grad_norm`. Where the task takes views of its input, `views` has the
+  augmentations of each (`ViewGroup.configs`).
   """
 
   def loss_fn(trainable, fixed, model_state, batch, key):
@@ -114,14 +118,16 @@ def make_train_step(
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     augment_key, dropout_key = jax.random.split(step_key)
     keys = jax.vmap(lambda slot: jax.random.fold_in(augment_key, slot))(batch['slot'])
-    batch = augment.augment(
-      config.augment, keys, batch, num_classes, config.data.mean, config.data.std
-    )
+    pixels = config.data.mean, config.data.std
+    if views:
+      batch = augment.augment_views(views, keys, batch, *pixels)
+    else:
+      batch = augment.augment(config.augment, keys, batch, num_classes, *pixels)
     batch['rng'] = jax.vmap(lambda key: jax.random.fold_in(key, _TASK))(keys)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
 
     trainable, frozen = partition.split(config.freeze, state.params)
-    totals = jax.lax.psum(task.totals(batch), 'batch')
+    totals = jax.lax.psum(task.totals(batch), 'batch') | task.scheduled(state.step)
     fixed = frozen, state.ema_params if task.TEACHER else None, totals
     found, model_state = add_up(trainable, fixed, state.model_state, batch, dropout_key)
     grads, sums = jax.lax.psum(found, 'batch')
@@ -156,27 +162,42 @@ def _evaluated(model: nn.Module, task: Task, variables: Any) -> Apply:
   )
 
 
+def prepare(
+  config: ConfigDict, task: Task, batch: Batch, rng: jax.Array, views: Views | None = None
+) -> Batch:
+  """Returns a batch as evaluation takes it: normalised, or where the task takes views, those.
+
+  The result has what the task's `scheduled` gives, and not its totals.
+  """
+  pixels = config.data.mean, config.data.std
+  if views:
+    batch = augment.augment_views(views, rng, batch, *pixels)
+  else:
+    batch = augment.normalize_batch(batch, *pixels)
+  return batch | task.scheduled(None)
+
+
 def evaluate(model: nn.Module, task: Task, variables: Any, batch: Batch, rng: jax.Array) -> Sums:
-  """Returns the task's sums of a normalised batch that has its totals; a key in `rng` a row."""
+  """Returns the task's sums of a batch of `prepare` with its totals; a key in `rng` a row."""
   apply = _evaluated(model, task, variables)
   outputs = task.outputs(apply, batch, rng, False, apply if task.TEACHER else None)
   return task.loss(outputs, batch, rng, False)
 
 
 def make_eval_step(
-  config: ConfigDict, model: nn.Module, task: Task
+  config: ConfigDict, model: nn.Module, task: Task, views: Views | None = None
 ) -> Callable[[Any, Batch], Sums]:
   """Returns `eval_step(variables, batch) -> sums`, added up over the axis 'batch'.
 
   The batch is that of training, but for `slot`, which is the row's place in the split. The task
   and `config.data.test_rotation` draw by keys from (seed, slot): every evaluation of a run draws
-  alike.
+  alike. So are `views` drawn, all from the images as evaluation has them.
   """
 
   def eval_step(variables, batch):
-    batch = augment.normalize_batch(batch, config.data.mean, config.data.std)
     key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION)
     rng = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(batch['slot'])
+    batch = prepare(config, task, batch, rng, views)
     turns = jax.vmap(lambda key: jax.random.fold_in(key, _ROTATION))(rng)
     batch = augment.rotate(config.data.test_rotation, turns, batch)
     batch |= jax.lax.psum(task.totals(batch), 'batch')

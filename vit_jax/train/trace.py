@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.data import augment, kinds
+from vit_jax.data import kinds
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import Preprocessing
 from vit_jax.models import fields as fields_lib
@@ -33,7 +33,11 @@ class Traced(NamedTuple):
 
 
 def trace(
-  config: ConfigDict, model: nn.Module, task: Task, record: Mapping[str, np.ndarray]
+  config: ConfigDict,
+  model: nn.Module,
+  task: Task,
+  record: Mapping[str, np.ndarray],
+  views: step.Views | None = None,
 ) -> Traced:
   """Traces initialisation and evaluation.
 
@@ -42,6 +46,7 @@ def trace(
     model: the model.
     task: its task.
     record: an example of the data, as preprocessed, which has the model's input.
+    views: as for `step.make_eval_step`.
 
   Raises:
     UsageError: inputs don't fit the model or their normalisation, or outputs don't fit the task.
@@ -51,9 +56,9 @@ def trace(
   batch = kinds.stack([record]) | {'weight': np.ones(1, np.float32)}
 
   def evaluate(variables):
-    normalized = augment.normalize_batch(batch, config.data.mean, config.data.std)
     keys = jax.random.split(jax.random.key(0), 1)
-    return step.evaluate(model, task, variables, normalized | task.totals(normalized), keys)
+    prepared = step.prepare(config, task, batch, keys, views)
+    return step.evaluate(model, task, variables, prepared | task.totals(prepared), keys)
 
   with _names_the_model():
     variables = jax.eval_shape(lambda: init(model, 0, (1, *shape)))

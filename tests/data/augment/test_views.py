@@ -88,14 +88,18 @@ def test_mistakes():
 
 def test_a_view_has_the_augmentations_of_all_and_its_own():
   common = augmentations(flip=True, solarize={'threshold': 0.3})
-  view = augment.View((6, 8), (0.1, 0.4), {'solarize.probability': 0.2})
-  config = view.config(common, crop=True)
-  assert (config.flip, config.solarize.to_dict()) == (True, {'probability': 0.2, 'threshold': 0.3})
-  assert config.resized_crop.to_dict() == {'area': (0.1, 0.4), 'size': (6, 8)}
-  on_host = view.config(common, crop=False)
+  changes = {'solarize.probability': 0.2}
+  group = augment.ViewGroup((6, 8), (0.1, 0.4), [{}, changes, changes])
+  first, second, third = group.configs(common, crop=True)
+  assert first.solarize.to_dict() == {'probability': 0.0, 'threshold': 0.3}
+  assert second == third
+  assert second.solarize.to_dict() == {'probability': 0.2, 'threshold': 0.3}
+  assert second.flip
+  assert second.resized_crop.to_dict() == {'area': (0.1, 0.4), 'size': (6, 8)}
+  on_host = group.configs(common, crop=False)[1]
   assert on_host.resized_crop.to_dict() == {'area': (), 'size': ()}
-  made = run({'local': [config] * 3}, {'image': photographs(2)})
+  made = run({'local': [second] * 3}, {'image': photographs(2)})
   assert made['image/local'].shape == (2, 3, 6, 8, 3)
   common.solarize.probability = 0.5
   with pytest.raises(FieldError, match=r'^solarize\.probability: 0\.5, but each view has a value'):
-    view.config(common, crop=False)
+    group.configs(common, crop=False)

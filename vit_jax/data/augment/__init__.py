@@ -23,11 +23,11 @@ from vit_jax.data.augment.points import FIELDS as POINT_FIELDS
 from vit_jax.data.augment.points import check_points, check_rotation, rotate
 from vit_jax.data.augment.randaugment import MAX_MAGNITUDE, rand_augment
 from vit_jax.data.augment.resized_crop import random_resized_crop
-from vit_jax.data.augment.views import View, augment_views
+from vit_jax.data.augment.views import ViewGroup, augment_views
 from vit_jax.errors import FieldError, UsageError
 
 __all__ = [
-  'View',
+  'ViewGroup',
   'augment',
   'augment_views',
   'check_rotation',

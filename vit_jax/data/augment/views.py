@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import chex
@@ -16,37 +16,40 @@ from vit_jax.errors import FieldError
 
 
 @dataclass(frozen=True)
-class View:
-  """A view that a task asks for: a random part of the image, resized, and then augmented.
+class ViewGroup:
+  """Views that a task asks for: random parts of the image, resized, and then augmented.
 
   Attributes:
-    size: (height, width) in pixels.
-    area: (smallest, largest) fraction of the image that the part is.
-    changes: dotted field of `config.augment` -> its value in this view, in place of the one that
-      all views have.
+    size: (height, width) of each in pixels.
+    area: (smallest, largest) fraction of the image that a part is.
+    changes: for each view, dotted field of `config.augment` -> its value there, in place of the
+      one that all views have.
   """
 
   size: tuple[int, int]
   area: tuple[float, float]
-  changes: Mapping[str, Any] = field(default_factory=dict)
+  changes: Sequence[Mapping[str, Any]]
 
-  def config(self, common: ml_collections.ConfigDict, crop: bool) -> ml_collections.ConfigDict:
-    """Returns the `config.augment` of this view.
+  def configs(
+    self, common: ml_collections.ConfigDict, crop: bool
+  ) -> list[ml_collections.ConfigDict]:
+    """Returns the `config.augment` of each view.
 
     Args:
       common: that of the experiment.
-      crop: whether the part is cut out on the device.
+      crop: whether the parts are cut out on the device.
 
     Raises:
       FieldError: `common` sets what views have values of their own for.
     """
     cropping = {'resized_crop.area': self.area, 'resized_crop.size': self.size}
-    for name in (*cropping, *self.changes):
+    for name in {**cropping, **{name: None for changes in self.changes for name in changes}}:
       if value := get_field(common, name):
         raise FieldError(name, f'{value!r}, but each view has a value of its own; 0 or () is off')
-    config = common.copy_and_resolve_references()
-    config.update_from_flattened_dict(dict(self.changes) | (cropping if crop else {}))
-    return config
+    configs = [common.copy_and_resolve_references() for _ in self.changes]
+    for config, changes in zip(configs, self.changes, strict=True):
+      config.update_from_flattened_dict(dict(changes) | (cropping if crop else {}))
+    return configs
 
 
 def augment_views(
