@@ -40,6 +40,7 @@ HEADS = {
   'part_segmentation': ('heads.part_segmentation', 'PartSegmenter'),
   'mae': ('heads.mae', 'MAE'),
   'simmim': ('heads.simmim', 'SimMIM'),
+  'dino': ('heads.dino', 'DINOHead'),
 }
 
 

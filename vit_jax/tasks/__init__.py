@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from vit_jax.errors import check_choice
 from vit_jax.models import ModelConfig, fields
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.dino import DINO
 from vit_jax.tasks.localization import Localization
 from vit_jax.tasks.mae import MaskedAutoencoding
 from vit_jax.tasks.part_segmentation import PartSegmentation
@@ -37,6 +38,7 @@ TASKS = {
   'part_segmentation': PartSegmentation,
   'mae': MaskedAutoencoding,
   'simmim': SimMIM,
+  'dino': DINO,
 }
 
 
