@@ -1,9 +1,15 @@
 """Position tables."""
 
+import math
+
+import jax
 import numpy as np
 import pytest
 import scipy.ndimage
+import torch
+from small_vits import SQUARE, random_variables
 
+from vit_jax.errors import UsageError
 from vit_jax.models import layers
 
 
@@ -94,3 +100,48 @@ def test_the_same_grid_gives_the_same_bits():
   embeddings = np.random.default_rng(0).normal(size=(1, 24, 8)).astype(np.float32)
   same = layers.resize_position_embeddings(embeddings, (4, 6), (4, 6))
   assert same.tobytes() == embeddings.tobytes()
+
+
+def pytorch_positions(embeddings, grid, num_prefix):
+  """What facebookresearch/dino's interpolate_pos_encoding does."""
+  side = int(math.sqrt(embeddings.shape[1] - num_prefix))
+  cells = torch.tensor(embeddings)[:, num_prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+  scales = tuple((length + 0.1) / side for length in grid)
+  cells = torch.nn.functional.interpolate(cells, scale_factor=scales, mode='bicubic')
+  assert cells.shape[2:] == grid
+  cells = cells.permute(0, 2, 3, 1).reshape(1, math.prod(grid), -1)
+  return torch.cat([torch.tensor(embeddings)[:, :num_prefix], cells], dim=1).numpy()
+
+
+@pytest.mark.parametrize('num_prefix', [0, 1])
+@pytest.mark.parametrize(
+  ('side', 'grid'), [(14, (6, 6)), (7, (3, 3)), (14, (30, 20)), (5, (4, 11)), (1, (2, 3))]
+)
+def test_positions_of_other_images_are_dino_s(side, grid, num_prefix):
+  rng = np.random.default_rng(0)
+  embeddings = rng.normal(size=(1, num_prefix + side**2, 3)).astype(np.float32)
+  found = layers.interpolate_positions(embeddings, grid, num_prefix)
+  expected = pytorch_positions(embeddings, grid, num_prefix)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vit_interpolates_its_positions_and_learns_through_them():
+  changes = {'num_classes': 0, 'num_layers': 1, 'patches': {'size': (2, 2)}}
+  config = SQUARE.replace(model=SQUARE.backbone.clone(**changes))
+  params = random_variables(config)['params']
+  x = np.random.default_rng(1).normal(size=(2, 6, 4, 3)).astype(np.float32)
+  positions = params['Transformer']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 17, 8)
+
+  @jax.jit
+  def features(positions):
+    encoder = params['Transformer'] | {'posembed_input': {'pos_embedding': positions}}
+    found = config.model.apply({'params': params | {'Transformer': encoder}}, x)
+    return found[0, 0], found
+
+  (_, found), gradient = jax.value_and_grad(features, has_aux=True)(positions)
+  _, expected = features(pytorch_positions(positions, (3, 2), 1))
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  assert np.abs(gradient[0]).max(axis=-1).min() > 0
+  with pytest.raises(UsageError, match=r'^pos_embedding: 12 positions, of no square grid, and'):
+    features(positions[:, :13])

@@ -15,6 +15,7 @@ from vit_jax.models.layers.patches import (
 from vit_jax.models.layers.positions import (
   AddFixedSinCosPositionEmbedding,
   AddPositionEmbs,
+  interpolate_positions,
   resize_position_embeddings,
   resolve_grid,
   sinusoidal_1d,
@@ -49,6 +50,7 @@ __all__ = [
   'as_pair',
   'check_tokenizer',
   'dot_product_attention',
+  'interpolate_positions',
   'kaiming_normal',
   'learns_tokens',
   'make_divisible',
