@@ -40,12 +40,13 @@ class ViewGroup:
       crop: whether the parts are cut out on the device.
 
     Raises:
-      FieldError: `common` sets what views have values of their own for.
+      FieldError: `common` sets what views have values of their own for, or mixes examples.
     """
     cropping = {'resized_crop.area': self.area, 'resized_crop.size': self.size}
     for name in {**cropping, **{name: None for changes in self.changes for name in changes}}:
       if value := get_field(common, name):
         raise FieldError(name, f'{value!r}, but each view has a value of its own; 0 or () is off')
+    _check_unmixed(common)
     configs = [common.copy_and_resolve_references() for _ in self.changes]
     for config, changes in zip(configs, self.changes, strict=True):
       config.update_from_flattened_dict(dict(changes) | (cropping if crop else {}))
@@ -98,6 +99,12 @@ def augment_views(
   return result
 
 
+def _check_unmixed(config: ml_collections.ConfigDict) -> None:
+  for name in ('mixup_alpha', 'cutmix_alpha'):
+    if config[name]:
+      raise FieldError(name, f'{config[name]!r}, but views are not mixed; 0 is off')
+
+
 def _repeat(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
   """Returns arrays [B, ...] as [B, count, ...]."""
   return {
@@ -108,9 +115,7 @@ def _repeat(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
 
 def _augment(config, keys, first, views, mean, std):
   """Augments views [B, V, ...] alike; they are numbers `first` to `first` + V - 1."""
-  for name in ('mixup_alpha', 'cutmix_alpha'):
-    if config[name]:
-      raise FieldError(name, f'{config[name]!r}, but views are not mixed; 0 is off')
+  _check_unmixed(config)
   batch, count = next(iter(views.values())).shape[:2]
   numbers = jnp.arange(first, first + count)
   fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
