@@ -1,5 +1,6 @@
 """Bytes and tensors in and out of files, local or remote; whatever is in them stays data."""
 
+import argparse
 import collections
 import contextlib
 import io
@@ -23,6 +24,9 @@ Tensors = dict[str, np.ndarray]
 
 # Where this project's model config stands in formats that let a file say more than its tensors.
 CONFIG_KEY = 'vit_jax'
+
+# Where pickled checkpoints have the tensors, if not at the top; a teacher stands beside a student.
+_ENTRIES = ('state_dict', 'model', 'teacher')
 
 _MAX_HEADER = 100_000_000  # bytes of a .safetensors file's header, as its readers have it
 
@@ -142,7 +146,9 @@ def parse_torch(data: bytes, path: object) -> tuple[dict[str, Any], dict[str, An
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # of unusual pickles; those that it can't read it refuses
-      content = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+      # Checkpoints keep the arguments of their script, in a class that does nothing.
+      with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as e:  # PyTorch's own message recommends to run what is in the file
     raise ValueError('damaged, or more than tensors and plain values; nothing in it ran') from e
   if not isinstance(content, Mapping):
@@ -192,7 +198,7 @@ def read_state_dict(path: str | os.PathLike) -> tuple[Tensors, Any]:
     return tensors, metadata.get(CONFIG_KEY)
   with reading(path, 'tensors saved by PyTorch'):
     content, metadata = parse_torch(data, path)
-  around = (content.get('state_dict'), content.get('model'))
+  around = (content.get(name) for name in _ENTRIES)
   inner = next((tree for tree in around if isinstance(tree, Mapping) and tree), content)
   metadata = metadata if isinstance(metadata, Mapping) else {}
   return arrays_in(inner), content.get(CONFIG_KEY) or metadata.get(CONFIG_KEY)
