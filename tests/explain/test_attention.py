@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from vit_jax.errors import UsageError
 from vit_jax.explain import attention
@@ -339,3 +340,21 @@ def test_what_a_model_sows_and_gives_comes_without_tuples():
   assert list(intermediates) == ['doubled']
   np.testing.assert_array_equal(intermediates['doubled'], 2 * IMAGES)
   assert attention.apply_with_intermediates(Silent(), {}, IMAGES)[1] == {}
+
+
+def test_masks_of_a_share_of_the_mass_are_dino_s():
+  """Against the lines of visualize_attention.py, restated in PyTorch."""
+  maps = np.random.default_rng(0).random((2, 3, 4, 5)).astype(np.float32)
+  values, index = torch.sort(torch.tensor(maps).reshape(6, 20))
+  values /= values.sum(dim=1, keepdim=True)
+  above = values.cumsum(dim=1) > 1 - 0.6
+  expected = torch.gather(above, 1, torch.argsort(index)).reshape(2, 3, 4, 5)
+  np.testing.assert_array_equal(attention.mass_masks(maps, 0.6), expected.numpy())
+
+
+def test_the_nearest_patch_is_drawn_as_squares():
+  maps = np.arange(6).reshape(2, 3)
+  found = attention.upsample_nearest(maps, (4, 2), (4, 2))
+  np.testing.assert_array_equal(found, maps.repeat(4, 0).repeat(2, 1))
+  overlapping = attention.upsample_nearest(np.arange(3)[None], (1, 4), (1, 2))
+  np.testing.assert_array_equal(overlapping, [[0, 0, 0, 1, 1, 2, 2, 2]])

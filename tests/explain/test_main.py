@@ -22,7 +22,7 @@ from vit_jax.models import ModelConfig
 from vit_jax.predictor import Predictor
 from vit_jax.train import loop
 
-ATTENTION = ['attention', 'rollout', 'gradient_rollout', 'attention_distance']
+ATTENTION = ['attention', 'attention_masks', 'rollout', 'gradient_rollout', 'attention_distance']
 LEARNT = ['filters', 'positions']
 FOUND = ['boxes', 'masks', 'class_iou', 'worst_masks']
 MISTAKEN = ['confusion', 'wrong']

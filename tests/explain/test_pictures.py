@@ -23,7 +23,7 @@ from vit_jax.explain.positions import cosine_similarity
 from vit_jax.models import BACKBONES
 from vit_jax.models.backbone import Attention, AttentionMaps, Backbone, Layout
 
-ATTENTION = ('attention', 'rollout', 'gradient_rollout', 'attention_distance')
+ATTENTION = ('attention', 'attention_masks', 'rollout', 'gradient_rollout', 'attention_distance')
 LEARNS = {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 1}
 TOKEN_LEARNER = VIT | {'name': 'token_learner', 'classifier': 'gap', 'tokenizer': LEARNS}
 
@@ -120,8 +120,24 @@ def test_images_of_one_channel_that_are_not_square():
 def test_overlapping_patches():
   context = make_context(VIT | {'stride': 2})
   assert context.layout.grid == (3, 3)
-  for name in ('attention', 'rollout', 'attention_distance'):
+  for name in ('attention', 'attention_masks', 'rollout', 'attention_distance'):
     assert isinstance(PICTURES[name](context), Figure)
+
+
+def test_attention_masks_keep_the_images_where_a_head_looks():
+  context = make_context(VIT)
+  figure = PICTURES['attention_masks'](context)
+  assert title(figure) == 'Where 60% of the attention of the class token in layer 1 (0 to 1) goes'
+  tiles = drawn(figure)
+  weights = np.asarray(captured().layers)[-1][:, :, 0, 1:]  # [B, heads, patches]
+  for i, image in enumerate(context.images):
+    for head, tile in enumerate(tiles[3 * i + 1 : 3 * i + 3]):
+      order = np.argsort(-weights[i, head])
+      # As many of the highest as first make up 60 %.
+      count = np.searchsorted(np.cumsum(weights[i, head][order]) / weights[i, head].sum(), 0.6) + 1
+      kept = np.isin(np.arange(4), order[:count]).reshape(2, 2).repeat(4, 0).repeat(4, 1)
+      expected = image / 255 * np.where(kept, 1, 0.25)[..., None]
+      np.testing.assert_allclose(tile, expected, atol=1e-5)
 
 
 def test_distances_are_points_over_depth():

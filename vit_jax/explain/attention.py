@@ -224,6 +224,34 @@ def _interpolation(count: int, patch: int, stride: int) -> np.ndarray:
   return np.stack([np.interp(pixels, centres, unit) for unit in np.eye(count)], axis=1)
 
 
+def upsample_nearest(
+  maps: np.ndarray, patch: tuple[int, int], stride: tuple[int, int]
+) -> np.ndarray:
+  """Gives each pixel the value of the patch whose centre is nearest; see `upsample`."""
+  rows, columns = map(_nearest, maps.shape[-2:], patch, stride)
+  return maps[..., rows[:, None], columns]
+
+
+def _nearest(count: int, patch: int, stride: int) -> np.ndarray:
+  """Returns the index of a patch for each pixel of an axis."""
+  pixels = np.arange((count - 1) * stride + patch)
+  return ((pixels - (patch - stride) // 2) // stride).clip(0, count - 1)
+
+
+def mass_masks(maps: np.ndarray, share: float) -> np.ndarray:
+  """Returns where each map of [..., h, w] has its highest values, which make up a share of its sum.
+
+  As facebookresearch/dino's visualize_attention.py: in order from the lowest, bool, True from where
+  the values so far are over 1 - `share` of the sum.
+  """
+  flat = maps.reshape(*maps.shape[:-2], -1)
+  order = flat.argsort(axis=-1, kind='stable')
+  values = np.take_along_axis(flat, order, axis=-1).cumsum(axis=-1)
+  kept = np.empty(flat.shape, bool)
+  np.put_along_axis(kept, order, values > (1 - share) * values[..., -1:], axis=-1)
+  return kept.reshape(maps.shape)
+
+
 def mean_attention_distance(
   layers: np.ndarray, grid: tuple[int, int], stride: tuple[int, int], num_prefix: int
 ) -> np.ndarray:

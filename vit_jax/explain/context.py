@@ -207,7 +207,11 @@ class Context:
     return jax.jit(functools.partial(attention.apply_with_intermediates, self.backbone))
 
   def to_pixels(
-    self, maps: np.ndarray, patch: tuple[int, int], stride: tuple[int, int]
+    self,
+    maps: np.ndarray,
+    patch: tuple[int, int],
+    stride: tuple[int, int],
+    upsample: Callable[..., np.ndarray] = attention.upsample,
   ) -> np.ndarray:
     """Brings maps [..., rows, columns] to the images: [..., H, W].
 
@@ -215,7 +219,7 @@ class Context:
     model that pads it, they are cut off.
     """
     height, width = self.image_size
-    return attention.upsample(maps, patch, stride)[..., :height, :width]
+    return upsample(maps, patch, stride)[..., :height, :width]
 
   def to_bytes(self, inputs: np.ndarray) -> np.ndarray:
     """Returns uint8 pixels of values in the scale of `inputs`."""

@@ -22,37 +22,57 @@ from vit_jax.explain import (
   token_maps,
 )
 from vit_jax.explain.context import NOT_OF_MODEL, Context, shorten
-from vit_jax.models.backbone import Attention
+from vit_jax.models.backbone import Attention, AttentionMaps
 from vit_jax.models.heads.mae import join_patches
 
+_MASS = 0.6  # share of its attention by which a head is told
+_OUTSIDE = 0.25  # brightness of the rest of the image
 _MOST_WRONG = 18  # images
 _MOST_TOKENS = 16  # that maps can be told apart
 
 
 def _attention(context: Context) -> Figure | str:
   """What the model attends to, per head and averaged over heads."""
-  found = context.ask_backbone(
-    functools.partial(
-      context.backbone.attention_maps, image_size=context.image_size, layer=context.layer
-    )
-  )
+  found = _attention_maps(context)
   if not found:
     return NOT_OF_MODEL
   heads, first = np.concatenate([answer.maps for answer in found]), found[0]
   maps = np.concatenate([heads.mean(axis=1, keepdims=True), heads], axis=1)
-  num_heads = heads.shape[1]
-  names = [
-    'mean',
-    'head 0',
-    *(f'head {i}' if num_heads <= 8 else f'{i}' for i in range(1, num_heads)),
-  ]
   return attention_plots.highlights(
     context.images,
     attention.min_max_normalize(context.to_pixels(maps, first.patch, first.stride)),
-    names,
+    ['mean', *_head_names(heads.shape[1])],
     context.lines,
     title=f'Attention of the {first.source}, times the image',
   )
+
+
+def _head_names(count: int) -> list[str]:
+  return ['head 0', *(f'head {i}' if count <= 8 else f'{i}' for i in range(1, count))]
+
+
+def _attention_masks(context: Context) -> Figure | str:
+  """The patches that most of each head's attention goes to, as in DINO's paper."""
+  found = _attention_maps(context)
+  if not found:
+    return NOT_OF_MODEL
+  heads, first = np.concatenate([answer.maps for answer in found]), found[0]
+  kept = np.where(attention.mass_masks(heads, _MASS), 1.0, _OUTSIDE)
+  return attention_plots.highlights(
+    context.images,
+    context.to_pixels(kept, first.patch, first.stride, attention.upsample_nearest),
+    _head_names(heads.shape[1]),
+    context.lines,
+    title=f'Where {_MASS:.0%} of the attention of the {first.source} goes',
+  )
+
+
+def _attention_maps(context: Context) -> list[AttentionMaps]:
+  """Returns the maps of each image, of the layer that is asked for; [] where there are none."""
+  ask = functools.partial(
+    context.backbone.attention_maps, image_size=context.image_size, layer=context.layer
+  )
+  return context.ask_backbone(ask)
 
 
 def _rollout(context: Context) -> Figure | str:
@@ -243,6 +263,7 @@ def _wrong(context: Context) -> Figure | str:
 
 PICTURES: dict[str, Callable[[Context], Figure | str]] = {
   'attention': _attention,
+  'attention_masks': _attention_masks,
   'rollout': _rollout,
   'gradient_rollout': _gradient_rollout,
   'attention_distance': _attention_distance,

@@ -104,10 +104,15 @@ class DINO(Task):
   def outputs(
     self, apply: Apply, batch: Batch, rng: jax.Array, train: bool, teacher: Apply | None = None
   ) -> Outputs:
-    """Returns `student` [B, V, K], the large parts first, `teacher` [B, 2, K], `center` [K]."""
+    """Returns `student` [B, V, K], the large parts first, `teacher` [B, 2, K], `center` [K].
+
+    Of whole images, in place of views, what the model gives.
+    """
     del rng
     if self.input != 'image':
       raise FieldError('name', 'a model that takes no images, of which the views are')
+    if self.input in batch:
+      return apply(batch[self.input])
     large = batch[f'image/{_GLOBAL}']  # [B, 2, H, W, C]
     size = len(large)
     target = jax.lax.stop_gradient(teacher(_flat(large))['logits'])  # [B * 2, K]
