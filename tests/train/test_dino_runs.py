@@ -107,7 +107,7 @@ def test_the_host_cuts_views_out_of_photographs_and_the_device_out_of_small_imag
   found = float(sums['loss'][0][0] / sums['loss'][1][0])
   first = read_history(run[0] / 'metrics.jsonl')[0]['train/loss']
   assert found != first, 'other parts are drawn'
-  np.testing.assert_allclose(found, first, rtol=0.2)
+  np.testing.assert_allclose(found, first, rtol=0.5)
 
 
 def test_a_classifier_starts_from_the_backbone_of_a_run(run):
@@ -123,6 +123,15 @@ def test_a_classifier_starts_from_the_backbone_of_a_run(run):
   assert found.keys() - expected.keys() == {'output_projection'}
   for name in expected:
     jax.tree.map(np.testing.assert_array_equal, found[name], expected[name])
+
+
+def test_the_config_is_the_recipe_of_the_paper():
+  c = dino.get_config()
+  assert (c.optimizer.learning_rate, c.schedule.warmup_steps) == (0.002, 12_510)
+  assert (c.freeze_first, c.freeze_first_steps) == (('last_layer',), 1251)
+  assert (c.data.crop, c.data.image_size, c.loss.local_size) == ('inception', (224, 224), 96)
+  small = dino.get_config('Ti/4,mnist')
+  assert (small.data.crop, small.loss.local_size, small.freeze_first_steps) == ('resize', 12, 234)
 
 
 @pytest.mark.parametrize(
