@@ -136,7 +136,7 @@ def test_attention_masks_keep_the_images_where_a_head_looks():
       # As many of the highest as first make up 60 %.
       count = np.searchsorted(np.cumsum(weights[i, head][order]) / weights[i, head].sum(), 0.6) + 1
       kept = np.isin(np.arange(4), order[:count]).reshape(2, 2).repeat(4, 0).repeat(4, 1)
-      expected = image / 255 * np.where(kept, 1, 0.25)[..., None]
+      expected = (0.3 + 0.7 * image / 255) * np.where(kept, 1, 0.25)[..., None]
       np.testing.assert_allclose(tile, expected, atol=1e-5)
 
 

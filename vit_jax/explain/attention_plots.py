@@ -17,6 +17,7 @@ def highlights(
   names: Sequence[str],
   captions: Sequence[str],
   title: str,
+  darkest: float = 0.0,
 ) -> Figure:
   """Draws a row for each image: itself, and itself times each of its maps.
 
@@ -26,6 +27,7 @@ def highlights(
     names: K texts over the columns.
     captions: B texts of a line under the rows.
     title: of the figure.
+    darkest: brightness of black where a map is 1, so that it can be told from where it is 0.
   """
   batch, count, height, width = maps.shape
   figure, axes = panels.panels(
@@ -43,7 +45,7 @@ def highlights(
     panels.show(first, image)
     panels.caption(first, caption, loc='left')
     for axis, values in zip(rest, image_maps, strict=True):
-      panels.show(axis, image / 255 * values[..., None])
+      panels.show(axis, (darkest + (1 - darkest) * image / 255) * values[..., None])
   return figure
 
 

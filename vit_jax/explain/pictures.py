@@ -27,6 +27,7 @@ from vit_jax.models.heads.mae import join_patches
 
 _MASS = 0.6  # share of its attention by which a head is told
 _OUTSIDE = 0.25  # brightness of the rest of the image
+_DARKEST = 0.3  # of black inside
 _MOST_WRONG = 18  # images
 _MOST_TOKENS = 16  # that maps can be told apart
 
@@ -64,6 +65,7 @@ def _attention_masks(context: Context) -> Figure | str:
     _head_names(heads.shape[1]),
     context.lines,
     title=f'Where {_MASS:.0%} of the attention of the {first.source} goes',
+    darkest=_DARKEST,
   )
 
 
