@@ -57,6 +57,11 @@ def _shrink(config: ConfigDict, side: int) -> None:
   patch = config.model.patches.size[0]
   config.loss.local_size = max(round(96 / 224 * side / patch), 1) * patch
   config.loss.blur = config.loss.solarize = (0.0, 0.0, 0.0)  # little would be left to see
+  # Small parts of them tell little, and a short run needs a sharper teacher not to collapse.
+  config.loss.update(local_views=0, global_area=(0.6, 1.0))
+  config.loss.update(teacher_temperature=0.02, teacher_temperature_start=0.02)
   config.batch_size = 256
-  config.optimizer.learning_rate = 0.0005
-  config.model.head.update(out_dim=1024, hidden_size=512, bottleneck_size=128)
+  config.optimizer.learning_rate = 0.001
+  config.optimizer.weight_decay_end = 0.04
+  config.ema_decay = 0.99
+  config.model.head.update(out_dim=256, hidden_size=512, bottleneck_size=128)

@@ -140,7 +140,7 @@ def test_the_config_is_the_recipe_of_the_paper():
     ({'ema_decay': 0.0, 'ema_decay_end': None}, r'config\.ema_decay: 0\.0, but the task dino'),
     (
       {'ema_decay_end': 0.5},
-      r'config\.ema_decay_end: 0\.5 is not between config\.ema_decay=0\.996',
+      r'config\.ema_decay_end: 0\.5 is not between config\.ema_decay=0\.99',
     ),
     ({'loss.local_size': 5}, r'config\.model\.patches\.size: '),
     ({'loss.blur': (2.0, 0.0, 0.0)}, r'config\.loss\.blur: .* is not three probabilities'),
