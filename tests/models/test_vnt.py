@@ -10,8 +10,10 @@ from scipy.spatial.transform import Rotation
 
 from vit_jax import models
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.models.heads.part_segmentation import PartSegmenter
 from vit_jax.models.point_transformer import PointTransformer
 from vit_jax.models.vnt import VNTNet
+from vit_jax.weights.adapt import adapt
 
 SMALL = {
   'num_classes': 5,
@@ -207,6 +209,18 @@ def test_the_norm_of_a_block_is_chosen(kind, norm):
   shapes = kind(**SMALL, norm=norm).variable_shapes(None, 3)
   found = {name.rpartition('/')[2] for name in shapes if '/norm1/' in name}
   assert found == ({'scale'} if norm == 'rms' else {'scale', 'bias'})
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_another_head_takes_the_whole_backbone_and_leaves_its_head_out(kind):
+  model, variables = set_up(kind)
+  without = model.clone(num_classes=0)
+  segmenter = PartSegmenter(backbone=without, num_classes=3)
+  configs = [models.ModelConfig(m, num_points=24) for m in (model, segmenter)]
+  found, notes = adapt(variables, *configs, 'w')
+  taken = models.flatten(configs[1].backbone_variables(found))
+  assert taken.keys() == without.variable_shapes(None, 3).keys()
+  assert {'head_0: left out', 'head_1: left out', 'head: left out'} <= {*notes}
 
 
 def test_heads_read_no_single_layer():

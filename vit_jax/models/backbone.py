@@ -152,7 +152,7 @@ class Backbone(nn.Module):
   """Base class of the models that turn inputs into features, and with a head into logits.
 
   Its dataclass fields are the fields of an experiment's `config.model`, but for those in
-  `NOT_CONFIG`. Parameters of its own head are in `output_projection`.
+  `NOT_CONFIG`. Its own head is `output_projection`, or ends with that (`is_head`).
 
   A subclass has `__call__(inputs, *, train=False)`, which gives float32 logits [B, num_classes], or
   what the head would read where `num_classes` is 0 or less, and `features`. Inputs are normalised

@@ -18,6 +18,7 @@ NORMS = ('rms', 'layer')
 
 _BLOCK = re.compile(r'(?:batch_stats/)?block_(\d+)/.*')
 _EDGE_LAYER = re.compile(r'(?:batch_stats/)?edge_(?:layer|pool)_\d+/.*')
+_HEAD = re.compile(r'(?:batch_stats/)?(?:head_\d+|output_projection)/.*')
 
 
 class PointBackbone(Backbone, kw_only=True):
@@ -152,6 +153,10 @@ class PointBackbone(Backbone, kw_only=True):
       return 0
     block = _BLOCK.fullmatch(path)
     return int(block[1]) + 1 if block else self.num_layers + 1
+
+  def is_head(self, path: str) -> bool:
+    """As of `Backbone`; the dense layers before the logits are part of the head."""
+    return _HEAD.fullmatch(path) is not None
 
   def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
     """As of `Backbone`; they don't depend on the number of points."""

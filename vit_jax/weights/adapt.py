@@ -127,7 +127,10 @@ class _Parts:
 
   @functools.cached_property
   def of_classes(self) -> set[str]:
-    """The head's modules whose outputs are classes: with more of them, their shapes differ."""
+    """The head's modules whose outputs are classes: with more of them, their shapes differ.
+
+    Of a backbone's own head all count, so that it starts anew as a whole.
+    """
     tops = {_top(name) for name in self.head}
     if not isinstance(self.config.model, Head):
       return tops

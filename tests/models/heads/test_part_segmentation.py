@@ -46,11 +46,11 @@ def test_outputs_are_those_of_numpy(backbone, category, label):
     layer = params['backbone'][name]
     x = np.maximum(x @ layer['kernel'] + layer['bias'], 0)
   cloud = np.repeat(x.max(axis=1, keepdims=True), 7, axis=1)  # which the backbone pools as well
-  kernels = [params[n]['kernel'] for n in ('point_layer', 'cloud_layer')]
+  kernels = [params[n]['kernel'] for n in ('token_layer', 'cloud_layer')]
   read = [x, cloud]
   if category:
     read.append(np.repeat((LABEL * (label is not None))[:, None], 7, axis=1))
-  y = np.concatenate(read, axis=-1) @ np.concatenate(kernels) + params['point_layer']['bias']
+  y = np.concatenate(read, axis=-1) @ np.concatenate(kernels) + params['token_layer']['bias']
   y = np.maximum(y, 0) @ params['hidden_layer']['kernel'] + params['hidden_layer']['bias']
   y = np.maximum(y, 0) @ params['part_projection']['kernel'] + params['part_projection']['bias']
   found = head.apply(variables, POINTS, label=label)

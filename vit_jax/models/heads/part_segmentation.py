@@ -13,7 +13,7 @@ class PartSegmenter(Head, kw_only=True):
 
   Maps points [B, N, 3], float, to {'logits': float32 [B, N, num_classes]}: two layers with ReLU and
   dropout, and a linear one, on each token beside the pooled feature, or where there is none the
-  largest of each feature over the tokens. Parameters are in `backbone`, `point_layer`,
+  largest of each feature over the tokens. Parameters are in `backbone`, `token_layer`,
   `cloud_layer`, which together are the first layer, `hidden_layer` and `part_projection`.
 
   Attributes, beside those of `Head`:
@@ -52,7 +52,7 @@ class PartSegmenter(Head, kw_only=True):
       given = jnp.zeros((len(x), self.num_classes)) if label is None else label
       cloud = jnp.concatenate([cloud, given.astype(cloud.dtype)], axis=-1)
     size, dtype = self.hidden_size, self.dtype
-    y = nn.Dense(size, dtype=dtype, name='point_layer')(tokens)  # [B, N, hidden_size]
+    y = nn.Dense(size, dtype=dtype, name='token_layer')(tokens)  # [B, N, hidden_size]
     y += nn.Dense(size, use_bias=False, dtype=dtype, name='cloud_layer')(cloud)[:, None]
     y = nn.Dropout(self.dropout_rate)(nn.relu(y), deterministic=not train)
     y = nn.relu(nn.Dense(size, dtype=dtype, name='hidden_layer')(y))
