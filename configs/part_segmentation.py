@@ -2,7 +2,8 @@
 
 SIZE is that of a VNT-Net, as in vnt.py. DATASET is shapenet_part, with its folder in
 config.data.dir, or digits_in_space: clouds of two digits each, where a point's part is the digit
-that it belongs to. Another model of points does it with --config.model.name.
+that it belongs to. Another model of points does it with --config.model.name. It
+computes in float32, as vnt.py does and says why.
 """
 
 from ml_collections import ConfigDict

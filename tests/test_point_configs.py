@@ -38,6 +38,7 @@ def test_parts_of_digits_in_space_and_of_shapenet():
   assert (digits.data.options.digits, digits.model.head.category) == (2, False)
   objects = part_segmentation.get_config('base,shapenet_part')
   assert (objects.data.name, objects.model.head.category) == ('shapenet_part', True)
+  assert digits.dtype == objects.dtype == 'float32'
   assert models.build(objects.model, num_classes=50).INPUT == 'points'
   with pytest.raises(UsageError, match='SIZE,DATASET'):
     part_segmentation.get_config('a,b,c')

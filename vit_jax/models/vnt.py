@@ -1,12 +1,15 @@
 """VNT-Net (arXiv 2205.09690): a transformer on point clouds that no rotation of the points changes.
 
-The paper joins vector neurons (arXiv 2104.12229) and multi-head attention, and has no public code.
-The steps and sizes here are those of the networks that it builds on. Edge features, fusion,
-invariant layer and head are VN-DGCNN's (github.com/FlyingGiraffe/vnn), with the cross product of
-that repository's VN-PointNet. Four layers of attention, whose outputs are all fused, are PCT's
-(arXiv 2012.09688). A block is VN-Transformer's (arXiv 2206.04176), with its norms before the
-branches; `norm` chooses between its layer normalisation of lengths and the root mean square, which
-turns no vector around. All edge layers have the neighbours of the points themselves.
+The paper joins vector neurons (arXiv 2104.12229) and multi-head attention. It has no public code,
+and of its text only the abstract could be read when this was written. The order of the layers, the
+sizes and the training are therefore this project's own choice, and may differ from the paper's.
+
+They follow the networks that the paper builds on. Edge features, fusion, invariant layer and head
+are VN-DGCNN's (github.com/FlyingGiraffe/vnn), with the cross product of that repository's
+VN-PointNet. Four layers of attention, whose outputs are all fused, are PCT's (arXiv 2012.09688). A
+block is VN-Transformer's (arXiv 2206.04176), with its norms before the branches; `norm` chooses
+between its layer normalisation of lengths and the root mean square, which turns no vector around.
+All edge layers have the neighbours in space, where DGCNN looks for those with similar features.
 """
 
 import functools
@@ -52,8 +55,10 @@ class VNBlock(nn.Module):
 class VNTNet(PointBackbone, kw_only=True):
   """VNT-Net: float32 points [B, N, 3] to float32 logits [B, num_classes], invariant to rotations.
 
-  Points are centred, so that translations change nothing either, and of radius 1. In float32 a
-  rotation changes logits and features by rounding alone; in bfloat16 by that of bfloat16.
+  It takes points whose mean is 0 and of which the farthest lies at a distance of 1, as
+  `data.kinds` normalises them, so that translations of the data change nothing either. In float32 a
+  rotation changes logits and features by rounding alone. In bfloat16 rounding adds up: rotations
+  were seen to change logits by 0.16 of the largest, so that it is not invariant in practice.
 
   Attributes: those of `PointBackbone`. Its neurons are vectors: `hidden_size`, `mlp_dim` and
     `fused_size` count those. Features have six numbers for each vector of `fused_size`: three of
