@@ -127,6 +127,11 @@ def _freeze_first(
   if not patterns:
     return make(0)
   mask = trainable_mask(patterns, params, 'config.freeze_first')
+  if steps >= config.num_steps:
+    raise UsageError(
+      f'config.freeze_first_steps: {steps}, but the run ends after {config.num_steps}, and what '
+      'config.freeze_first matches would never train'
+    )
   at_once = dict(zip(jax.tree.leaves(path_names(params)), jax.tree.leaves(mask), strict=True))
   later = optax.conditionally_mask(optax.chain(*make(steps)), lambda step: step >= steps)
   partition = optax.partition(
