@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,9 @@ class DINO(Task):
     """
     del rng
     if self.input != 'image':
-      raise FieldError('name', 'a model that takes no images, of which the views are')
+      raise FieldError(
+        'name', f'the model takes {self.input}, and DINO learns from parts of images'
+      )
     if self.input in batch:
       return apply(batch[self.input])
     large = batch[f'image/{_GLOBAL}']  # [B, 2, H, W, C]
@@ -142,6 +144,6 @@ class DINO(Task):
     return {name: ((value * weight).sum(), weight.sum()) for name, value in values.items()}
 
 
-def _flat(views: jax.Array) -> Any:
+def _flat(views: jax.Array) -> jax.Array:
   """Returns views [B, V, ...] as [B * V, ...]."""
   return views.reshape(-1, *views.shape[2:])

@@ -166,13 +166,26 @@ class Experiment:
       example: of the model's inputs.
     """
     data, train = self.config.data, self._train_preprocess
-    groups = self.task.views(kinds.kind_of(self.model.INPUT).size(example))
-    if groups and (data.train_size or data.crop == 'scale'):
-      field = 'train_size' if data.train_size else 'crop'
+    kind = kinds.kind_of(self.model.INPUT)
+    groups = self.task.views(kind.size(example))
+    if groups and not kind.is_spatial:
       raise UsageError(
-        f'config.data.{field}: {data[field]!r}, but the task {self.config.task} trains on views '
-        'of sizes of its own'
+        f'config.model.name: {self.config.model.name!r} takes {kind.plural}, and the task '
+        f'{self.config.task} learns from parts of images'
       )
+    is_set = {
+      'train_size': data.train_size,
+      'crop': data.crop == 'scale',
+      'crop_area': data.crop_area,
+      'spatial_crops': data.spatial_crops > 1,
+      'temporal_views': data.temporal_views > 1,
+    }
+    for field in is_set:
+      if groups and is_set[field]:
+        raise UsageError(
+          f'config.data.{field}: {data[field]!r}, but the task {self.config.task} takes views of '
+          'its own'
+        )
     if groups and train.random_crop:
       clips = {name: data[name] for name in _CLIPS}
       self._train_preprocess = Views(
