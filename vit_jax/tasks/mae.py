@@ -56,6 +56,9 @@ class MaskedAutoencoding(Task):
   def outputs(
     self, apply: Apply, batch: Batch, rng: jax.Array, train: bool, teacher: Apply | None = None
   ) -> Outputs:
+    if self.input not in batch:
+      raise UsageError('several views are averaged, and patches of one are not those of another')
+
     def visible(num_patches: int) -> jax.Array:
       noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(rng)
       return visible_patches(noise, self.mask_ratio)
