@@ -131,8 +131,10 @@ class Context:
   @property
   def predictions(self) -> np.ndarray | None:
     """Most probable classes, int [N]; None of a model that classifies nothing."""
+    if self.config.num_classes < 1:
+      return None
     logits = self.outputs.get('logits')
-    is_classifier = logits is not None and logits.ndim == 2 and self.config.num_classes > 0
+    is_classifier = logits is not None and logits.ndim == 2
     return logits.argmax(axis=1) if is_classifier else None
 
   @functools.cached_property
