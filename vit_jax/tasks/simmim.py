@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,10 +37,10 @@ class SimMIM(Task):
   """Learns to predict the pixels of hidden blocks, by the L1 distance; it needs no labels.
 
   Outputs are `reconstruction` float32 [B, H, W, C], of pixels as they are normalised, and `mask`
-  bool [B, H, W], the pixels that were hidden; a prediction is a dict of both. Metrics are means
-  over the values of hidden pixels of the whole batch: `loss`, their absolute errors; `mse`, their
-  squared errors. The loss is that of github.com/microsoft/SimMIM, models/simmim.py, and of
-  transformers, but that these add 1e-5 to the number of pixels.
+  bool [B, H, W], the pixels that were hidden. Metrics are means over the values of hidden pixels of
+  the whole batch: `loss`, their absolute errors; `mse`, their squared errors. The loss is that of
+  github.com/microsoft/SimMIM, models/simmim.py, and of transformers, but that these add 1e-5 to the
+  number of pixels.
 
   Attributes:
     mask_ratio: the share of blocks that are hidden, over 0 and below 1.
@@ -103,6 +103,3 @@ class SimMIM(Task):
     count = counted.sum() * errors.shape[-1]
     values = {'loss': jnp.abs(errors), 'mse': jnp.square(errors)}
     return {name: ((x * counted[..., None]).sum(), count) for name, x in values.items()}
-
-  def predict(self, outputs: Outputs) -> Any:
-    return {name: outputs[name] for name in ('reconstruction', 'mask')}
