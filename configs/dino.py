@@ -31,7 +31,7 @@ def get_config(arg: str = 'S/16,imagenet2012') -> ConfigDict:
   c.batch_size = 1024
   c.num_epochs = 100.0
   c.optimizer.name = 'adamw'
-  c.optimizer.learning_rate = 0.0005 * c.batch_size / 256
+  c.optimizer.learning_rate = 0.0005 / 256 * c.get_ref('batch_size').to_float()
   c.optimizer.weight_decay = 0.04
   c.optimizer.weight_decay_end = 0.4
   c.optimizer.no_decay = r'(^|/)(bias|scale)$'
@@ -61,7 +61,7 @@ def _shrink(config: ConfigDict, side: int) -> None:
   config.loss.update(local_views=0, global_area=(0.6, 1.0))
   config.loss.update(teacher_temperature=0.02, teacher_temperature_start=0.02)
   config.batch_size = 256
-  config.optimizer.learning_rate = 0.001
+  config.optimizer.learning_rate = 0.001 / 256 * config.get_ref('batch_size').to_float()
   config.optimizer.weight_decay_end = 0.04
   config.ema_decay = 0.99
   config.model.head.update(out_dim=256, hidden_size=512, bottleneck_size=128)

@@ -20,12 +20,15 @@ def get_config(arg: str = 'B/16,imagenet2012') -> ConfigDict:
   size, dataset = datasets.split_arg(arg, default_size='B/16')
   c.model.update(sizes.parse(size))
   datasets.apply(c, dataset)
+  if c.data.crop == 'inception':
+    c.data.crop_area = (0.2, 1.0)
   c.model.positional_embedding = 'sinusoidal_2d'
   c.model.activation = c.model.head.activation = 'gelu_exact'
   c.monitor = 'test/loss'
   c.optimizer.name = 'adamw'
   c.optimizer.b2 = 0.95
   c.optimizer.weight_decay = 0.05
+  c.optimizer.no_decay = r'(^|/)(bias|scale)$'
   c.schedule.name = 'cosine'
   if dataset in datasets.STORED_SIZES:
     c.model.head.update(hidden_size=64, num_layers=2, num_heads=4)

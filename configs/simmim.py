@@ -50,4 +50,5 @@ def get_config(arg: str = 'swin-B,imagenet2012') -> ConfigDict:
   c.num_epochs = 100.0
   c.schedule.warmup_steps = _WARMUP.get(dataset, 0)
   c.optimizer.learning_rate = _RATE / 512 * c.get_ref('batch_size').to_float()
+  c.schedule.end = c.optimizer.get_ref('learning_rate') / 20
   return c

@@ -31,6 +31,7 @@ TINY = {
   'loss.teacher_temperature': 0.07,
   'batch_size': 16,
   'eval_batch_size': 72,
+  'optimizer.learning_rate': 0.0005,
   'grad_accum_steps': 2,
   'schedule.warmup_steps': 1,
   'freeze_first_steps': 2,
