@@ -24,7 +24,7 @@ from vit_jax.train import loop
 
 ATTENTION = ['attention', 'attention_masks', 'rollout', 'gradient_rollout', 'attention_distance']
 LEARNT = ['filters', 'positions']
-FOUND = ['boxes', 'masks', 'class_iou', 'worst_masks']
+FOUND = ['boxes', 'masks', 'class_iou', 'worst_masks', 'reconstructions']
 MISTAKEN = ['confusion', 'wrong']
 KEPT = ROOT / 'tests' / 'kept_runs'
 

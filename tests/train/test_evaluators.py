@@ -277,7 +277,7 @@ def test_data_without_labels_are_refused(unlabelled):
   with pytest.raises(UsageError, match=r'^config\.evaluators\.knn\.data: needs a label of each'):
     Experiment(make_config(**unlabelled))
   unlabelled |= {'task': 'classification', 'evaluators.knn.enabled': False}
-  with pytest.raises(UsageError, match=r"^config\.task: 'classification' needs a label of each"):
+  with pytest.raises(UsageError, match=r"^config\.task: 'classification' needs labels, and"):
     Experiment(make_config(**unlabelled))
 
 
