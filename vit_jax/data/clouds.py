@@ -5,7 +5,6 @@ drawn from the surface, uniformly by area, always the same. Without faces, and i
 lines begin with x, y and z, the points are those of the file. Colours and normals are left out.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,20 +86,9 @@ def find_clouds(path: str | Path) -> list[Path]:
     if not path.exists():
       raise UsageError(f'{path}: no such file or folder')
     return [path]
-  if not (found := list_below(path)):
+  if not (found := images.files_below(path, SUFFIXES)):
     raise UsageError(f'{path}: no points in this folder ({", ".join(SUFFIXES)})')
   return sorted(found)
-
-
-def list_below(folder: Path) -> list[Path]:
-  """Returns the files of points in a folder; see `find_clouds`."""
-  found = []
-  for top, subfolders, names in os.walk(folder, onerror=images.refuse):
-    subfolders[:] = [name for name in subfolders if name[0] != '.']
-    files = [Path(top, n) for n in names if n[0] != '.' and n.lower().endswith(SUFFIXES)]
-    # A link to nothing is left in, to be reported; a pipe would be waited for.
-    found += [file for file in files if file.is_file() or file.is_symlink()]
-  return found
 
 
 def draw(points: np.ndarray, size: int = 224) -> np.ndarray:

@@ -111,15 +111,23 @@ def find_images(path: str | Path) -> list[Path]:
     if not path.exists():
       raise UsageError(f'{path}: no such image or folder')
     return [path]
-  found = []
-  for folder, subfolders, names in os.walk(path, onerror=refuse):
-    subfolders[:] = [name for name in subfolders if name[0] != '.']
-    files = [Path(folder, n) for n in names if n[0] != '.' and n.lower().endswith(SUFFIXES)]
-    # A link to nothing is left in, to be reported; a pipe would be waited for.
-    found += [file for file in files if file.is_file() or file.is_symlink()]
-  if not found:
+  if not (found := files_below(path, SUFFIXES)):
     raise UsageError(f'{path}: no images in this folder ({", ".join(SUFFIXES)})')
   return sorted(found)
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+  """Returns the files in a folder, however deep, whose names end with one of `suffixes`.
+
+  Files and folders that begin with a dot are left out.
+  """
+  found = []
+  for top, subfolders, names in os.walk(folder, onerror=refuse):
+    subfolders[:] = [name for name in subfolders if name[0] != '.']
+    files = [Path(top, n) for n in names if n[0] != '.' and n.lower().endswith(suffixes)]
+    # A link to nothing is left in, to be reported; a pipe would be waited for.
+    found += [file for file in files if file.is_file() or file.is_symlink()]
+  return found
 
 
 def refuse(error: OSError) -> NoReturn:

@@ -22,7 +22,8 @@ class PointFolderSource(FolderSource):
 
   @classmethod
   def check(cls, root: Path, folders: Sequence[str]) -> images.Checked:
-    found = [path for folder in folders for path in clouds.list_below(root / folder)]
+    tops = [root / folder for folder in folders]
+    found = [path for top in tops for path in images.files_below(top, clouds.SUFFIXES)]
     stats = [os.lstat(path) for path in found]
     stamp = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
     files = images.shuffle([os.path.relpath(path, root) for path in found])
