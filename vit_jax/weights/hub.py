@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-
 from vit_jax.errors import UsageError
 from vit_jax.weights import files
 
@@ -62,6 +60,8 @@ def _folder(path: str | os.PathLike, patterns: list[str]) -> Path:
   name = os.fspath(path)
   if not is_name(name):
     return Path(path)
+  import huggingface_hub  # which only names on the hub need
+
   name = name.removeprefix('hf:')
   with files.reading(name, 'a folder or a model on the Hugging Face hub'):
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
