@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from vit_jax import host_memory
+from vit_jax import host_memory, requirements
 from vit_jax.errors import UsageError, field_prefix, nearest
 from vit_jax.run.ending import Interrupted, NonFiniteError
 
@@ -153,6 +153,9 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   """
 
   def main(argv):
+    from vit_jax import compilation_cache  # imports JAX, which --help needs not
+
+    compilation_cache.use()
     # Names of files and classes may be none that the terminal's encoding has.
     sys.stdout.reconfigure(errors='backslashreplace')
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -162,6 +165,10 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
       return command(*argv[1:])
     except UsageError as e:
       _fail(e)
+    except ModuleNotFoundError as e:
+      if advice := requirements.advice(e.name or ''):
+        _fail(advice)
+      raise
     except NonFiniteError as e:
       _fail(e, 1)
     except Interrupted as e:
