@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vit_jax.run import directory, plots
+from vit_jax.run import directory
 from vit_jax.run.metrics import Descriptions, format_values
 
 
@@ -61,6 +61,8 @@ class MetricWriter(contextlib.AbstractContextManager):
     """Draws plots/curves.png, where there is anything to draw."""
     if not (self._enabled and self.history):
       return
+    from vit_jax.run import plots  # Matplotlib, which takes half a second to import
+
     (self._workdir / 'plots').mkdir(exist_ok=True)
     figure = plots.curves(self.history, title, descriptions)
     figure.savefig(self._workdir / 'plots' / 'curves.png', dpi=120)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.spatial import cKDTree
 
 from vit_jax.errors import FieldError
 from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
@@ -101,6 +100,8 @@ class PartSegmentation(Task):
 
   def to_points(self, prediction: Any, taken: np.ndarray, points: np.ndarray) -> Any:
     """Gives each point the part of the nearest of those that were taken."""
+    from scipy.spatial import cKDTree  # a tenth of a second to import, which others needn't
+
     _, nearest = cKDTree(taken).query(points)
     return prediction | {'parts': prediction['parts'][nearest]}
 
