@@ -11,12 +11,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -110,13 +111,27 @@ class Plan:
 class ResidentLoader:
   """A data set small enough to stay on the device, and the rows of its batches.
 
+  It is decoded in the background from the start, while the step that takes it is compiled.
+
   Attributes:
-    arrays: the whole set on the host, as `kinds.stack` of all N preprocessed records.
+    shapes: those of `arrays`, and their dtypes, by name.
   """
 
   def __init__(self, source: Source, preprocess: Preprocess | Views, plan: Plan, num_threads: int):
-    self.arrays = _decode_all(source, preprocess, num_threads)
+    first = kinds.stack([preprocess(source[0])])
+    self.shapes = {
+      name: jax.ShapeDtypeStruct((len(source), *a.shape[1:]), a.dtype) for name, a in first.items()
+    }
+    background = ThreadPoolExecutor(1)
+    self._decoding = background.submit(_decode_all, source, preprocess, self.shapes, num_threads)
+    background.shutdown(wait=False)
     self._plan = plan
+
+  @functools.cached_property
+  def arrays(self) -> Arrays:
+    """The whole set on the host, as `kinds.stack` of all N preprocessed records."""
+    decoding, self._decoding = self._decoding, None  # which would keep them, once deleted here
+    return decoding.result()
 
   def indices(self, start_step: int = 0, num_steps: int | None = None) -> Arrays:
     """Returns what batches `start_step` on are made of, D local devices with R rows of each.
@@ -134,10 +149,14 @@ class ResidentLoader:
     return {'index': index.astype(np.int32)} | rest
 
 
-def _decode_all(source: Source, preprocess: Preprocess | Views, num_threads: int) -> Arrays:
+def _decode_all(
+  source: Source,
+  preprocess: Preprocess | Views,
+  shapes: Mapping[str, jax.ShapeDtypeStruct],
+  num_threads: int,
+) -> Arrays:
   """Decodes a whole data set, once, into arrays; a bar shows where it takes long."""
-  first = kinds.stack([preprocess(source[0])])
-  arrays = {name: np.empty((len(source), *a.shape[1:]), a.dtype) for name, a in first.items()}
+  arrays = {name: np.empty(a.shape, a.dtype) for name, a in shapes.items()}
 
   def decode(start):
     indices = range(start, min(start + _READ_AT_ONCE, len(source)))
@@ -202,6 +221,16 @@ class StreamedLoader:
   num_workers: int
   num_threads: int
   prefetch: int
+
+  @property
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the arrays of a batch."""
+    arrays = kinds.stack([self.preprocess(self.source[0], _generator(0))])
+    slot = self.plan.slot
+    arrays |= {'weight': np.ones(1, np.float32), 'slot': slot[0, :1]}
+    return {
+      name: jax.ShapeDtypeStruct((*slot.shape, *a.shape[1:]), a.dtype) for name, a in arrays.items()
+    }
 
   def batches(self, start_step: int = 0) -> Iterator[Arrays]:
     """Yields batches `start_step` on: without end to train, up to the last to evaluate.

@@ -1,7 +1,6 @@
 """The parts of a run, all mistakes found before it starts: `Experiment`."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,10 +263,16 @@ class Experiment:
   def initial_state(self) -> TrainState:
     """Returns the state before the first step as NumPy arrays, the same in every process."""
     flat = models.flatten(jax.jit(self._init)()) | self._pretrained
-    model_state = models.unflatten(flat, tuple(self._shapes))
-    params = model_state.pop('params')
-    create = jax.jit(functools.partial(create_state, self.config, tx=self._tx))
-    return jax.device_get(create(params, model_state=model_state))
+    return jax.device_get(jax.jit(self._create_state)(models.unflatten(flat, tuple(self._shapes))))
+
+  def _create_state(self, variables: Any) -> TrainState:
+    params, model_state = variables['params'], {n: v for n, v in variables.items() if n != 'params'}
+    return create_state(self.config, params, tx=self._tx, model_state=model_state)
+
+  @property
+  def state_shapes(self) -> TrainState:
+    """Shapes and dtypes of the state."""
+    return jax.eval_shape(self._create_state, self._shapes)
 
   def _loader(self, split: str, resident: bool) -> ResidentLoader | StreamedLoader:
     if split == 'test':
@@ -310,12 +315,13 @@ class Experiment:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
     loader = self._loader('train', self.resident)
     if not self.resident:
-      return feeds.StreamedTrainFeed(self._train_step(), loader)
+      return feeds.StreamedTrainFeed(self._train_step(), loader, self.state_shapes)
     # XLA compiles gradients of convolutions to slow code where they stand in a loop on a CPU
     # (github.com/jax-ml/jax/issues/12868); those of a patch embedding alone don't matter.
     num_convolutions = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(self._param_shapes))
     is_slow = jax.default_backend() == 'cpu' and num_convolutions > 1
-    return feeds.ResidentTrainFeed(self._train_step(), loader, 1 if is_slow else feeds.MAX_STEPS)
+    max_steps = 1 if is_slow else feeds.MAX_STEPS
+    return feeds.ResidentTrainFeed(self._train_step(), loader, self.state_shapes, max_steps)
 
   def _train_step(self) -> Callable:
     return step.make_train_step(

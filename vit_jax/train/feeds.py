@@ -9,6 +9,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -45,16 +46,42 @@ def max_in_flight() -> int:
   return 0 if jax.default_backend() == 'cpu' else 2
 
 
+def _compile(step: Callable, *arguments: Any) -> Future:
+  """Starts to compile a mapped function, in the background, for arguments of these shapes."""
+  if jax.process_count() > 1:  # where pmap compiles for arrays alone, at the first call
+    called = Future()
+    called.set_result(step)
+    return called
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+  background = ThreadPoolExecutor(1)
+  compiled = background.submit(lambda: step.lower(*shapes).compile())
+  background.shutdown(wait=False)
+  return compiled
+
+
 class ResidentTrainFeed(contextlib.AbstractContextManager):
   """Trains on data that stay on the device, several steps in one dispatch."""
 
-  def __init__(self, train_step: Callable, loader: ResidentLoader, max_steps: int = MAX_STEPS):
-    self._steps = steps_lib.map_over_devices(
+  def __init__(
+    self,
+    train_step: Callable,
+    loader: ResidentLoader,
+    state: TrainState,
+    max_steps: int = MAX_STEPS,
+  ):
+    """Starts to compile the step for a state of these shapes, while the data are decoded."""
+    steps = steps_lib.map_over_devices(
       steps_lib.many_train_steps(train_step, max_steps), donate=True
     )
+    devices, rows = loader.indices(0, 1)['slot'].shape
+    dtypes = {'index': np.int32, 'slot': np.int32, 'weight': np.float32}
+    batches = {
+      name: jax.ShapeDtypeStruct((devices, max_steps, rows), dtype)
+      for name, dtype in dtypes.items()
+    }
+    self._steps = _compile(steps, state, batches, (loader.shapes, np.int32(0)))
     self._max_steps = max_steps
-    self._loader, self._arrays = loader, put_on_devices(loader.arrays)
-    del loader.arrays  # the devices have it now
+    self._loader, self._arrays = loader, None
     self._num_steps, self._last = 1, None
 
   def _pace(self) -> int:
@@ -70,6 +97,9 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
 
   def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
     """Runs up to `limit` steps from `step`; returns (state, sums of each step, how many)."""
+    if self._arrays is None:
+      self._arrays = put_on_devices(self._loader.arrays)
+      del self._loader.arrays  # the devices have it now
     num_steps = min(self._pace(), limit)
     # At a boundary, what comes next isn't training, and says nothing about the pace.
     self._last = (time.monotonic(), num_steps) if num_steps < limit else None
@@ -80,7 +110,7 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
       'slot': np.broadcast_to(rows['slot'][:, None], index.shape),
       'weight': np.ones(index.shape, np.float32),
     }
-    state, metrics = self._steps(state, rows, (self._arrays, np.int32(num_steps)))
+    state, metrics = self._steps.result()(state, rows, (self._arrays, np.int32(num_steps)))
     return state, metrics, num_steps
 
   def __exit__(self, *unused):
@@ -90,9 +120,11 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
 class StreamedTrainFeed(contextlib.AbstractContextManager):
   """Trains on batches that the host makes, one step in a dispatch."""
 
-  def __init__(self, train_step: Callable, loader: StreamedLoader):
+  def __init__(self, train_step: Callable, loader: StreamedLoader, state: TrainState):
+    """Starts to compile the step for a state of these shapes."""
     one_step = steps_lib.one_train_step(train_step)
-    self._step = steps_lib.map_over_devices(one_step, donate=True)
+    step = steps_lib.map_over_devices(one_step, donate=True)
+    self._step = _compile(step, state, loader.shapes, ())
     self._loader, self._batches, self._next_step = loader, None, None
 
   def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
@@ -101,7 +133,7 @@ class StreamedTrainFeed(contextlib.AbstractContextManager):
     if step != self._next_step:
       self._stop()
       self._batches = self._loader.batches(step)
-    state, metrics = self._step(state, next(self._batches), ())
+    state, metrics = self._step.result()(state, next(self._batches), ())
     self._next_step = step + 1
     return state, metrics, 1
 
@@ -143,9 +175,14 @@ class ResidentEvalFeed:
         variables, steps_lib.gather(shared[0], rows, shared[1])
       )
     )
-    self._arrays, self._rows = put_on_devices(loader.arrays), loader.indices()
+    self._loader, self._rows = loader, loader.indices()
     self._rows['slot'] = self._rows['index']  # in order, so that it is the place in the split
-    del loader.arrays
+
+  @functools.cached_property
+  def _arrays(self) -> Any:
+    arrays = put_on_devices(self._loader.arrays)
+    del self._loader.arrays  # the devices have it now
+    return arrays
 
   def batches(self, variables: Any) -> Iterator[Any]:
     """Yields what the step gives of each batch, with a model's `variables`."""

@@ -211,6 +211,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stack.enter_context(_disk_errors(workdir))
     if _is_main():
       stack.enter_context(directory.claimed(workdir, experiment.config, experiment.model_config))
+    # Decodes and compiles in the background; a run with results has likely nothing left to train.
+    is_new = not (workdir / 'results.json').exists()
+    train_feed = stack.enter_context(experiment.train_feed()) if is_new else None
+    eval_feed = experiment.eval_feed() if is_new else None
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
     if run.done and (workdir / 'results.json').exists() and _is_main():
@@ -226,8 +230,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       progress.note(f'{workdir}: going on after step {run.step}')
     try:
       if not run.done:
-        with experiment.train_feed() as train_feed, StopSignal() as stop_signal:
-          run.train(train_feed, experiment.eval_feed(), writer, progress, stop_signal)
+        train_feed = train_feed or stack.enter_context(experiment.train_feed())
+        eval_feed = eval_feed or experiment.eval_feed()
+        with StopSignal() as stop_signal:
+          run.train(train_feed, eval_feed, writer, progress, stop_signal)
     except NonFiniteError as e:
       kept = run.checkpointer.latest_step()
       kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
