@@ -80,7 +80,7 @@ def test_commands_name_what_exists(command, all_flags):
   command = command.split('&&')[-1]
   ours = re.search(r'\btrain\.py|-m vit_jax\.(\w+)', command)
   if not ours:
-    assert re.search(r'\bpip3? install|-m pytest|\bruff |^git ', command), command
+    assert re.search(r'\bpip3? (install|freeze)|-m pytest|\bruff |^git ', command), command
     return
   assert ours[1] is None or importlib.util.find_spec(f'vit_jax.{ours[1]}')
   assert {*re.findall(r'--(\w+)', command)} <= all_flags
