@@ -8,6 +8,9 @@ from conftest import TINY
 
 AGAINST = [arg.replace('--config', '--against') for arg in TINY]
 QUICK = ('--turns=2', '--seconds=0')
+# Multiply-adds of a layer of the tiny model's, and of what is around the layers, by hand.
+BLOCK = 4 * 4 * 16 * 16 + 2 * 4 * 4 * 16 + 2 * 4 * 16 * 16
+IMAGE, OUTSIDE = 4 * 16 * 16, 4 * 16 * 16 + 16 * 10  # patches; patches and head
 
 
 @pytest.fixture(scope='module')
@@ -37,9 +40,8 @@ def test_two_experiments_with_the_ratio_of_their_flops(benchmark):
   result = benchmark(*TINY, *AGAINST, *changes, *QUICK)
   found = rows(result, 'config', 'against', 'ratio', 'by FLOPs')
   assert 'batch 64 and 32\n' in result.stdout
-  outside, image = 4 * 16 * 16 + 16 * 10, 4 * 16 * 16  # patches and head; patches
-  block = 4 * 4 * 16 * 16 + 2 * 4 * 4 * 16 + 2 * 4 * 16 * 16
-  one, three = (64 * (3 * (outside + block) - image), 32 * (3 * (outside + 3 * block) - image))
+  one = 64 * (3 * (OUTSIDE + BLOCK) - IMAGE)
+  three = 32 * (3 * (OUTSIDE + 3 * BLOCK) - IMAGE)
   ratio, of_each = found['by FLOPs']
   assert ratio == pytest.approx(three / one, abs=0.005)
   assert of_each == f'{2 * one / 1e9:.4g} and {2 * three / 1e9:.4g} GFLOP a step'
@@ -61,3 +63,20 @@ def test_mistakes(benchmark, args, message):
   assert result.returncode == 2
   assert re.match(f'benchmark.py: {message}', result.stderr)
   assert result.stderr.count('\n') == 1
+
+
+def test_the_share_of_the_peak(benchmark):
+  """By the printed speed and a step's operations; of one side where the data's place is set."""
+  result = benchmark(*TINY, *QUICK, '--config.data.resident=yes')
+  found = rows(result, 'config')
+  assert 'streamed' not in result.stdout
+  share = re.search(
+    r'^config +(\d+) examples/s, ([\d.e-]+) TFLOP/s, ([\d.]+) % .* \(([\d.e-]+) TFLOP/s a device: '
+    r'a matrix product, timed here\)$',
+    result.stdout,
+    re.MULTILINE,
+  )
+  examples, rate, percent, peak = map(float, share.groups())
+  assert examples == pytest.approx(64 * found['config'][0], rel=0.01)
+  assert rate * 1e12 == pytest.approx(examples * 2 * (3 * (OUTSIDE + BLOCK) - IMAGE), rel=0.01)
+  assert percent == pytest.approx(100 * rate / peak, abs=0.06)

@@ -1,9 +1,10 @@
 """Measures training speed in turns: python -m vit_jax.benchmark --config=... [--against=...]
 
-One experiment alone is measured with its data resident on the device, and streamed from the host;
-with --against, two experiments, as `configs/token_learner.py:mnist` and `:mnist,plain`. Both sides
-train in one process, in turns, so that what else the machine does falls on both; compilation is
-left out. Fields of the second experiment are set by --against.FIELD.
+One experiment alone is measured with its data resident on the device, and streamed from the host,
+or only as config.data.resident is set; with --against, two experiments, as
+`configs/token_learner.py:mnist` and `:mnist,plain`. Both sides train in one process, in turns, so
+that what else the machine does falls on both; compilation is left out. Fields of the second
+experiment are set by --against.FIELD.
 """
 
 import statistics
@@ -14,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from vit_jax import cli
+from vit_jax import cli, peaks
 from vit_jax.errors import UsageError
 from vit_jax.train import feeds
 from vit_jax.train.experiment import Experiment
@@ -29,14 +30,16 @@ class _Side:
   """An experiment with its training state and feed.
 
   Attributes:
+    config: resolved.
     flops: floating-point operations of a step, as `vit_jax.train.flops` counts them.
   """
 
   def __init__(self, config: ConfigDict):
     experiment = Experiment(config)
+    self.config = experiment.config
     self._feed, self._step = experiment.train_feed(), 0
     self._state = feeds.put_on_devices(experiment.initial_state())
-    self.flops = experiment.flops_per_image(self._state)['training'] * config.batch_size
+    self.flops = experiment.flops_per_image(self._state)['training'] * self.config.batch_size
     for _ in range(8):  # compiles, and finds its number of steps per dispatch
       self._dispatch()
 
@@ -64,6 +67,8 @@ def _experiments() -> dict[str, ConfigDict]:
     raise UsageError('--config: give an experiment, as --config=configs/digits.py')
   if _AGAINST.value is not None:
     return {'config': _CONFIG.value, 'against': _AGAINST.value}
+  if _CONFIG.value.data.resident != 'auto':
+    return {'config': _CONFIG.value}
   sides = {name: _CONFIG.value.copy_and_resolve_references() for name in ('resident', 'streamed')}
   sides['resident'].data.resident = 'yes'
   sides['streamed'].data.resident = 'no'
@@ -71,16 +76,34 @@ def _experiments() -> dict[str, ConfigDict]:
 
 
 def _print_speeds(speeds: Mapping[str, Sequence[float]]) -> None:
-  """Prints steps/s of both sides and their ratio, as median and range over the turns."""
-  ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
-  for name, values in {**speeds, 'ratio': ratios}.items():
+  """Prints steps/s of each side, and the ratio of two, as median and range over the turns."""
+  rows = dict(speeds)
+  if len(speeds) == 2:
+    rows['ratio'] = [a / b for a, b in zip(*speeds.values(), strict=True)]
+  for name, values in rows.items():
     unit = '' if name == 'ratio' else ' steps/s'
     low, middle, high = min(values), statistics.median(values), max(values)
     print(f'{name:<9} {middle:8.2f}{unit}  ({low:.2f} to {high:.2f}, {len(values)} turns)')
 
 
+def _print_use(sides: Mapping[str, _Side], speeds: Mapping[str, Sequence[float]]) -> None:
+  """Prints examples/s of each side, and the share of the devices' peak that its products reach."""
+  found = {}  # dtype -> peak of a device
+  for name, side in sides.items():
+    dtype, steps = side.config.dtype, statistics.median(speeds[name])
+    if dtype not in found:
+      found[dtype] = peaks.peak(dtype)
+    peak, origin = found[dtype]
+    rate = steps * side.flops
+    print(
+      f'{name:<9} {steps * side.config.batch_size:8.0f} examples/s, {rate / 1e12:.4g} TFLOP/s, '
+      f'{100 * rate / peak / jax.device_count():.1f} % of the peak in {dtype} '
+      f'({peak / 1e12:.4g} TFLOP/s a device: {origin})'
+    )
+
+
 def main() -> None:
-  """Prints a table, and with --against the ratio of speeds that the FLOPs of a step allow."""
+  """Prints speeds and their share of the peak, and with --against the ratio that FLOPs allow."""
   experiments = _experiments()
   sides = {name: _Side(config) for name, config in experiments.items()}
   speeds = {name: [] for name in sides}
@@ -90,6 +113,7 @@ def main() -> None:
   sizes = ' and '.join(str(size) for size in {c.batch_size: 0 for c in experiments.values()})
   print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, batch {sizes}')
   _print_speeds(speeds)
+  _print_use(sides, speeds)
   if _AGAINST.value is not None:
     ours, theirs = (side.flops for side in sides.values())
     of_each = f'{ours / 1e9:.4g} and {theirs / 1e9:.4g} GFLOP a step'
