@@ -3,8 +3,10 @@
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -92,6 +94,22 @@ def test_commands_name_what_exists(command, all_flags):
     config = ConfigFileFlagParser(flag).parse(path)
     fields = {*re.findall(rf'{flag}\.([\w.]+)=', command)} - {'FIELD'}
     assert fields <= field_names(config)
+
+
+def test_the_script_for_accelerators_names_what_exists(all_flags, tmp_path):
+  for name in ('mnist', 'cifar10'):
+    (tmp_path / name).mkdir()
+  script = subprocess.run(
+    [ROOT / 'benchmarks' / 'accelerator.sh', '0'],
+    env={**os.environ, 'PYTHON': 'true', 'TFDS_DATA_DIR': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  found = re.findall(r'^\+ true (.*)$', script.stdout, re.MULTILINE)
+  assert len(found) == 9
+  for command in found:
+    test_commands_name_what_exists(f'python {command}', all_flags)
 
 
 @pytest.mark.parametrize('page', PAGES)
