@@ -146,6 +146,15 @@ def test_tfds_multi_label_without_supervised_keys(tmp_path):
   labels = [r['label'] for r in source]
   assert {x.dtype for x in labels} == {np.dtype(np.float32)}
   np.testing.assert_array_equal(labels, [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
+  np.testing.assert_array_equal(source.labels(), labels)
+  assert source.labels().dtype == np.float32
+
+
+def test_labels_are_read_without_their_images(tmp_path):
+  examples = [{'image': b'no image', 'label': [i % 3]} for i in range(7)]
+  source = load_source('tiny', 'train[2:]', write_tfds(tmp_path, examples, FEATURES))
+  assert source.labels().tolist() == [2, 0, 1, 2, 0]
+  assert source.labels().dtype == np.int32
 
 
 def test_tfds_videos(tmp_path):

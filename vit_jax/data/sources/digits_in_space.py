@@ -41,6 +41,9 @@ class DigitsInSpace(Source):
   def __len__(self) -> int:
     return len(self._source)
 
+  def labels(self) -> np.ndarray | None:
+    return self._source.labels() if self._digits == 1 else None
+
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i, first in zip(indices, self._source.read(indices), strict=True):
       # The same index has other draws in another split.

@@ -56,6 +56,9 @@ class FolderSource(Source):
   def __len__(self) -> int:
     return len(self.files)
 
+  def labels(self) -> np.ndarray | None:
+    return self._labels if self.class_names else None
+
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
       image = KINDS['image'].decode(self._root / self.files[i], self.image_shape[2])

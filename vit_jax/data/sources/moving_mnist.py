@@ -45,6 +45,9 @@ class MovingMnist(Source):
   def __len__(self) -> int:
     return len(self._digits)
 
+  def labels(self) -> np.ndarray:
+    return np.arange(len(self), dtype=np.int32) % len(_DIRECTIONS)
+
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i, record in zip(indices, self._digits.read(indices), strict=True):
       yield self._move(i, record['image'])

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.kinds import KINDS
+
 Record = dict[str, Any]
 
 
@@ -49,6 +51,16 @@ class Source(abc.ABC):
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     """Yields records, decoded one by one, which may be read from disk together."""
 
+  def labels(self) -> np.ndarray | None:
+    """Returns the labels of all records, None where these have none.
+
+    int32 [N] of records with one class each, float32 [N, K] of such with several. Sources that can
+    read labels alone.
+    """
+    if 'label' not in self[0]:
+      return None
+    return KINDS['label'].stack([record['label'] for record in self.read(range(len(self)))])
+
   def __getitem__(self, index: int) -> Record:
     if not 0 <= index < len(self):
       raise IndexError(index)
@@ -67,6 +79,9 @@ class ArraySource(Source):
 
   def __len__(self) -> int:
     return len(next(iter(self._arrays.values())))
+
+  def labels(self) -> np.ndarray | None:
+    return KINDS['label'].stack(self._arrays['label']) if 'label' in self._arrays else None
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:

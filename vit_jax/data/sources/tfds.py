@@ -4,17 +4,19 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from vit_jax.data import images, videos
+from vit_jax.data.kinds import KINDS
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.sources.splits import split_names, split_ranges
 from vit_jax.errors import FieldError, nearest
 
+_READ_AT_ONCE = 1024  # records for their labels
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _NAME = re.compile(rf'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>{_VERSION.pattern}))?')
 
@@ -33,6 +35,7 @@ class TfdsSource(Source):
     files = tfds.features.Text()
     files = tfds.features.Sequence(files) if self._is_video else files
     self._features = tfds.features.FeaturesDict({input_key: files, label_key: label})
+    self._label_alone = tfds.features.FeaturesDict({label_key: label})
     self._multi_label = not isinstance(label, tfds.features.ClassLabel)
     self.class_names = tuple((label.feature if self._multi_label else label).names)
     *size, channels = value.shape[-3:]
@@ -41,13 +44,26 @@ class TfdsSource(Source):
   def __len__(self) -> int:
     return len(self._records)
 
+  def labels(self) -> np.ndarray:
+    return KINDS['label'].stack(
+      [
+        self._label(self._label_alone.deserialize_example_np(record))
+        for start in range(0, len(self), _READ_AT_ONCE)
+        for record in self._records.__getitems__(range(len(self))[start : start + _READ_AT_ONCE])
+      ]
+    )
+
+  def _label(self, example: Mapping[str, Any]) -> Any:
+    label = example[self._label_key]
+    if self._multi_label:
+      label, present = np.zeros(self.num_classes, np.float32), label
+      label[present] = 1
+    return label
+
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for record in self._records.__getitems__(indices):
       example = self._features.deserialize_example_np(record)
-      label = example[self._label_key]
-      if self._multi_label:
-        label, present = np.zeros(self.num_classes, np.float32), label
-        label[present] = 1
+      label = self._label(example)
       files = example[self._input_key]
       if self._is_video:
         yield {'video': _Video(files, self.image_shape[2]), 'label': label}
