@@ -60,7 +60,10 @@ def test_slices_are_shuffled_but_the_same_every_time(tmp_path):
   assert first == open_source(root, 'train[:50%]').files
   numbers = [int(Path(file).stem) for file in first]
   assert numbers != sorted(numbers)
-  assert set(first).isdisjoint(open_source(root, 'train[50%:]').files)
+  second = open_source(root, 'train[50%:]')
+  assert set(first).isdisjoint(second.files)
+  whole, half = (np.bincount(s.labels()) for s in (open_source(root, 'train'), second))
+  assert np.abs(half - whole / 2).max() < 1
 
 
 def test_val_and_test_stand_for_each_other_where_there_is_but_one(tmp_path):

@@ -95,7 +95,7 @@ def open_folder(
   Args:
     kind: the class of the source, which knows the files.
     split: in TFDS syntax; 'val', 'valid', 'validation' and 'test' stand for each other where there
-      is but one.
+      is but one. A slice takes each class in proportion.
     directory: the folder, with CLASS/*, or train/CLASS/* and test/CLASS/* (or 'val' and so on), or
       CLASS/train/* and CLASS/test/*.
     is_labelled: whether there are classes; else all files in it, or in those of splits, are read.
@@ -126,7 +126,8 @@ def open_folder(
     folder = root / splits['train'][class_names[min(empty)]]
     raise FieldError('dir', f'{folder} holds no {kind.plural}')
 
-  ranges = split_ranges(split, {name: len(checked[name].files) for name in names})
+  sizes = {name: len(checked[name].files) for name in names}
+  ranges = split_ranges(split, sizes, labels.__getitem__)
   return kind(
     root,
     [checked[name].files[i] for name, r in ranges for i in r],

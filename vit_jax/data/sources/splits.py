@@ -1,13 +1,16 @@
 """Splits of data sets and slices of them, in TFDS syntax: 'train', 'train[:90%]+test', 'all'."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
 
 from vit_jax.errors import FieldError, check_choice
 
 _VALIDATION = ('val', 'valid', 'validation')
 EVALUATION_SPLITS = ('test', *_VALIDATION)
 _PART = re.compile(r'\s*([\w-]+)\s*(\[[^\]]*\])?\s*')
+_GOLDEN = (5**0.5 - 1) / 2  # whose multiples modulo 1 are spread evenly, however many they are
 
 
 def split_names(split: str, available: Collection[str]) -> list[str]:
@@ -25,8 +28,17 @@ def split_names(split: str, available: Collection[str]) -> list[str]:
   return list(available) if 'all' in names else names
 
 
-def split_ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
-  """Returns which examples of which splits `split` stands for, in order; raises FieldError."""
+def split_ranges(
+  split: str, sizes: Mapping[str, int], labels: Callable[[str], Sequence[int]] | None = None
+) -> list[tuple[str, Sequence[int]]]:
+  """Returns which examples of which splits `split` stands for, in order; raises FieldError.
+
+  Args:
+    split: in TFDS syntax.
+    sizes: of the splits, by name.
+    labels: gives the class of each example of a split that is sliced. A slice then has each class
+      in proportion, as of `stratified`; without, it is contiguous.
+  """
   import tensorflow_datasets as tfds
 
   infos = {
@@ -41,7 +53,36 @@ def split_ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]
   ranges = [(p.splitname, range(sizes[p.splitname])[p.from_ : p.to]) for p in parts]
   if not any(len(r) for _, r in ranges):
     raise FieldError('split', f'{split!r} holds no examples')
-  return ranges
+  if labels is None:
+    return ranges
+  return [
+    (name, r if len(r) == sizes[name] else _slice_classes(labels(name), r)) for name, r in ranges
+  ]
+
+
+def _slice_classes(labels: Sequence[int], r: range) -> list[int]:
+  order = stratified(np.asarray(labels), np.arange(len(labels)))
+  return np.sort(order[r.start : r.stop]).tolist()
+
+
+def stratified(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+  """Returns `order` rearranged so that each of its parts has all classes in proportion.
+
+  Of the first n of N examples, a class of m has m * n / N, rounded up in some classes and down in
+  others. Examples of a class stay in order.
+
+  Args:
+    labels: int [N], the class of each example.
+    order: int [N], the examples.
+  """
+  labels = labels[order]
+  counts = np.bincount(labels)
+  by_class = np.argsort(labels, kind='stable')
+  ranks = np.empty(len(labels))  # of each example in its class
+  ranks[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+  # The phases make classes of a size round in turns: else all of them would at the same n.
+  phases = np.arange(len(counts)) * _GOLDEN % 1
+  return order[np.argsort((ranks + phases[labels]) / counts[labels], kind='stable')]
 
 
 def resolve_aliases(split: str, available: Collection[str]) -> str:

@@ -4,6 +4,7 @@ As github.com/ultralytics/ultralytics reads them and roboflow.com exports them, 
 each image.
 """
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ def load(split: str, directory: str) -> YoloSource:
 
   Args:
     split: in TFDS syntax; 'valid' and 'validation' are 'val', and 'val' and 'test' stand for each
-      other where there is but one.
+      other where there is but one. A slice takes each class in proportion.
     directory: the folder.
 
   Raises:
@@ -75,9 +76,15 @@ def load(split: str, directory: str) -> YoloSource:
   for name, found in checked.items():
     if not found.files:
       raise UsageError(f'{root / "data.yaml"}: {name} ({", ".join(folders[name])}) has no images')
-  ranges = split_ranges(split, {name: len(checked[name].files) for name in names})
+
+  @functools.cache
+  def objects(name):
+    return [_read_object(root / file, len(class_names)) for file in checked[name].files]
+
+  sizes = {name: len(checked[name].files) for name in names}
+  ranges = split_ranges(split, sizes, lambda name: [label for label, _ in objects(name)])
   files = [checked[name].files[i] for name, r in ranges for i in r]
-  labels, boxes = zip(*[_read_object(root / file, len(class_names)) for file in files], strict=True)
+  labels, boxes = zip(*[objects(name)[i] for name, r in ranges for i in r], strict=True)
   return YoloSource(
     root,
     files,
