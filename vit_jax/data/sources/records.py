@@ -28,12 +28,14 @@ class Source(abc.ABC):
       () without images.
     num_frames: of the stored videos, None where they differ; 0 without videos.
     num_points: of the stored clouds, None where they differ; 0 without points.
+    files: the file of each record, below a folder; () where records have none of their own.
   """
 
   class_names: tuple[str, ...] = ()
   image_shape: tuple[int | None, int | None, int] | tuple[()] = ()
   num_frames: int | None = 0
   num_points: int | None = 0
+  files: Sequence[str] = ()
 
   @property
   def num_classes(self) -> int:
