@@ -33,7 +33,7 @@ def get_config(arg: str = 'vit') -> ConfigDict:
   c.data.update(name='yolo', test_split='valid', image_size=(224, 224), channels=3)
   c.batch_size = 32
   c.num_epochs = 60.0
-  c.monitor = 'test/loss'
+  c.monitor = 'loss'
   c.schedule.name = 'constant'
   c.schedule.warmup_steps = 100
   c.plateau.factor = 0.5

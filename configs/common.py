@@ -27,7 +27,9 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.eval_every = 0  # steps between evaluations; 0 = once per epoch
   c.checkpoint_every = 0  # steps between checkpoints; 0 = with each evaluation
 
-  c.monitor = 'test/accuracy'  # decides best checkpoint, early stopping, plateau
+  # Decides best checkpoint, early stopping, plateau: a metric of the validation split if there is
+  # one, else of the test split; or of an evaluator, as knn/accuracy.
+  c.monitor = 'accuracy'
   c.early_stopping_patience = 0  # evaluations without a better monitor before stopping; 0 = never
 
   c.init_from = ''  # weights to start from: a file, a folder, hf:NAME, a run directory; '' = none
@@ -52,6 +54,9 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.data.options = ConfigDict()  # of the data set; see `OPTIONS` in its file in data/sources/
   c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default
   c.data.train_split = 'train'
+  # To choose by: a split, or a share of the training split, as '10%', which is taken out of it by
+  # config.seed, of each class alike. The test split is then evaluated once, at the end. '' = none
+  c.data.val_split = ''
   c.data.test_split = 'test'
   c.data.image_size = ()  # (height, width) that the model sees; () = as stored
   c.data.train_size = ()  # (height, width) to train on, where the model takes both; () = image_size

@@ -40,7 +40,7 @@ def get_config(arg: str = 'S/16,imagenet2012') -> ConfigDict:
   c.ema_decay = 0.996
   c.ema_decay_end = 1.0
   c.freeze_first = ('last_layer',)
-  c.monitor = 'test/loss'
+  c.monitor = 'loss'
   c.augment.color_jitter.update(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
   c.augment.color_jitter.probability = 0.8
   c.augment.grayscale = 0.2

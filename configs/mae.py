@@ -24,7 +24,7 @@ def get_config(arg: str = 'B/16,imagenet2012') -> ConfigDict:
     c.data.crop_area = (0.2, 1.0)
   c.model.positional_embedding = 'sinusoidal_2d'
   c.model.activation = c.model.head.activation = 'gelu_exact'
-  c.monitor = 'test/loss'
+  c.monitor = 'loss'
   c.optimizer.name = 'adamw'
   c.optimizer.b2 = 0.95
   c.optimizer.weight_decay = 0.05

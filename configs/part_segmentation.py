@@ -16,7 +16,7 @@ def get_config(arg: str = 'small,digits_in_space') -> ConfigDict:
   """Returns the configuration; `arg` is 'SIZE,DATASET'."""
   c = vnt.get_config(arg)
   config_fields.set_task(c, 'part_segmentation')
-  c.monitor = 'test/mean_iou'
+  c.monitor = 'mean_iou'
   if c.data.name == 'digits_in_space':
     c.data.options.update(digits=2, num_points=192)
   else:

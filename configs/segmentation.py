@@ -30,7 +30,7 @@ def get_config(arg: str = 'segvit,small,./camvid') -> ConfigDict:
   config_fields.set_head(c, head)
   c.data.update(name='masks', dir=folder, channels=3)
   c.model.classifier = 'gap'
-  c.monitor = 'test/mean_iou'
+  c.monitor = 'mean_iou'
   c.batch_size = 16
   c.augment.flip = True
   c.optimizer.name = 'adamw'

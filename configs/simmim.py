@@ -29,7 +29,7 @@ def get_config(arg: str = 'swin-B,imagenet2012') -> ConfigDict:
   config_fields.set_task(c, 'simmim')
   c.model.activation = 'gelu_exact'
   c.model.stochastic_depth = 0.0 if is_swin else 0.1
-  c.monitor = 'test/loss'
+  c.monitor = 'loss'
   c.grad_clip_norm = 5.0
   if dataset in datasets.STORED_SIZES:
     c.loss.mask_patch_size = 4

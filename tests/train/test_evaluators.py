@@ -174,7 +174,7 @@ def test_data_of_their_own_are_brought_to_the_size_that_the_model_takes(tmp_path
 @pytest.mark.parametrize(
   ('run', 'own', 'expected'),
   [
-    (('mnist', 'X', 'train[:9]'), ('', '', ''), ('mnist', 'X', 'train[:9]')),
+    (('mnist', 'X', 'train[:9]'), ('', '', ''), ('mnist', 'X', '')),
     (('mnist', 'X', 'train[:9]'), ('', '', 'test'), ('mnist', 'X', 'test')),
     (('mnist', 'X', 'train[:9]'), ('cifar10', '', ''), ('cifar10', 'X', 'train')),
     (('folder', 'X', 'train[:9]'), ('mnist', '', ''), ('mnist', '', 'train')),

@@ -9,7 +9,7 @@ from typing import Any
 from vit_jax.errors import UsageError
 from vit_jax.run import directory
 from vit_jax.run.metrics import format_value
-from vit_jax.run.results import against_reference
+from vit_jax.run.results import against_reference, reported
 
 # What results.json of older versions lack.
 _NOT_THERE = {
@@ -34,10 +34,10 @@ def read(workdir: str) -> dict[str, Any]:
 
   Returns:
     `run`, its folder's name; `metrics`, name -> {'ours', 'published'}, each None where there is
-    none: those of its reference, or the one that it monitors; `descriptions` of all metrics, name
-    -> unit and direction, empty for runs of older versions; `source` of the reference; and
-    `model`, `dataset`, `step`, `epochs`, `parameters`, `flops_per_image` (of `forward` and
-    `training`), `images_per_second` (training), `device`, `dtype` and `versions`.
+    none: those of its reference, or the one that it monitors, of the test split; `descriptions` of
+    all metrics, name -> unit and direction, empty for runs of older versions; `source` of the
+    reference; and `model`, `dataset`, `step`, `epochs`, `parameters`, `flops_per_image` (of
+    `forward` and `training`), `images_per_second` (training), `device`, `dtype` and `versions`.
 
   Raises:
     UsageError: no finished run is there, or its results can't be read.
@@ -47,7 +47,7 @@ def read(workdir: str) -> dict[str, Any]:
     results = _NOT_THERE | json.loads(path.read_text())
     metrics = against_reference(results)
     if not metrics:
-      metrics = {results['monitor']: (results['best'].get(results['monitor']), None)}
+      metrics = {reported(results): (results['best'].get(reported(results)), None)}
     return {
       'run': Path(workdir).resolve().name,
       'metrics': {k: {'ours': ours, 'published': value} for k, (ours, value) in metrics.items()},

@@ -14,7 +14,9 @@ from vit_jax.data.loader import (
 )
 from vit_jax.data.preprocess import Preprocess, make_preprocess
 from vit_jax.data.sources import FOLDER_OF, FOLDERS, load_source
+from vit_jax.data.sources.held_out import hold_out, percentage
 from vit_jax.data.sources.records import ArraySource, Record, Source
+from vit_jax.data.sources.splits import overlap
 from vit_jax.data.views import Views
 
 __all__ = [
@@ -29,8 +31,11 @@ __all__ = [
   'Views',
   'decode_image',
   'eval_loader',
+  'hold_out',
   'load_source',
   'make_preprocess',
+  'overlap',
+  'percentage',
   'resolve_resident',
   'train_loader',
 ]

@@ -20,8 +20,8 @@ def describe(name: str, descriptions: Descriptions) -> Mapping[str, Any]:
   """Returns the description of a metric.
 
   Args:
-    name: of the metric, as 'accuracy' or, in metrics.jsonl, 'test/accuracy'; of one of each class
-      'test/iou/CLASS'; of an evaluator 'knn/accuracy'.
+    name: of the metric, as 'accuracy' or, in metrics.jsonl, 'test/accuracy' or 'val/accuracy'; of
+      one of each class 'test/iou/CLASS'; of an evaluator 'knn/accuracy'.
     descriptions: of a run; empty where it recorded none, as runs of earlier versions.
   """
   name = _split(name, descriptions)[0]
@@ -39,7 +39,7 @@ def _split(name: str, descriptions: Descriptions) -> tuple[str, str]:
   """Returns (metric, class or '') of a name such as 'test/accuracy' or 'test/iou/CLASS'."""
   if name in descriptions:
     return name, ''
-  metric, _, class_name = re.sub(r'^(train|test)/', '', name).partition('/')
+  metric, _, class_name = re.sub(r'^(train|val|test)/', '', name).partition('/')
   return metric, class_name
 
 

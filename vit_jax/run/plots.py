@@ -15,15 +15,17 @@ def curves(
 
   Args:
     history: lines of metrics.jsonl, with 'step' and keys like 'train/loss', 'test/accuracy' and,
-      of evaluators, 'knn/accuracy'.
+      of evaluators, 'knn/accuracy'. Where there is 'val/accuracy', it is drawn, and not that of
+      'test', which is known of the end alone.
     title: of the figure.
     descriptions: of the metrics, as results.json has them; None for runs that recorded none.
   """
   panels: dict[str, dict[str, tuple[str, str]]] = {}  # label -> name of a line -> (key, unit)
   keys = {key for line in history for key in line}
+  judged = 'val' if any(key.startswith('val/') for key in keys) else 'test'
   for name in descriptions or LABELS:
     metric = describe(name, descriptions or {})
-    for key in (name,) if '/' in name else (f'train/{name}', f'test/{name}'):
+    for key in (name,) if '/' in name else (f'train/{name}', f'{judged}/{name}'):
       if key in keys and metric['label']:
         lines = panels.setdefault(metric['label'], {})
         lines[key.partition('/')[0]] = key, metric['unit']

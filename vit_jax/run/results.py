@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 
 from vit_jax import host_memory
 from vit_jax.data import FOLDERS
-from vit_jax.run.metrics import format_classes, format_value, format_values
+from vit_jax.run.metrics import Descriptions, format_classes, format_value, format_values
 
 
 def _versions() -> dict[str, str]:
@@ -26,12 +27,16 @@ def _of_evaluation(metrics: dict[str, float]) -> dict[str, float]:
   return {k: v for k, v in metrics.items() if '/' in k and not k.startswith('train/')}
 
 
-def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
+def collect(
+  run, history: list[dict[str, Any]], tested: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
   """Returns the content of results.json.
 
   Args:
     run: the loop's `Run`, at its end.
     history: lines of metrics.jsonl.
+    tested: metrics of the test split that are known of the end alone: of the `final` state and of
+      the `best` checkpoint.
   """
   best, config = run.meta['best'], run.config
   steps_per_second = run.timed_steps / run.seconds if run.timed_steps else None
@@ -42,8 +47,12 @@ def collect(run, history: list[dict[str, Any]]) -> dict[str, Any]:
     'epochs': run.step * config.batch_size / len(run.experiment.sets['train'][0]),
     'stopped_early': run.meta['stopped'],
     'start': _metrics_at(history, 0),
-    'final': _metrics_at(history, run.step),
-    'best': {'step': best['step'], **_metrics_at(history, best['step'])},
+    'final': _metrics_at(history, run.step) | tested.get('final', {}),
+    'best': {
+      'step': best['step'],
+      **_metrics_at(history, best['step']),
+      **tested.get('best', {}),
+    },
     'monitor': config.monitor,
     'metrics': run.experiment.descriptions,
     'reference': config.reference.to_dict(),
@@ -81,12 +90,34 @@ def against_reference(results: dict[str, Any]) -> dict[str, tuple[float | None, 
   return {name: (ours.get(name), value) for name, value in published.items()}
 
 
+def reported(results: dict[str, Any]) -> str:
+  """Returns the metric that says how good a run is: that which chose, or of test where val did."""
+  split, _, name = results['monitor'].partition('/')
+  return f'test/{name}' if split == 'val' else results['monitor']
+
+
 def _published(results: dict[str, Any]) -> str:
   parts, metrics = [], results.get('metrics', {})
   for name, (ours, published) in against_reference(results).items():
     here = '' if ours is None else f' (here {format_value(name, ours, metrics)})'
     parts.append(f'{name} {format_value(name, published, metrics)}{here}')
   return '  '.join([*parts, results['reference'].get('source', '')]).rstrip()
+
+
+def _rows(
+  name: str, values: Mapping[str, float], note: str, metrics: Descriptions
+) -> dict[str, str]:
+  """Returns rows of the summary on one evaluation, the test split in one of its own beside val."""
+  has_val = any(key.startswith('val/') for key in values)
+  tested = {k: v for k, v in values.items() if has_val and k.startswith('test/')}
+  rows = {name: {k: v for k, v in values.items() if k not in tested}}
+  if tested:
+    rows[f'{name}, test'] = tested
+  classes = format_classes(tested or values, metrics) if name == 'best' else {}
+  return {
+    **{row: format_values(shown, metrics) + note for row, shown in rows.items()},
+    **{f'{name} {metric}': text for metric, text in classes.items()},
+  }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -98,9 +129,8 @@ def table(results: dict[str, Any]) -> str:
   rows = {
     'steps': f'{results["step"]}' + (' (stopped early)' if results['stopped_early'] else ''),
     **({'start': format_values(start, metrics)} if start else {}),
-    'final': format_values(final, metrics),
-    'best': f'{format_values(best, metrics)}  (step {results["best"]["step"]})',
-    **{f'best {name}': text for name, text in format_classes(best, metrics).items()},
+    **_rows('final', final, '', metrics),
+    **_rows('best', best, f'  (step {results["best"]["step"]})', metrics),
     **({'published': _published(results)} if results.get('reference') else {}),
     'parameters': f'{results["parameters"]:,}',
     'speed': f'{speed:,.0f} images/s' if speed else 'not measured: one dispatch, which compiled',

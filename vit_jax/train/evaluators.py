@@ -87,7 +87,7 @@ class _Reading:
 
   Attributes:
     name: of the data set, as `dir` and `options` (as pairs) in `config.data`.
-    splits: to learn from, and to be judged on.
+    splits: to learn from, and to be judged on; '' for those of the run.
     pooling: as `layer`, for `read_features`.
   """
 
@@ -110,7 +110,7 @@ class _Reading:
       name=name,
       dir=dir,
       options=() if is_other else tuple(fields_lib.plain(data.options).items()),
-      splits=tuple(own[f'{s}_split'] or (s if is_other else data[f'{s}_split']) for s in _SPLITS),
+      splits=tuple(own[f'{s}_split'] or (s if is_other else '') for s in _SPLITS),
       pooling=options.pooling,
       layer=options.layer,
     )
@@ -139,8 +139,10 @@ class _Reader:
 
   def _open(self, name: str, split: str) -> Source:
     reading, input = self._reading, self._run.input
-    with field_prefix('data.', {'split': f'{name}_split'}):
-      source = load_source(reading.name, split, reading.dir, dict(reading.options))
+    source = self._run.sources[name]
+    if split:
+      with field_prefix('data.', {'split': f'{name}_split'}):
+        source = load_source(reading.name, split, reading.dir, dict(reading.options))
     record = source[0]
     for entry in (input, 'label'):
       if entry not in record:
@@ -191,8 +193,10 @@ class Evaluators:
     shapes: of its variables.
     preprocess: brings examples to what it takes.
     make_loader: (source, preprocess, resident) -> the loader of an evaluation.
+    sources: of the run, to learn from and to be judged on.
     beside: (source, preprocess) of the data that stay on the devices anyway.
     periods: name -> steps from one evaluation to the next.
+    splits: name -> the split that it is judged on; '' for that of the run.
   """
 
   def __init__(
@@ -202,6 +206,7 @@ class Evaluators:
     shapes: Any,
     preprocess: Preprocess,
     make_loader: Callable,
+    sources: Mapping[str, Source],
     beside: Collection[tuple[Source, Preprocess]],
   ):
     """Checks all options; of data, a first example is read.
@@ -210,8 +215,9 @@ class Evaluators:
       UsageError: an option has a wrong value, or data can't be used.
     """
     self.config, self.model_config, self.shapes = config, model_config, shapes
-    self.preprocess, self.make_loader, self.beside = preprocess, make_loader, beside
-    self.periods, self._judges, self._readers = {}, {}, {}
+    self.preprocess, self.make_loader = preprocess, make_loader
+    self.sources, self.beside = sources, beside
+    self.periods, self.splits, self._judges, self._readers = {}, {}, {}, {}
     for name in EVALUATORS:
       if config.evaluators[name].enabled:
         with field_prefix(f'config.evaluators.{name}.'):
@@ -231,6 +237,7 @@ class Evaluators:
       self._readers[reading] = _Reader(reading, self)
     judge.check(len(self._readers[reading].sources[0]))
     self.periods[name], self._judges[name] = options.every, (judge, reading)
+    self.splits[name] = reading.splits[1]
 
   def __call__(self, names: Collection[str], variables: Any) -> dict[str, float]:
     """Returns the metrics of some evaluators, by the names that they have in metrics.jsonl.

@@ -19,14 +19,17 @@ from vit_jax.data import (
   Views,
   augment,
   eval_loader,
+  hold_out,
   kinds,
   load_source,
   make_preprocess,
+  overlap,
+  percentage,
   resolve_resident,
   train_loader,
 )
 from vit_jax.data.preprocess import CENTRAL_CROPS
-from vit_jax.errors import UsageError, check_choice, field_prefix
+from vit_jax.errors import UsageError, field_prefix
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.tasks import Metric
 from vit_jax.train import (
@@ -57,6 +60,27 @@ def _load(data: ConfigDict, split: str) -> Source:
     return load_source(data.name, data[f'{split}_split'], data.dir, data.options)
 
 
+def _open_sources(config: ConfigDict) -> tuple[dict[str, Source], str]:
+  """Returns split -> source, and where the validation split is from, in words."""
+  data, train, test = config.data, _load(config.data, 'train'), _load(config.data, 'test')
+  if not data.val_split:
+    return {'train': train, 'test': test}, ''
+  with field_prefix('config.', {'split': 'data.val_split'}):
+    if percent := percentage(data.val_split):
+      train, val, how = hold_out(train, percent, config.seed)
+      return {'train': train, 'val': val, 'test': test}, f'{data.val_split} of train, {how}'
+  val = _load(data, 'val')
+  for split, other in (('train', train), ('test', test)):
+    name = data[f'{split}_split']
+    if overlap(data.val_split, name) or not {*val.files}.isdisjoint(other.files):
+      raise UsageError(
+        f'config.data.val_split: {data.val_split!r} has examples of config.data.{split}_split='
+        f"{name!r}, too; give a share of what is trained on, such as '10%', or slices, as "
+        "'train[90%:]' beside --config.data.train_split='train[:90%]'"
+      )
+  return {'train': train, 'val': val, 'test': test}, data.val_split
+
+
 def _preprocess(data: ConfigDict, split: str) -> Preprocess:
   with field_prefix('config.data.', {'area': 'crop_area'}):
     return make_preprocess(
@@ -84,7 +108,8 @@ class Experiment:
     evaluators: what judges the features, where `config.evaluators` turns some on.
     model_config: of the model, as whoever loads its variables needs it.
     resident: whether the data stay on the devices.
-    sets: split -> (source, preprocess).
+    sets: split -> (source, preprocess), of train, val where there is one, and test.
+    judged: the split that is evaluated during the run, and chooses: val if there is one, else test.
   """
 
   def __init__(self, config: ConfigDict, workdir: Path | None = None):
@@ -99,7 +124,8 @@ class Experiment:
     """
     kind = resolve.find_task(config)
     targets = kind.TARGETS
-    sources = {split: _load(config.data, split) for split in ('train', 'test')}
+    sources, self._held_out = _open_sources(config)
+    self.judged = 'val' if 'val' in sources else 'test'
     channels = config.data.channels or sources['train'].channels
     config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve.resolve(config, len(sources['train']))
@@ -133,14 +159,15 @@ class Experiment:
     with field_prefix('config.data.'):
       self.resident, self._reason = resolve_resident(
         config.data.resident,
-        [(sources['train'], self._train_preprocess), self.sets['test']],
+        [(sources['train'], self._train_preprocess), *list(self.sets.values())[1:]],
         jax.local_devices(),
       )
     traced = trace(config, self.model, self.task, record, self._views['test'])
     self._input_shape, self._shapes = traced.input, traced.variables
     self.metrics = self.task.metrics | evaluators.metrics(config)
-    monitors = [f'test/{name}' for name in traced.metrics] + [*evaluators.metrics(config)]
-    check_choice('config.monitor', config.monitor, monitors)
+    config.monitor = resolve.find_monitor(
+      config, self.judged, traced.metrics, evaluators.metrics(config)
+    )
     check_train_size(self.model, self._shapes, self._input_shape, self.sets['train'][1].image_size)
     self._param_shapes = self._shapes['params']
     self.model_config = self._describe_model(kinds.example(record, self.model.INPUT))
@@ -231,6 +258,7 @@ class Experiment:
       self._shapes,
       _preprocess(data, 'test').one_view,
       self._eval_loader,
+      {'train': self.sets['train'][0], 'test': self.sets[self.judged][0]},
       self.sets.values() if self.resident else (),
     )
 
@@ -275,7 +303,7 @@ class Experiment:
     return jax.eval_shape(self._create_state, self._shapes)
 
   def _loader(self, split: str, resident: bool) -> ResidentLoader | StreamedLoader:
-    if split == 'test':
+    if split != 'train':
       return self._eval_loader(*self.sets[split], resident)
     config = self.config
     with self._names_fields():
@@ -334,11 +362,11 @@ class Experiment:
       self._views['train'],
     )
 
-  def eval_feed(self) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
-    """Returns what evaluates a model's variables on the test split: variables -> metrics."""
+  def eval_feed(self, split: str) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
+    """Returns what evaluates a model's variables on 'val' or 'test': variables -> metrics."""
     eval_step = step.make_eval_step(self.config, self.model, self.task, self._views['test'])
     feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
-    return feed(eval_step, self._loader('test', self.resident))
+    return feed(eval_step, self._loader(split, self.resident))
 
   def flops_per_image(self, state: TrainState) -> dict[str, float]:
     """Returns floating-point operations an example, counted as `vit_jax.train.flops` does.
@@ -367,20 +395,33 @@ class Experiment:
       text += f' (config.num_steps stands instead of config.num_epochs, {c.num_epochs:g})'
     return text
 
+  def _choice(self) -> str:
+    """Says which split chooses the best checkpoint."""
+    monitor, test = self.config.monitor, self.config.data.test_split
+    text = f'the best checkpoint is chosen by {monitor}, on'
+    split = self.evaluators.splits.get(monitor.partition('/')[0], '')
+    if self.judged == 'val' and not split:
+      return f'{text} val ({self._held_out}); test is evaluated once, at the end'
+    text = f'{text} {split or test}'
+    if self.judged == 'test' and split in ('', test):
+      text += "; --config.data.val_split='10%' would choose on a part of train, and spare test"
+    return text
+
   def describe(self) -> str:
     """Returns some lines on what is about to be run."""
-    (train, _), (test, _) = self.sets['train'], self.sets['test']
+    *counts, test = [f'{len(source):,} {split}' for split, (source, _) in self.sets.items()]
     inputs, shape = kinds.kind_of(self.model.INPUT).plural, 'x'.join(map(str, self._input_shape))
     where = 'resident on the device' if self.resident else 'streamed from the host'
     count, trained = _size(self._param_shapes), _size(self._trainable)
     parameters = f'{count:,} parameters' + (f' ({trained:,} train)' if trained < count else '')
     classes = f', {self.num_classes} classes' if self.num_classes else ''
     lines = [
-      f'{self.config.data.name}: {len(train):,} train and {len(test):,} test {inputs} of '
+      f'{self.config.data.name}: {", ".join(counts)} and {test} {inputs} of '
       f'{shape}{classes}, {where} ({self._reason})',
       f'{self.config.model.name}: {parameters}, {self.config.dtype}, '
       f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       f'{self.config.num_steps:,} steps of {self.config.batch_size} examples, {self._epochs()}',
+      self._choice(),
     ]
     if self._pretrained:
       lines += [f'starting from {self.config.init_from}', *(f'  {note}' for note in self._notes)]

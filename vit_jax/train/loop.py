@@ -28,6 +28,9 @@ from vit_jax.train.state import make_plateau
 # What the shapes of a checkpoint depend on.
 _READ_BACK = ('model', 'task', 'optimizer', 'plateau', 'ema_decay', 'freeze', 'grad_clip_norm')
 
+# What examples are no part of training depends on.
+_HELD_OUT = ('data.train_split', 'data.val_split', 'seed')
+
 
 def _is_main() -> bool:
   return jax.process_index() == 0
@@ -50,11 +53,17 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     raise
 
 
-def _test_metrics(experiment: Experiment, eval_feed, variables: Any) -> dict[str, float]:
-  """Evaluates `variables`, giving metrics the names that they have in metrics.jsonl."""
+def _metrics_of(experiment: Experiment, split: str, eval_feed, variables) -> dict[str, float]:
+  """Evaluates `variables` on a split, giving metrics the names that they have in metrics.jsonl."""
   class_names = experiment.model_config.class_names
   values = metrics.values(experiment.task.metrics, eval_feed(variables), class_names)
-  return {f'test/{name}': value for name, value in values.items()}
+  return {f'{split}/{name}': value for name, value in values.items()}
+
+
+def _check_finite(found: dict[str, float], step: int) -> None:
+  for name, value in found.items():
+    if not math.isfinite(value):
+      raise NonFiniteError(f'{name} after step {step} is not finite')
 
 
 class Run:
@@ -97,12 +106,35 @@ class Run:
     variables, evaluators = self.state.eval_variables, self.experiment.evaluators
     found = {}
     if self.step and is_due(self.config.eval_every):
-      found = _test_metrics(self.experiment, eval_feed, variables)
+      found = _metrics_of(self.experiment, self.experiment.judged, eval_feed, variables)
     due = [name for name, period in evaluators.periods.items() if is_due(period)]
     found |= evaluators(due, variables)
-    for name, value in found.items():
-      if not math.isfinite(value):
-        raise NonFiniteError(f'{name} after step {self.step} is not finite')
+    _check_finite(found, self.step)
+    return found
+
+  def test(self) -> dict[str, dict[str, float]]:
+    """Evaluates on the test split what has been judged on another, at the end of the run.
+
+    Returns:
+      Metrics of the `final` state and of the `best` checkpoint; of this none where it is damaged.
+      Empty where the test split was evaluated all along.
+    """
+    if self.experiment.judged == 'test':
+      return {}
+    eval_feed, best = self.experiment.eval_feed('test'), self.meta['best']['step']
+    found = {'final': self._test(eval_feed, self.state.eval_variables, self.step)}
+    if best == self.step:
+      return found | {'best': found['final']}
+    self.checkpointer.wait()
+    state, _ = self.checkpointer.restore(self.state, best)
+    if state.step == best:
+      variables = feeds.put_on_devices(state.eval_variables)
+      found['best'] = self._test(eval_feed, variables, best)
+    return found
+
+  def _test(self, eval_feed, variables: Any, step: int) -> dict[str, float]:
+    found = _metrics_of(self.experiment, 'test', eval_feed, variables)
+    _check_finite(found, step)
     return found
 
   def follow(self, value: float) -> None:
@@ -213,8 +245,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       stack.enter_context(directory.claimed(workdir, experiment.config, experiment.model_config))
     # Decodes and compiles in the background; a run with results has likely nothing left to train.
     is_new = not (workdir / 'results.json').exists()
-    train_feed = stack.enter_context(experiment.train_feed()) if is_new else None
-    eval_feed = experiment.eval_feed() if is_new else None
+    train_feed = experiment.train_feed() if is_new else None
+    eval_feed = experiment.eval_feed(experiment.judged) if is_new else None
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
     if run.done and (workdir / 'results.json').exists() and _is_main():
@@ -230,10 +262,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       progress.note(f'{workdir}: going on after step {run.step}')
     try:
       if not run.done:
-        train_feed = train_feed or stack.enter_context(experiment.train_feed())
-        eval_feed = eval_feed or experiment.eval_feed()
-        with StopSignal() as stop_signal:
+        train_feed = train_feed or experiment.train_feed()
+        eval_feed = eval_feed or experiment.eval_feed(experiment.judged)
+        with train_feed, StopSignal() as stop_signal:
           run.train(train_feed, eval_feed, writer, progress, stop_signal)
+      train_feed = eval_feed = None  # their data make room for those of the test split
+      tested = run.test()
+      if tested and not any(tested['final'].keys() <= line.keys() for line in writer.history):
+        writer.write(run.step, tested['final'])
     except NonFiniteError as e:
       kept = run.checkpointer.latest_step()
       kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
@@ -242,7 +278,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       title = f'{run.config.model.name} on {run.config.data.name}'
       writer.draw(title, experiment.descriptions)
     run.checkpointer.wait()
-    summary = results.collect(run, writer.history)
+    summary = results.collect(run, writer.history, tested)
     if _is_main():
       directory.write_json(workdir / 'results.json', summary)
       progress.note(results.table(summary))
@@ -257,7 +293,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """
   experiment = Experiment(config, workdir)
   if _is_main():
-    directory.check(workdir, experiment.config, only=_READ_BACK)
+    only = _READ_BACK + (_HELD_OUT if experiment.judged == 'val' else ())
+    directory.check(workdir, experiment.config, only)
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
   template = experiment.initial_state()
   found = checkpointer.restore(template)
@@ -268,7 +305,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
   state, _ = found
   variables = feeds.put_on_devices(state.eval_variables)
-  found = _test_metrics(experiment, experiment.eval_feed(), variables)
+  found = {}
+  for split in dict.fromkeys((experiment.judged, 'test')):
+    found |= _metrics_of(experiment, split, experiment.eval_feed(split), variables)
   found |= experiment.evaluators(experiment.evaluators.periods, variables)
   found = {'step': int(state.step), **found}
   if _is_main():

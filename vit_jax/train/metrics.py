@@ -34,8 +34,8 @@ def values(
 
 
 def monitored(monitor: str, metrics: Mapping[str, Metric]) -> Metric:
-  """Returns the metric that `config.monitor` names, test/NAME, or knn/accuracy."""
-  return metrics[monitor.removeprefix('test/')]
+  """Returns the metric that `config.monitor` names, val/NAME, test/NAME or knn/accuracy."""
+  return metrics[monitor.removeprefix('val/').removeprefix('test/')]
 
 
 class Window:

@@ -1,6 +1,6 @@
 """From a configuration to one in which every field has its final value, all of them checked."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -101,6 +101,36 @@ def find_task(config: ConfigDict) -> type[Task]:
   """Returns the class of the task that `config.task` names; UsageError if there is none."""
   with field_prefix('config.'):
     return tasks.find(config.task)
+
+
+def find_monitor(
+  config: ConfigDict, split: str, of_task: Collection[str], of_evaluators: Collection[str]
+) -> str:
+  """Returns the metric that `config.monitor` stands for, with its split: 'val/accuracy'.
+
+  Args:
+    config: the experiment.
+    split: that is evaluated during the run, 'val' or 'test'.
+    of_task: names of metrics, without a split.
+    of_evaluators: likewise, as 'knn/accuracy'.
+
+  Raises:
+    UsageError: there is no such metric, or it is of the other split.
+  """
+  monitor, data = config.monitor, config.data
+  prefix, _, name = monitor.partition('/')
+  if name in of_task and prefix in {'val', 'test'} - {split}:
+    if split == 'val':
+      raise UsageError(
+        f'config.monitor: {monitor!r}, but the test split is evaluated once, at the end, as there '
+        f'is config.data.val_split={data.val_split!r}; give {name!r}, or an empty val_split'
+      )
+    raise UsageError(
+      f"config.monitor: {monitor!r}, but config.data.val_split is empty; give it, such as '10%'"
+    )
+  full = f'{split}/{monitor}' if monitor in of_task else monitor
+  check_choice('config.monitor', full, [*(f'{split}/{name}' for name in of_task), *of_evaluators])
+  return full
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Backbone | Head:

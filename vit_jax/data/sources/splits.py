@@ -85,6 +85,20 @@ def stratified(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
   return order[np.argsort((ranks + phases[labels]) / counts[labels], kind='stable')]
 
 
+def overlap(first: str, second: str) -> bool:
+  """Whether two splits have examples in common, as far as their names alone tell.
+
+  So it is if both are alike, or if a whole split is in one of them and a part of it in the other.
+  """
+  splits = [[_PART.fullmatch(part) for part in split.split('+')] for split in (first, second)]
+
+  def shares(parts, others):
+    whole = {part[1] for part in parts if not part[2]}
+    return 'all' in whole or not whole.isdisjoint(part[1] for part in others)
+
+  return first.strip() == second.strip() or shares(*splits) or shares(*reversed(splits))
+
+
 def resolve_aliases(split: str, available: Collection[str]) -> str:
   """Replaces the names of evaluation splits that don't exist by the most similar that do."""
 
