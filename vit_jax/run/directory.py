@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ from vit_jax.models import ModelConfig
 
 # Fields that change how fast or from where a run reads, not what it computes; beside `reference`.
 _FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
+
+# Those that a run may have another value of when it goes on, where its steps so far don't depend on
+# it; log_every follows from num_steps.
+_LENGTH = {'num_steps', 'num_epochs', 'log_every'}
+
+_ANOTHER = 'give another --workdir, and --config.init_from={} to start from its weights'
 
 # What earlier versions wrote into each run's config. It means the same as the default of a backbone
 # that has none of the other parameters.
@@ -69,7 +75,18 @@ def has_checkpoints(workdir: Path) -> bool:
   return any((workdir / 'checkpoints').glob('[0-9]*'))
 
 
-def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None:
+def _steps_done(workdir: Path) -> int:
+  """Returns the step of the newest checkpoint, 0 without any."""
+  names = [path.name for path in (workdir / 'checkpoints').glob('[0-9]*')]
+  return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def check(
+  workdir: Path,
+  config: ConfigDict,
+  only: tuple[str, ...] = (),
+  depending: Callable[[int, int], list[str]] | None = None,
+) -> None:
   """Raises UsageError unless `workdir` holds a run of the same configuration.
 
   Fields that only one of the two versions of the project has are left out.
@@ -78,24 +95,48 @@ def check(workdir: Path, config: ConfigDict, only: tuple[str, ...] = ()) -> None
     workdir: the run directory.
     config: the resolved configuration.
     only: compares just these sections, for those who only read the run.
+    depending: (num_steps, done) -> what in the steps done would have been another, were the run of
+      that length; where it is nothing, the length may differ. None where it mustn't.
   """
   old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
+  is_former = 'data.val_split' not in old  # of a version that had none
+  old['data.val_split'] = old.get('data.val_split', '')
   # A TFDS data set is the same wherever it is; a folder of images is known by its place.
   is_folder = config.data.name in FOLDERS
   free = _FREE_FIELDS if is_folder else _FREE_FIELDS | {'data.dir'}
   alike = _FORMER_NO_DECAY, models.backbone(config.model.name).NO_DECAY
-  differing = [
-    f'{name} {old[name]!r} there, {new[name]!r} now'
+  names = [
+    name
     for name in sorted((old.keys() & new.keys()) - free)
     if old[name] != new[name] and (not only or name.startswith(only))
     if name != 'optimizer.no_decay' or (old[name], new[name]) != alike
     if not name.startswith('reference.')
   ]
-  if differing:
-    raise UsageError(
-      f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing)}); '
-      'give another --workdir'
-    )
+  if is_folder and is_former and not only:
+    for name in ('data.train_split', 'data.test_split'):
+      if '[' in str(old.get(name)):
+        raise UsageError(
+          f'--workdir: {workdir} holds a run of an earlier version, to which {name}='
+          f'{old[name]!r} was other examples; {_ANOTHER.format(workdir)}'
+        )
+  if not names:
+    return
+  differing = '; '.join(f'{name} {old[name]!r} there, {new[name]!r} now' for name in names)
+  problem = f'holds a run of another configuration ({differing})'
+  if depending and {'log_every'} < {*names, 'log_every'} <= _LENGTH:
+    done = _steps_done(workdir)
+    if 'num_steps' not in names:
+      return
+    if done >= config.num_steps:
+      problem = f'holds a run that has done {done} steps ({differing})'
+    elif what := depending(old['num_steps'], done):
+      problem = (
+        f'holds a run of another length ({differing}), and its {" and ".join(what)} in the {done} '
+        'steps done depends on that'
+      )
+    else:
+      return
+  raise UsageError(f'--workdir: {workdir} {problem}; {_ANOTHER.format(workdir)}')
 
 
 def _lock(workdir: Path) -> int:
@@ -109,7 +150,12 @@ def _lock(workdir: Path) -> int:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict, model_config: ModelConfig) -> Iterator[None]:
+def claimed(
+  workdir: Path,
+  config: ConfigDict,
+  model_config: ModelConfig,
+  depending: Callable[[int, int], list[str]] | None = None,
+) -> Iterator[None]:
   """Makes `workdir` this experiment's, and no other process's until the end of the context.
 
   It must be new or empty, or hold a run of the same configuration, or one that saved nothing.
@@ -118,13 +164,14 @@ def claimed(workdir: Path, config: ConfigDict, model_config: ModelConfig) -> Ite
     workdir: the run directory.
     config: the resolved configuration, which is written to config.json.
     model_config: of the model that trains, which is written to model.json for those who load it.
+    depending: as for `check`.
 
   Raises:
     UsageError: it can't be written, is in use, or holds something else.
   """
   if (workdir / 'config.json').exists():
     if has_checkpoints(workdir):
-      check(workdir, config)
+      check(workdir, config, depending=depending)
   elif workdir.is_dir() and any(workdir.iterdir()):
     raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
   try:

@@ -277,6 +277,12 @@ class Experiment:
     return metrics.monitored(self.config.monitor, self.metrics)
 
   @property
+  def monitor_period(self) -> int:
+    """Steps from one evaluation of that metric to the next."""
+    evaluator = self.config.monitor.partition('/')[0]
+    return self.evaluators.periods.get(evaluator, self.config.eval_every)
+
+  @property
   def descriptions(self) -> dict[str, dict[str, Any]]:
     """What there is to know of the metrics, by name, as results.json has it."""
     fields = ('unit', 'higher_is_better', 'label')

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import errno
+import functools
 import json
 import math
 import time
@@ -22,6 +23,7 @@ from vit_jax.run.ending import Interrupted, NonFiniteError
 from vit_jax.run.metrics import format_classes, format_values
 from vit_jax.train import feeds, metrics
 from vit_jax.train.experiment import Experiment
+from vit_jax.train.length import differing_schedules
 from vit_jax.train.signals import StopSignal
 from vit_jax.train.state import make_plateau
 
@@ -141,10 +143,12 @@ class Run:
     """Updates whatever follows `config.monitor`, which an evaluation found to be `value`."""
     sign = 1 if self.experiment.monitored.higher_is_better else -1
     best = self.meta['best']
-    if best is None or value * sign > best['value'] * sign:
-      self.meta |= {'best': {'step': self.step, 'value': value}, 'waited': 0}
-    else:
-      self.meta['waited'] += 1
+    is_better = best is None or value * sign > best['value'] * sign
+    if is_better:
+      self.meta['best'] = {'step': self.step, 'value': value}
+    if self.step % self.experiment.monitor_period:
+      return  # due at the end alone, which a longer run wouldn't have here
+    self.meta['waited'] = 0 if is_better else self.meta['waited'] + 1
     patience = self.config.early_stopping_patience
     self.meta['stopped'] = bool(patience) and self.meta['waited'] >= patience
     if plateau := make_plateau(self.config):
@@ -223,6 +227,13 @@ class Run:
       self.save()
 
 
+def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
+  """Returns the results of a run that ended after a step; None before that."""
+  path = workdir / 'results.json'
+  summary = json.loads(path.read_text()) if path.exists() else {'step': None}
+  return summary if summary['step'] == step else None
+
+
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """Trains the experiment in `workdir`, or goes on where a run there stopped.
 
@@ -242,16 +253,18 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   with contextlib.ExitStack() as stack:
     stack.enter_context(_disk_errors(workdir))
     if _is_main():
-      stack.enter_context(directory.claimed(workdir, experiment.config, experiment.model_config))
+      depending = functools.partial(differing_schedules, experiment.config)
+      claimed = directory.claimed(workdir, experiment.config, experiment.model_config, depending)
+      stack.enter_context(claimed)
     # Decodes and compiles in the background; a run with results has likely nothing left to train.
     is_new = not (workdir / 'results.json').exists()
     train_feed = experiment.train_feed() if is_new else None
     eval_feed = experiment.eval_feed(experiment.judged) if is_new else None
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
-    if run.done and (workdir / 'results.json').exists() and _is_main():
-      print(f'{workdir}: complete after step {run.step}, nothing is left to train')
-      summary = json.loads((workdir / 'results.json').read_text())
+    if run.done and (summary := _finished(workdir, run.step)) and _is_main():
+      early = ', where it stopped early' if run.meta['stopped'] else ''
+      print(f'{workdir}: complete after step {run.step}{early}, nothing is left to train')
       print(results.table(summary), flush=True)
       return summary
     writer = stack.enter_context(writers.MetricWriter(workdir, run.step, _is_main()))

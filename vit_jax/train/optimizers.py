@@ -141,6 +141,12 @@ def _freeze_first(
   return [partition]
 
 
+def weight_decay(config: ConfigDict) -> optax.ScalarOrSchedule:
+  """Returns the weight decay, by steps done where it changes."""
+  first, last = config.optimizer.weight_decay, config.optimizer.weight_decay_end
+  return first if last is None else cosine_between(first, last, config.num_steps)
+
+
 def make_optimizer(
   config: ConfigDict, model: Backbone | Head, params: Any, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -183,9 +189,7 @@ def make_optimizer(
   def decay_mask(tree):
     return jax.tree.map(lambda name: not (no_decay and no_decay.search(name)), path_names(tree))
 
-  decay = opt.weight_decay
-  if opt.weight_decay_end is not None:
-    decay = cosine_between(decay, opt.weight_decay_end, config.num_steps)
+  decay = weight_decay(config)
 
   def make(first):
     rates = _from_step(first, schedule)

@@ -32,12 +32,17 @@ def _split(batch: Batch, parts: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def ema_decay(config: ConfigDict) -> optax.Schedule:
+  """Returns the decay of the parameters' moving average, by steps done."""
+  if config.ema_decay_end is None:
+    return optax.constant_schedule(config.ema_decay)
+  return cosine_between(config.ema_decay, config.ema_decay_end, config.num_steps)
+
+
 def _moving_average(config: ConfigDict, step: jax.Array, ema_params: Any, trainable: Any) -> Any:
   if ema_params is None:
     return None
-  decay = config.ema_decay
-  if config.ema_decay_end is not None:
-    decay = cosine_between(decay, config.ema_decay_end, config.num_steps)(step)
+  decay = ema_decay(config)(step)
   # A frozen parameter's average is itself, but wouldn't be after rounding.
   ema, frozen = partition.split(config.freeze, ema_params)
   ema = optax.incremental_update(trainable, ema, 1 - decay)
