@@ -1,10 +1,11 @@
 """What the configs know about data sets: splits, image sizes, normalisation, augmentation."""
 
 import os
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax import config_fields, models
+from vit_jax import config_fields, models, tasks
 from vit_jax.data import FOLDER_OF
 from vit_jax.data.kinds import kind_of
 from vit_jax.errors import UsageError
@@ -63,10 +64,22 @@ def split_arg(arg: str, default_size: str | None) -> tuple[str | None, str]:
   return parts[0] if len(parts) == 2 else default_size, parts[-1]
 
 
+def _validation_split(folder: Path) -> str:
+  """Returns the folder's own, beside a test split; else a share of what is trained on."""
+  folders = [folder, *sorted(folder.glob('*/'))]  # of splits, or of classes with splits in them
+
+  def has(split):
+    return any((parent / split).is_dir() for parent in folders)
+
+  own = [name for name in ('val', 'valid', 'validation') if has(name)]
+  return own[0] if own and has('train') and has('test') else '10%'
+
+
 def apply(config: ConfigDict, dataset: str) -> None:
   """Sets `config.data` and `config.augment` for a data set, or for a folder where it is a path.
 
-  The folder holds what the model takes; images, where the model is left open.
+  The folder holds what the model takes; images, where the model is left open. No published number
+  is of such a folder: where classes are learnt, a validation split chooses.
   """
   name = config.model.name
   input = 'image' if name is None else models.backbone(name).INPUT
@@ -76,5 +89,7 @@ def apply(config: ConfigDict, dataset: str) -> None:
   config.augment.update(augment)
   if os.sep in dataset:
     config.data.dir = dataset
+    if tasks.find(config.task).LEARNS_CLASSES:
+      config.data.val_split = _validation_split(Path(dataset).expanduser())
     dataset = FOLDER_OF[input]
   config_fields.set_data(config, dataset)

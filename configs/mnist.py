@@ -1,7 +1,8 @@
 """A shallow ViT on MNIST, after a PyTorch write-up: configs/mnist.py:fixed or mnist.py:faithful.
 
 `faithful` has that code's loss, which applies softmax before a cross-entropy that applies it again;
-`fixed` hasn't. Both are printed beside its accuracy on the training split.
+`fixed` hasn't. Both are printed beside its accuracy on the training split. As there, all of that
+is trained on, and the test split chooses the best checkpoint.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
 HEAD is linear, a linear layer on each token, or segvit (arXiv 2210.05844). SIZE is that of a ViT,
 as in vit.py, or small: a ViT for a CPU and images of 96x128 pixels. DATASET is the path of a folder
 of images and masks, with a slash in it. With --config.model.name=swin or another model, the linear
-head reads its maps.
+head reads its maps. The test split chooses the best checkpoint; --config.data.val_split=val leaves
+that to a folder's own val.
 
 Other sizes than small have SegViT's recipe, and start from --config.init_from: windows of 512
 pixels, taken from images at random scales to train, and slid over the image to evaluate. It is made

@@ -27,6 +27,7 @@ def get_config(arg: str = 'swin-B,imagenet2012') -> ConfigDict:
     check_choice('--config: SimMIM backbone', kind, ('swin',))
   c = swin.get_config(f'{size},{dataset}') if is_swin else vit.get_config(f'{kind},{dataset}')
   config_fields.set_task(c, 'simmim')
+  c.data.val_split = ''  # that of a folder: nothing depends on classes here
   c.model.activation = 'gelu_exact'
   c.model.stochastic_depth = 0.0 if is_swin else 0.1
   c.monitor = 'loss'

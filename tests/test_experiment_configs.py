@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar10, mnist, token_learner
+from configs import cifar10, digits, finetune, mae, mnist, simmim, token_learner, vit, vivit
 from vit_jax import models
 from vit_jax.errors import UsageError
 from vit_jax.train import loop
@@ -174,3 +174,30 @@ def test_the_token_learner_comes_after_the_first_of_four_layers():
 def test_mistaken_arguments(name, arg, message):
   with pytest.raises(UsageError, match=message):
     get_config(name, arg)
+
+
+@pytest.mark.parametrize(
+  ('splits', 'expected'),
+  [
+    (('.',), '10%'),
+    (('train', 'test'), '10%'),
+    (('train', 'valid'), '10%'),
+    (('train', 'valid', 'test'), 'valid'),
+  ],
+)
+@pytest.mark.parametrize('inner', [False, True])
+def test_a_folder_of_ones_own_has_a_validation_split(tmp_path, splits, expected, inner):
+  for split in splits:
+    for name in ('cat', 'dog'):
+      (tmp_path / (f'{name}/{split}' if inner else f'{split}/{name}')).mkdir(parents=True)
+  assert finetune.get_config(f'B/16,{tmp_path}').data.val_split == expected
+  assert vivit.get_config(f'B/16x2-1,{tmp_path}').data.val_split == expected
+  for config in (mae.get_config(f'B/16,{tmp_path}'), simmim.get_config(f'B/16,{tmp_path}')):
+    assert config.data.val_split == ''  # which has no labels to be judged by
+
+
+@pytest.mark.parametrize(
+  'config', [digits.get_config(), mnist.get_config(), cifar10.get_config(), vit.get_config()]
+)
+def test_known_data_sets_are_trained_on_whole(config):
+  assert (config.data.val_split, config.monitor) == ('', 'accuracy')

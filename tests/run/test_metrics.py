@@ -34,8 +34,8 @@ def test_of_runs_that_recorded_nothing_the_name_tells_the_unit(name, value, text
 
 
 def test_what_was_recorded_stands_before_the_name():
-  values = {'test/mean_iou': 0.5, 'test/accuracy': 0.5, 'test/iou75': 0.5}
-  expected = 'test/mean_iou 50.00 %  test/accuracy 0.5  test/iou75 50.00 %'
+  values = {'test/mean_iou': 0.5, 'test/accuracy': 0.5, 'val/accuracy': 0.5, 'test/iou75': 0.5}
+  expected = 'test/mean_iou 50.00 %  test/accuracy 0.5  val/accuracy 0.5  test/iou75 50.00 %'
   assert format_values(values, RECORDED) == expected
 
 

@@ -43,3 +43,12 @@ def test_the_panels_are_those_that_metrics_ask_for():
 @pytest.mark.parametrize('history', [[], [{'step': 1, 'grad_norm': 2.0}]])
 def test_nothing_to_draw(history):
   assert panels(curves(history, 'a run')) == {'': {}}
+
+
+def test_the_split_that_chooses_is_drawn_and_not_what_the_end_alone_knows():
+  history = [
+    {'step': 4, 'train/loss': 2.0, 'val/loss': 2.5},
+    {'step': 8, 'train/loss': 1.0, 'val/loss': 1.5},
+    {'step': 8, 'test/loss': 9.0},
+  ]
+  assert panels(curves(history, 'a run')) == {'loss': {'train': [2.0, 1.0], 'val': [2.5, 1.5]}}

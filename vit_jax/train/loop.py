@@ -318,13 +318,16 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
   state, _ = found
   variables = feeds.put_on_devices(state.eval_variables)
-  found = {}
-  for split in dict.fromkeys((experiment.judged, 'test')):
+  found, splits = {}, list(dict.fromkeys((experiment.judged, 'test')))
+  for split in splits:
     found |= _metrics_of(experiment, split, experiment.eval_feed(split), variables)
   found |= experiment.evaluators(experiment.evaluators.periods, variables)
   found = {'step': int(state.step), **found}
   if _is_main():
     lines = [format_values(found, experiment.descriptions)]
-    lines += format_classes(found, experiment.descriptions).values()
+    for split in splits:
+      values = {name: v for name, v in found.items() if name.startswith(f'{split}/')}
+      texts = format_classes(values, experiment.descriptions).values()
+      lines += [f'{split}  {text}' if len(splits) > 1 else text for text in texts]
     print('\n'.join(lines), flush=True)
   return found
