@@ -18,7 +18,7 @@ from vit_jax.run import results
 from vit_jax.run.checkpoints import Checkpointer
 from vit_jax.run.writers import read_history
 from vit_jax.train import experiment as experiment_lib
-from vit_jax.train import loop
+from vit_jax.train import loop, step
 from vit_jax.train.experiment import Experiment
 
 
@@ -48,9 +48,13 @@ def assert_same_bits(workdir, other):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """A finished run: (workdir, results, the splits that were evaluated)."""
+  """A finished run: (workdir, results, the splits that were evaluated, and 'compiled')."""
   workdir, evaluated = tmp_path_factory.mktemp('validation') / 'run', []
-  metrics_of = loop._metrics_of
+  metrics_of, prepare = loop._metrics_of, step.prepare
+
+  def counting(*args):
+    evaluated.append('compiled')
+    return prepare(*args)
 
   def recording(experiment, split, *args):
     evaluated.append(split)
@@ -58,12 +62,15 @@ def finished(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, '_metrics_of', recording)
+    experiment = Experiment(make_config())
+    patch.setattr(loop, 'Experiment', lambda *_: experiment)
+    patch.setattr(step, 'prepare', counting)  # which is traced
     return workdir, run(workdir), evaluated
 
 
 def test_the_test_split_is_evaluated_once_with_the_last_and_the_best(finished):
   workdir, found, evaluated = finished
-  assert evaluated == ['val'] * 3 + ['test'] * 2
+  assert evaluated == ['val', 'compiled', 'val', 'val', 'test', 'test']
   history = read_history(workdir / 'metrics.jsonl')
   assert [line['step'] for line in history if 'val/loss' in line] == [4, 8, 12]
   assert [line['step'] for line in history if 'test/loss' in line] == [12]
@@ -71,8 +78,8 @@ def test_the_test_split_is_evaluated_once_with_the_last_and_the_best(finished):
   assert found['best']['step'] == max(values, key=values.get) == 8
   assert found['monitor'] == 'val/accuracy'
   assert json.loads((workdir / 'config.json').read_text())['monitor'] == 'val/accuracy'
-  for step, part in {12: found['final'], 8: found['best']}.items():
-    assert part['val/accuracy'] == values[step]
+  for done, part in {12: found['final'], 8: found['best']}.items():
+    assert part['val/accuracy'] == values[done]
     assert {'test/loss', 'test/accuracy', 'test/top5_accuracy'} < part.keys()
   assert found['final']['test/loss'] != found['best']['test/loss']
 

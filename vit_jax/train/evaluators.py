@@ -172,7 +172,8 @@ class _Reader:
     feed = feeds.ResidentEvalFeed if self._resident else feeds.StreamedEvalFeed
     run, resident = self._run, self._resident
     loaders = [run.make_loader(source, run.preprocess, resident) for source in self.sources]
-    return [feed(self._step, loader) for loader in loaders]
+    mapped_step = feed.mapped(self._step)
+    return [feed(mapped_step, loader) for loader in loaders]
 
   def __call__(self, variables: Any) -> list[np.ndarray]:
     """Returns what `KNN.accuracy` takes: features and labels to learn from, and those to test."""

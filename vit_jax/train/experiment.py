@@ -1,6 +1,7 @@
 """The parts of a run, all mistakes found before it starts: `Experiment`."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -370,9 +371,18 @@ class Experiment:
 
   def eval_feed(self, split: str) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
     """Returns what evaluates a model's variables on 'val' or 'test': variables -> metrics."""
+    longest = max(len(source) for name, (source, _) in self.sets.items() if name != 'train')
+    return self._feed(self._eval_step, self._loader(split, self.resident), longest)
+
+  @property
+  def _feed(self) -> type[feeds.ResidentEvalFeed] | type[feeds.StreamedEvalFeed]:
+    return feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
+
+  @functools.cached_property
+  def _eval_step(self) -> Callable:
+    """The step that all splits are evaluated with, so that it compiles once."""
     eval_step = step.make_eval_step(self.config, self.model, self.task, self._views['test'])
-    feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
-    return feed(eval_step, self._loader(split, self.resident))
+    return self._feed.mapped(eval_step)
 
   def flops_per_image(self, state: TrainState) -> dict[str, float]:
     """Returns floating-point operations an example, counted as `vit_jax.train.flops` does.

@@ -166,27 +166,48 @@ def add_up(results: Iterator[Any]) -> Any:
   return total
 
 
+def _fill(x: np.ndarray, length: int, axis: int) -> np.ndarray:
+  """Appends zeros along an axis, up to a length."""
+  missing = max(length - x.shape[axis], 0)
+  return np.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
+
+
 class ResidentEvalFeed:
   """Evaluates on data that stay on the device."""
 
-  def __init__(self, eval_step: Callable, loader: ResidentLoader):
-    self._step = steps_lib.map_over_devices(
+  @staticmethod
+  def mapped(eval_step: Callable) -> Callable:
+    """Returns the step as feeds take it; those that share it compile it once for equal shapes."""
+    return steps_lib.map_over_devices(
       lambda variables, rows, shared: eval_step(
         variables, steps_lib.gather(shared[0], rows, shared[1])
       )
     )
-    self._loader, self._rows = loader, loader.indices()
-    self._rows['slot'] = self._rows['index']  # in order, so that it is the place in the split
+
+  def __init__(self, mapped_step: Callable, loader: ResidentLoader, num_examples: int = 0):
+    """Takes data, which go to the devices before the first batch.
+
+    Args:
+      mapped_step: see `mapped`.
+      loader: of the data.
+      num_examples: that the shapes are made for, where that is more than there are.
+    """
+    self._step, self._loader, self._num_examples = mapped_step, loader, num_examples
+    rows = loader.indices()
+    rows['slot'] = rows['index']  # in order, so that it is the place in the split
+    devices, self._num_batches, per_device = rows['index'].shape
+    batches = -(-num_examples // (devices * per_device * jax.process_count()))
+    self._rows = {name: _fill(x, batches, axis=1) for name, x in rows.items()}
 
   @functools.cached_property
   def _arrays(self) -> Any:
-    arrays = put_on_devices(self._loader.arrays)
+    arrays = {n: _fill(x, self._num_examples, axis=0) for n, x in self._loader.arrays.items()}
     del self._loader.arrays  # the devices have it now
-    return arrays
+    return put_on_devices(arrays)
 
   def batches(self, variables: Any) -> Iterator[Any]:
     """Yields what the step gives of each batch, with a model's `variables`."""
-    for i in range(self._rows['index'].shape[1]):
+    for i in range(self._num_batches):
       yield self._step(variables, self._rows, (self._arrays, np.int32(i)))
 
   def __call__(self, variables: Any) -> Any:
@@ -197,11 +218,17 @@ class ResidentEvalFeed:
 class StreamedEvalFeed:
   """Evaluates on batches that the host makes."""
 
-  def __init__(self, eval_step: Callable, loader: StreamedLoader):
-    self._step = steps_lib.map_over_devices(
+  @staticmethod
+  def mapped(eval_step: Callable) -> Callable:
+    """Returns the step as feeds take it, and share it."""
+    return steps_lib.map_over_devices(
       lambda variables, batch, first: eval_step(variables, batch | {'slot': batch['slot'] + first})
     )
-    self._loader = loader
+
+  def __init__(self, mapped_step: Callable, loader: StreamedLoader, num_examples: int = 0):
+    """Keeps the arguments of `ResidentEvalFeed`; batches are of one shape anyway."""
+    del num_examples
+    self._step, self._loader = mapped_step, loader
 
   def batches(self, variables: Any) -> Iterator[Any]:
     """Yields what the step gives of each batch, with a model's `variables`."""
