@@ -73,10 +73,11 @@ def test_parts_are_sources_like_the_whole():
 
 
 def test_shares():
-  assert [percentage(s) for s in ('10%', ' 2.5 %', '', 'train[:10%]', '0.1')] == [
-    *(10, 2.5),
-    *(None, None, None),
-  ]
+  splits = '10%', ' 2.5 %', '', 'train[:10%]'
+  assert [percentage(split) for split in splits] == [10, 2.5, None, None]
+  for split in ('10', '0.1'):
+    with pytest.raises(FieldError, match=r'^split: .* is a number; give a share'):
+      percentage(split)
   for split in ('0%', '100%', '250%'):
     with pytest.raises(FieldError, match=r'^split: .* is not between 0% and 100%'):
       percentage(split)

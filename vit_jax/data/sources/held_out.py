@@ -10,7 +10,7 @@ from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.sources.splits import stratified
 from vit_jax.errors import FieldError
 
-_PERCENT = re.compile(r'\s*(\d+\.?\d*|\.\d+)\s*%\s*')
+_PERCENT = re.compile(r'\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*')
 _MOST_LABELS = 300_000  # records whose labels are read; a data set may have to read them whole
 
 
@@ -35,11 +35,15 @@ class Subset(Source):
 
 
 def percentage(split: str) -> float | None:
-  """Returns 10.0 of '10%'; None of what is no percentage. Raises FieldError if out of range."""
+  """Returns 10.0 of '10%'; None of a split. Raises FieldError for other numbers."""
   match = _PERCENT.fullmatch(split)
-  if match and not 0 < float(match[1]) < 100:
+  if not match:
+    return None
+  if not match[2]:
+    raise FieldError('split', f"{split!r} is a number; give a share as in '10%', or a split")
+  if not 0 < float(match[1]) < 100:
     raise FieldError('split', f'{split!r} is not between 0% and 100%')
-  return float(match[1]) if match else None
+  return float(match[1])
 
 
 def hold_out(source: Source, percent: float, seed: int) -> tuple[Source, Source, str]:
