@@ -76,3 +76,26 @@ def test_lists_and_tuples_are_the_same(there):
   directory.check(there(freeze=('a', 'b')), tiny_config(freeze=('a', 'b')))
   with pytest.raises(UsageError, match='freeze '):
     directory.check(there(freeze=('a', 'b')), tiny_config(freeze=('b',)))
+
+
+def test_slices_of_folders_that_an_earlier_version_cut_are_refused(there):
+  """It cut them without regard to classes: other images, some trained on, would be tested."""
+  changes = {'data.name': 'folder', 'data.dir': 'x', 'data.train_split': 'train[:80%]'}
+  workdir, config = there(**changes), tiny_config(**changes)
+  directory.check(workdir, config)
+  content = json.loads((workdir / 'config.json').read_text())
+  del content['data']['val_split']
+  (workdir / 'config.json').write_text(json.dumps(content))
+  with pytest.raises(UsageError, match=r"data\.train_split='train\[:80%\]' was other examples; "):
+    directory.check(workdir, config)
+  directory.check(workdir, config, only=('model',))
+
+
+def test_a_run_of_a_version_without_validation_has_none(there):
+  workdir = there()
+  content = json.loads((workdir / 'config.json').read_text())
+  del content['data']['val_split']
+  (workdir / 'config.json').write_text(json.dumps(content))
+  directory.check(workdir, tiny_config())
+  with pytest.raises(UsageError, match=r"data\.val_split '' there, '10%' now"):
+    directory.check(workdir, tiny_config(**{'data.val_split': '10%'}))

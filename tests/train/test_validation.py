@@ -154,6 +154,14 @@ def test_a_run_killed_in_its_last_evaluation_does_it_again(finished, tmp_path):
   assert read_history(tmp_path / 'run' / 'metrics.jsonl') == read_history(workdir / 'metrics.jsonl')
 
 
+def test_no_process_tests_alone_what_process_0_finds_complete(finished, monkeypatch):
+  workdir, _, _ = finished
+  monkeypatch.setattr(loop, '_is_main', lambda: False)
+  monkeypatch.setattr(loop, '_agreed', lambda value: True)
+  monkeypatch.setattr(loop.Run, 'test', None)
+  assert run(workdir)['step'] == 12
+
+
 def test_a_best_checkpoint_that_is_damaged_is_not_tested(finished, tmp_path, capsys):
   workdir, found, _ = finished
   shutil.copytree(workdir, tmp_path / 'run')

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import host_memory
@@ -227,6 +228,13 @@ class Run:
       self.save()
 
 
+def _agreed(value: bool) -> bool:
+  """Returns what process 0 says."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
 def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
   """Returns the results of a run that ended after a step; None before that."""
   path = workdir / 'results.json'
@@ -262,7 +270,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     eval_feed = experiment.eval_feed(experiment.judged) if is_new else None
     run = Run(experiment, workdir)
     stack.callback(run.checkpointer.close)
-    if run.done and (summary := _finished(workdir, run.step)) and _is_main():
+    summary = _finished(workdir, run.step) if run.done and _is_main() else None
+    is_complete = _agreed(summary is not None)
+    if summary:
       early = ', where it stopped early' if run.meta['stopped'] else ''
       print(f'{workdir}: complete after step {run.step}{early}, nothing is left to train')
       print(results.table(summary), flush=True)
@@ -280,7 +290,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         with train_feed, StopSignal() as stop_signal:
           run.train(train_feed, eval_feed, writer, progress, stop_signal)
       train_feed = eval_feed = None  # their data make room for those of the test split
-      tested = run.test()
+      tested = {} if is_complete else run.test()
       if tested and not any(tested['final'].keys() <= line.keys() for line in writer.history):
         writer.write(run.step, tested['final'])
     except NonFiniteError as e:
