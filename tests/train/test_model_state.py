@@ -136,7 +136,8 @@ def test_the_average_of_the_parameters_is_evaluated_with_the_statistics_of_now()
   eval_step = steps.make_eval_step(step_config(), MODEL, TASK)
   mapped = steps.map_over_devices(lambda variables, batch, _: eval_step(variables, batch))
   batch = make_batch(0)
-  loss, count = mapped(put_on_devices(last.eval_variables), batch, ())['loss']
+  sums, _ = mapped(put_on_devices(last.eval_variables), batch, ())
+  loss, count = sums['loss']
   image = (batch['image'][0] / 255.0 - 0.5) / 0.5
   logits = MODEL.apply({'params': average, **last.model_state}, image, train=False)
   losses = -jax.nn.log_softmax(logits)[np.arange(BATCH), batch['label'][0]]

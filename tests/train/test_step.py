@@ -182,7 +182,8 @@ for case in sys.argv[1:]:
   config.data.update(name=name, test_split=test_split, train_split='test', resident=resident)
   config.augment.shift = 0
   experiment = Experiment(config)
-  metrics = experiment.eval_feed()(put_on_devices(experiment.initial_state().eval_variables))
+  variables = put_on_devices(experiment.initial_state().eval_variables)
+  metrics, _ = experiment.eval_feed('test')(variables)
   print({name: float(count) for name, (_, count) in metrics.items()})
 """
 

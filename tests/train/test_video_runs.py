@@ -144,7 +144,7 @@ def test_logits_of_several_views_are_averaged(run, folder):
     logits.append(config.model.apply(variables, (np.float32(clips) / 255 - 0.5) / 0.5).mean(axis=0))
     labels.append(record['label'])
   state = experiment.initial_state().replace(params=variables['params'])
-  (total, count) = experiment.eval_feed()(state.eval_variables)['loss']
+  (total, count) = experiment.eval_feed('test')(state.eval_variables)[0]['loss']
   losses = -np.log(scipy.special.softmax(logits, axis=1)[np.arange(len(labels)), labels])
   np.testing.assert_allclose(total / count, losses.mean(), rtol=1e-4)
   rows = Predictor(variables, config)([record['video'] for record in source])

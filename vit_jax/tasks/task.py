@@ -149,6 +149,31 @@ class Task:
     """The metrics by name, 'loss' first; progress shows the first two."""
     raise NotImplementedError
 
+  def further_metrics(self, record: Mapping[str, Any]) -> Mapping[str, Metric]:
+    """Returns the metrics that `config.metrics` may ask for, by name; none without `rows`.
+
+    Their `value` is a function of `probabilities` and `label` of `rows`, of a whole split, as NumPy
+    arrays.
+
+    Args:
+      record: an example of the data.
+    """
+    del record
+    return {}
+
+  def rows(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    """Returns what an evaluation keeps of each example; {} where there are only sums.
+
+    These are `probabilities`, float32 [B, K], `label`, int [B] or float [B, K], `predicted`, int
+    [B] or bool [B, K], and, as columns of a table of predictions, other numbers [B] by name.
+
+    Args:
+      outputs: what `outputs` returned in evaluation.
+      batch: that it was given.
+    """
+    del outputs, batch
+    return {}
+
   def predict(self, outputs: Outputs) -> Any:
     """Returns predictions of N images, an array [N, ...] or a dict of such; can be traced."""
     raise NotImplementedError

@@ -21,7 +21,7 @@ from vit_jax.models import Backbone, ModelConfig
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Features
 from vit_jax.tasks import Metric
-from vit_jax.train import feeds
+from vit_jax.train import feeds, step
 from vit_jax.train.knn import KNN
 from vit_jax.train.linear_probe import LinearProbe
 
@@ -163,9 +163,9 @@ class _Reader:
     )
 
   def _step(self, variables: Any, batch: Mapping[str, jax.Array]) -> Any:
-    """Returns features, labels and weights of the global batch, in its order."""
-    found = self._features(variables, batch[self._run.input]), batch['label'], batch['weight']
-    return jax.lax.all_gather(found, 'batch', tiled=True)
+    """Returns features and labels of the global batch, as `step.gather_rows` does."""
+    features = self._features(variables, batch[self._run.input])
+    return step.gather_rows((features, batch['label']), batch)
 
   @functools.cached_property
   def _feeds(self) -> list[feeds.ResidentEvalFeed | feeds.StreamedEvalFeed]:
@@ -179,9 +179,7 @@ class _Reader:
     """Returns what `KNN.accuracy` takes: features and labels to learn from, and those to test."""
     arrays = []
     for feed in self._feeds:
-      batches = zip(*feeds.to_host(feed.batches(variables)), strict=True)
-      features, labels, weights = (np.concatenate(parts) for parts in batches)
-      arrays += [features[weights > 0], labels[weights > 0]]
+      arrays += feeds.join_rows(feed.batches(variables))
     return arrays
 
 

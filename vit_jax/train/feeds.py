@@ -172,6 +172,34 @@ def _fill(x: np.ndarray, length: int, axis: int) -> np.ndarray:
   return np.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
 
 
+def join_rows(results: Iterator[Any]) -> Any:
+  """Returns the rows of all examples, as arrays that can't be written to, in the split's order.
+
+  Args:
+    results: what `step.gather_rows` gives of each batch; rows of padding are left out.
+  """
+  parts = []
+  for rows, weight, slot in to_host(results):
+    parts.append(jax.tree.map(lambda x, kept=weight > 0: x[kept], (rows, slot)))
+  rows, slot = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  rows = jax.tree.map(lambda x: x[np.argsort(slot)], rows)
+  jax.tree.map(lambda x: x.setflags(write=False), rows)
+  return rows
+
+
+def evaluate(results: Iterator[tuple[Any, Any]]) -> tuple[Any, Any]:
+  """Adds sums up, as `add_up` does, and joins rows; None where the eval step gives none."""
+  rows = []
+
+  def sums():
+    for batch_sums, batch_rows in to_host(results):
+      rows.append(batch_rows)
+      yield batch_sums
+
+  total = add_up(sums())
+  return total, None if rows[0] is None else join_rows(rows)
+
+
 class ResidentEvalFeed:
   """Evaluates on data that stay on the device."""
 
@@ -210,9 +238,9 @@ class ResidentEvalFeed:
     for i in range(self._num_batches):
       yield self._step(variables, self._rows, (self._arrays, np.int32(i)))
 
-  def __call__(self, variables: Any) -> Any:
-    """Returns the sums of a model's `variables` over every example."""
-    return add_up(self.batches(variables))
+  def __call__(self, variables: Any) -> tuple[Any, Any]:
+    """Returns (sums, rows) of a model's `variables` over every example, see `evaluate`."""
+    return evaluate(self.batches(variables))
 
 
 class StreamedEvalFeed:
@@ -237,6 +265,6 @@ class StreamedEvalFeed:
         batch_size = batch['weight'].size * jax.process_count()
         yield self._step(variables, batch, np.int32(i * batch_size))
 
-  def __call__(self, variables: Any) -> Any:
-    """Returns the sums of a model's `variables` over every example."""
-    return add_up(self.batches(variables))
+  def __call__(self, variables: Any) -> tuple[Any, Any]:
+    """Returns (sums, rows) of a model's `variables` over every example, see `evaluate`."""
+    return evaluate(self.batches(variables))

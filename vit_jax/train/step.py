@@ -3,6 +3,7 @@
 Every function here sees one device's part of the batch; 'batch' is the axis of the devices.
 """
 
+import collections
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -182,21 +183,32 @@ def prepare(
   return batch | task.scheduled(None)
 
 
-def evaluate(model: nn.Module, task: Task, variables: Any, batch: Batch, rng: jax.Array) -> Sums:
-  """Returns the task's sums of a batch of `prepare` with its totals; a key in `rng` a row."""
+def evaluate(
+  model: nn.Module, task: Task, variables: Any, batch: Batch, rng: jax.Array
+) -> tuple[Sums, dict[str, jax.Array]]:
+  """Returns the task's sums, and its rows in their order, of a batch of `prepare` with its totals.
+
+  There is a key in `rng` for each row.
+  """
   apply = _evaluated(model, task, variables)
   outputs = task.outputs(apply, batch, rng, False, apply if task.TEACHER else None)
-  return task.loss(outputs, batch, rng, False)
+  rows = collections.OrderedDict(task.rows(outputs, batch))  # a dict would lose its order in JAX
+  return task.loss(outputs, batch, rng, False), rows
 
 
 def make_eval_step(
-  config: ConfigDict, model: nn.Module, task: Task, views: Views | None = None
-) -> Callable[[Any, Batch], Sums]:
-  """Returns `eval_step(variables, batch) -> sums`, added up over the axis 'batch'.
+  config: ConfigDict,
+  model: nn.Module,
+  task: Task,
+  views: Views | None = None,
+  with_rows: bool = False,
+) -> Callable[[Any, Batch], tuple[Sums, Any]]:
+  """Returns `eval_step(variables, batch) -> (sums, rows)`, for use under an axis named 'batch'.
 
   The batch is that of training, but for `slot`, which is the row's place in the split. The task
   and `config.data.test_rotation` draw by keys from (seed, slot): every evaluation of a run draws
-  alike. So are `views` drawn, all from the images as evaluation has them.
+  alike. So are `views` drawn, all from the images as evaluation has them. The sums are those of the
+  global batch. The rows are what `gather_rows` gives of `Task.rows`, or None unless `with_rows`.
   """
 
   def eval_step(variables, batch):
@@ -206,9 +218,15 @@ def make_eval_step(
     turns = jax.vmap(lambda key: jax.random.fold_in(key, _ROTATION))(rng)
     batch = augment.rotate(config.data.test_rotation, turns, batch)
     batch |= jax.lax.psum(task.totals(batch), 'batch')
-    return jax.lax.psum(evaluate(model, task, variables, batch, rng), 'batch')
+    sums, rows = evaluate(model, task, variables, batch, rng)
+    return jax.lax.psum(sums, 'batch'), gather_rows(rows, batch) if with_rows else None
 
   return eval_step
+
+
+def gather_rows(rows: Any, batch: Batch) -> tuple[Any, jax.Array, jax.Array]:
+  """Returns `rows`, arrays [B, ...], of the global batch, and the weight and slot of each."""
+  return jax.lax.all_gather((rows, batch['weight'], batch['slot']), 'batch', tiled=True)
 
 
 def gather(arrays: Batch, rows: Batch, i: jax.Array) -> Batch:

@@ -58,7 +58,7 @@ def trace(
   def evaluate(variables):
     keys = jax.random.split(jax.random.key(0), 1)
     prepared = step.prepare(config, task, batch, keys, views)
-    return step.evaluate(model, task, variables, prepared | task.totals(prepared), keys)
+    return step.evaluate(model, task, variables, prepared | task.totals(prepared), keys)[0]
 
   with _names_the_model():
     variables = jax.eval_shape(lambda: init(model, 0, (1, *shape)))
