@@ -1,7 +1,7 @@
 """Image classification: softmax or sigmoid cross-entropy, top-1 and top-5 accuracy."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from vit_jax.errors import FieldError, check_choice
+from vit_jax.tasks import class_metrics
 from vit_jax.tasks.task import Batch, Metric, Outputs, Sums, Task
 
 
@@ -34,6 +35,7 @@ def softmax_twice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 _LOSSES = {'softmax': softmax_loss, 'softmax_twice': softmax_twice_loss, 'sigmoid': sigmoid_loss}
+_THRESHOLD = 0.5
 _PROBABILITIES = {
   'softmax': jax.nn.softmax,
   'softmax_twice': jax.nn.softmax,  # the second is part of the loss
@@ -91,6 +93,15 @@ class Classification(Task):
     if self.num_classes > 5:
       metrics['top5_accuracy'] = Metric(unit='%', higher_is_better=True)
     return metrics
+
+  def further_metrics(self, record: Mapping[str, Any]) -> Mapping[str, Metric]:
+    return class_metrics.metrics(self.num_classes, np.ndim(record['label']) > 0, _THRESHOLD)
+
+  def rows(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    self._check_shape(outputs['logits'])
+    probabilities, label = _PROBABILITIES[self.name](outputs['logits']), batch['label']
+    predicted = class_metrics.decide(probabilities, label.ndim > 1, _THRESHOLD)
+    return {'probabilities': probabilities, 'label': label, 'predicted': predicted}
 
   def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
     del rng

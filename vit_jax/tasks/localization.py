@@ -14,6 +14,7 @@ from vit_jax.errors import FieldError, check_choice
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.task import Batch, Metric, Outputs, Sums
 
+_BOX_NUMBERS = ('x', 'y', 'width', 'height')
 _IOU_THRESHOLDS = (50, 75, 90)  # per cent
 
 
@@ -116,6 +117,14 @@ class Localization(Classification):
       'box_loss': Metric(),
       'iou': Metric(higher_is_better=True, label='mean IoU of boxes'),
       **{f'iou{t}': share for t in _IOU_THRESHOLDS},
+    }
+
+  def rows(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    boxes = {'true_box': batch['box'], 'box': outputs['box']}
+    return super().rows(outputs, batch) | {
+      f'{name}_{number}': box[:, i]
+      for name, box in boxes.items()
+      for i, number in enumerate(_BOX_NUMBERS)
     }
 
   def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
