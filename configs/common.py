@@ -30,6 +30,8 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   # Decides best checkpoint, early stopping, plateau: a metric of the validation split if there is
   # one, else of the test split; or of an evaluator, as knn/accuracy.
   c.monitor = 'accuracy'
+  # Further metrics of evaluations: names of docs/configuration.md#metrics, or 'module:function'.
+  c.metrics = ()
   c.early_stopping_patience = 0  # evaluations without a better monitor before stopping; 0 = never
 
   c.init_from = ''  # weights to start from: a file, a folder, hf:NAME, a run directory; '' = none

@@ -15,8 +15,9 @@ from vit_jax.data import FOLDERS
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
 
-# Fields that change how fast or from where a run reads, not what it computes; beside `reference`.
-_FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
+# Fields that change how fast or from where a run reads, and what it reports, not what it computes;
+# beside `reference`.
+_FREE_FIELDS = {'metrics', 'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
 
 # Those that a run may have another value of when it goes on, where its steps so far don't depend on
 # it; log_every follows from num_steps.

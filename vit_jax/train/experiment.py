@@ -1,7 +1,6 @@
 """The parts of a run, all mistakes found before it starts: `Experiment`."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,9 @@ class Experiment:
     num_classes: of the training split; 0 where the task learns none.
     model: the Flax module.
     task: what it learns.
-    metrics: of evaluations, by name: the task's, and those of evaluators, as 'knn/accuracy'.
+    metrics: of evaluations, by name: the task's, those that `config.metrics` asks for, and those of
+      evaluators, as 'knn/accuracy'.
+    further_metrics: those of them that `config.metrics` asks for.
     evaluators: what judges the features, where `config.evaluators` turns some on.
     model_config: of the model, as whoever loads its variables needs it.
     resident: whether the data stay on the devices.
@@ -165,9 +166,12 @@ class Experiment:
       )
     traced = trace(config, self.model, self.task, record, self._views['test'])
     self._input_shape, self._shapes = traced.input, traced.variables
-    self.metrics = self.task.metrics | evaluators.metrics(config)
+    with field_prefix('config.'):
+      self.further_metrics = metrics.further(config.metrics, config.monitor, self.task, record)
+    self.metrics = self.task.metrics | self.further_metrics | evaluators.metrics(config)
+    single = [name for name, metric in self.further_metrics.items() if not metric.per_class]
     config.monitor = resolve.find_monitor(
-      config, self.judged, traced.metrics, evaluators.metrics(config)
+      config, self.judged, [*traced.metrics, *single], evaluators.metrics(config)
     )
     check_train_size(self.model, self._shapes, self._input_shape, self.sets['train'][1].image_size)
     self._param_shapes = self._shapes['params']
@@ -175,6 +179,7 @@ class Experiment:
     self.evaluators = self._make_evaluators()
     self._trainable, frozen = partition.split(config.freeze, self._param_shapes)
     self._pretrained, self._notes = {}, []
+    self._eval_steps = {}  # by whether they give rows
     if start:
       variables, self._notes = pretrained.fit(start, self.model_config, config)
       self._pretrained = models.flatten(variables)
@@ -277,6 +282,16 @@ class Experiment:
     """The metric that decides which checkpoint is the best."""
     return metrics.monitored(self.config.monitor, self.metrics)
 
+  def values(self, sums: Any, rows: Any) -> dict[str, float]:
+    """Returns the metrics of what `eval_feed` found; see `metrics.of_split`."""
+    return metrics.of_split(
+      self.task,
+      self.further_metrics,
+      (sums, rows),
+      self.model_config.class_names,
+      needed=self.config.monitor.rpartition('/')[2],
+    )
+
   @property
   def monitor_period(self) -> int:
     """Steps from one evaluation of that metric to the next."""
@@ -369,20 +384,22 @@ class Experiment:
       self._views['train'],
     )
 
-  def eval_feed(self, split: str) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
-    """Returns what evaluates a model's variables on 'val' or 'test': variables -> metrics."""
+  def eval_feed(
+    self, split: str, with_rows: bool = False
+  ) -> feeds.ResidentEvalFeed | feeds.StreamedEvalFeed:
+    """Returns what evaluates a model's variables on 'val' or 'test': variables -> (sums, rows).
+
+    There are rows for `further_metrics`, or where `with_rows`.
+    """
+    feed = feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
+    with_rows = with_rows or bool(self.further_metrics)
+    if with_rows not in self._eval_steps:  # all splits are evaluated by one, which compiles once
+      eval_step = step.make_eval_step(
+        self.config, self.model, self.task, self._views['test'], with_rows
+      )
+      self._eval_steps[with_rows] = feed.mapped(eval_step)
     longest = max(len(source) for name, (source, _) in self.sets.items() if name != 'train')
-    return self._feed(self._eval_step, self._loader(split, self.resident), longest)
-
-  @property
-  def _feed(self) -> type[feeds.ResidentEvalFeed] | type[feeds.StreamedEvalFeed]:
-    return feeds.ResidentEvalFeed if self.resident else feeds.StreamedEvalFeed
-
-  @functools.cached_property
-  def _eval_step(self) -> Callable:
-    """The step that all splits are evaluated with, so that it compiles once."""
-    eval_step = step.make_eval_step(self.config, self.model, self.task, self._views['test'])
-    return self._feed.mapped(eval_step)
+    return feed(self._eval_steps[with_rows], self._loader(split, self.resident), longest)
 
   def flops_per_image(self, state: TrainState) -> dict[str, float]:
     """Returns floating-point operations an example, counted as `vit_jax.train.flops` does.

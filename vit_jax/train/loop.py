@@ -58,8 +58,7 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
 
 def _metrics_of(experiment: Experiment, split: str, eval_feed, variables) -> dict[str, float]:
   """Evaluates `variables` on a split, giving metrics the names that they have in metrics.jsonl."""
-  class_names = experiment.model_config.class_names
-  values = metrics.values(experiment.task.metrics, eval_feed(variables), class_names)
+  values = experiment.values(*eval_feed(variables))
   return {f'{split}/{name}': value for name, value in values.items()}
 
 
@@ -337,7 +336,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     lines = [format_values(found, experiment.descriptions)]
     for split in splits:
       values = {name: v for name, v in found.items() if name.startswith(f'{split}/')}
-      texts = format_classes(values, experiment.descriptions).values()
-      lines += [f'{split}  {text}' if len(splits) > 1 else text for text in texts]
+      for name, text in format_classes(values, experiment.descriptions).items():
+        lines.append(f'{split} {name}: {text}' if len(splits) > 1 else f'{name}: {text}')
     print('\n'.join(lines), flush=True)
   return found
