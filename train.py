@@ -1,5 +1,6 @@
 """Trains or evaluates one experiment: python train.py --config=configs/digits.py."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -18,6 +19,9 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run directory; starting again in it resumes. Default: runs/<config name>.'
 )
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train, or evaluate what is there.')
+_PREDICTIONS = flags.DEFINE_string(
+  'predictions', None, 'With --mode=eval: a .csv, .json or .npz file for all that is predicted.'
+)
 _DISTRIBUTED = flags.DEFINE_boolean(
   'distributed', None, 'Several processes. Default: where Slurm or a Cloud TPU slice has several.'
 )
@@ -67,7 +71,10 @@ def main() -> None:
   start_distributed()
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)
-  {'train': loop.train_and_evaluate, 'eval': loop.evaluate}[_MODE.value](_CONFIG.value, workdir)
+  if _PREDICTIONS.value and _MODE.value != 'eval':
+    raise UsageError('--predictions: goes with --mode=eval')
+  evaluate = functools.partial(loop.evaluate, path=_PREDICTIONS.value)
+  {'train': loop.train_and_evaluate, 'eval': evaluate}[_MODE.value](_CONFIG.value, workdir)
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from vit_jax.run import directory, results, writers
 from vit_jax.run.checkpoints import Checkpointer
 from vit_jax.run.ending import Interrupted, NonFiniteError
 from vit_jax.run.metrics import format_classes, format_values
-from vit_jax.train import feeds, metrics
+from vit_jax.train import feeds, metrics, predictions
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import differing_schedules
 from vit_jax.train.signals import StopSignal
@@ -56,10 +56,21 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     raise
 
 
-def _metrics_of(experiment: Experiment, split: str, eval_feed, variables) -> dict[str, float]:
-  """Evaluates `variables` on a split, giving metrics the names that they have in metrics.jsonl."""
-  values = experiment.values(*eval_feed(variables))
-  return {f'{split}/{name}': value for name, value in values.items()}
+def _metrics_of(
+  experiment: Experiment,
+  split: str,
+  eval_feed,
+  variables: Any,
+  write: predictions.Write | None = None,
+) -> dict[str, float]:
+  """Evaluates `variables` on a split, giving metrics the names that they have in metrics.jsonl.
+
+  `write` is called with the rows, which `eval_feed` then must give.
+  """
+  sums, rows = eval_feed(variables)
+  if write:
+    write(rows)
+  return {f'{split}/{name}': value for name, value in experiment.values(sums, rows).items()}
 
 
 def _check_finite(found: dict[str, float], step: int) -> None:
@@ -307,13 +318,25 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   return summary
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def evaluate(config: ConfigDict, workdir: Path, path: str | None = None) -> dict[str, Any]:
   """Evaluates the best checkpoint in `workdir` (the last, where there is none) and prints it.
 
+  Args:
+    config: the experiment.
+    workdir: the run directory.
+    path: of a file for what is predicted of each example; see `predictions.writer`.
+
   Raises:
-    UsageError: no run or checkpoint there, or all are damaged.
+    UsageError: no run or checkpoint there, or all are damaged; `path` can't be written.
   """
   experiment = Experiment(config, workdir)
+  with predictions.writer(experiment, path) as write:
+    return _evaluate_best(experiment, workdir, write)
+
+
+def _evaluate_best(
+  experiment: Experiment, workdir: Path, write: predictions.Write | None
+) -> dict[str, Any]:
   if _is_main():
     only = _READ_BACK + (_HELD_OUT if experiment.judged == 'val' else ())
     directory.check(workdir, experiment.config, only)
@@ -329,7 +352,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   variables = feeds.put_on_devices(state.eval_variables)
   found, splits = {}, list(dict.fromkeys((experiment.judged, 'test')))
   for split in splits:
-    found |= _metrics_of(experiment, split, experiment.eval_feed(split), variables)
+    writes = write if split == 'test' else None
+    eval_feed = experiment.eval_feed(split, with_rows=writes is not None)
+    found |= _metrics_of(experiment, split, eval_feed, variables, writes)
   found |= experiment.evaluators(experiment.evaluators.periods, variables)
   found = {'step': int(state.step), **found}
   if _is_main():
