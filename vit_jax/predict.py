@@ -3,12 +3,14 @@
 A model of videos predicts what is in videos.
 """
 
+import contextlib
 import itertools
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -20,11 +22,13 @@ from vit_jax.data import kinds
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.precision import DTYPES, resolve_dtype
 from vit_jax.predictor import Prediction, Predictor
+from vit_jax.run import tables
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; its best checkpoint predicts.')
 _WEIGHTS = flags.DEFINE_string('weights', None, 'In place of --workdir: a file, folder or hf:NAME.')
 _TOP = flags.DEFINE_integer('top', 5, 'Classes to show of each image.', lower_bound=1)
 _JSON = flags.DEFINE_boolean('json', False, 'Print a JSON object a line.')
+_CSV = flags.DEFINE_string('csv', None, 'File to write a row of each image to, and no text.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write masks to, and drawings over the images.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum('dtype', 'auto', DTYPES, 'To compute in; auto: bfloat16 on GPU and TPU.')
@@ -42,20 +46,27 @@ def main(*paths: str) -> int:
   with field_prefix('--'):
     predictor = Predictor(variables, config, loss=loss, dtype=dtype)
   write = _writer(predictor, files) if _OUT.value else None
-  num_damaged = 0
+  num_damaged, rows = 0, []
   hidden = None if len(files) > 1 else True  # None shows it on terminals alone
   unit = config.model.INPUT
-  with tqdm(total=len(files), unit=unit, disable=hidden, leave=False, dynamic_ncols=True) as bar:
+  with (
+    tables.NewFile(_CSV.value, '--csv') if _CSV.value else contextlib.nullcontext() as table,
+    tqdm(total=len(files), unit=unit, disable=hidden, leave=False, dynamic_ncols=True) as bar,
+  ):
     for file, outcome in predictor.map(kind.decode, files, _BATCH_SIZE.value):
       if isinstance(outcome, Exception):
         num_damaged += 1
         bar.write(f'{file}: {_reason(outcome)}', file=sys.stderr)
       elif write:
         write(file, kind.picture(kind.decode(file)), outcome)
+      if table:
+        rows.append(_row(unit, file, outcome, predictor))
       if text := _format(unit, file, outcome, predictor):
         bar.write(text, file=sys.stdout)
         sys.stdout.flush()
       bar.update()
+    if table:
+      table.write(tables.dicts_to_csv(rows))
   return 1 if num_damaged else 0
 
 
@@ -97,7 +108,22 @@ def _format(unit: str, path: Path, outcome: Prediction | Exception, predictor: P
   shown = outcome, predictor.class_names, _TOP.value
   if _JSON.value:
     return json.dumps({unit: str(path), **predictor.task.entry(*shown)})
+  if _CSV.value:
+    return ''
   return '\n'.join([str(path), *predictor.task.lines(*shown)])
+
+
+def _row(
+  unit: str, path: Path, outcome: Prediction | Exception, predictor: Predictor
+) -> dict[str, Any]:
+  """Returns the row of an image in --csv; one that is damaged has the reason alone."""
+  if isinstance(outcome, Exception):
+    return {unit: path, 'error': _reason(outcome)}
+  return {
+    unit: path,
+    'error': '',
+    **predictor.task.cells(outcome, predictor.class_names, _TOP.value),
+  }
 
 
 def _reason(error: Exception) -> str:

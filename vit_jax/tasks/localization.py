@@ -154,3 +154,9 @@ class Localization(Classification):
   def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
     classes = super().entry(prediction['probabilities'], class_names, top)
     return classes | {'box': prediction['box'].tolist()}
+
+  def cells(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+    cells = super().cells(prediction, class_names, top)
+    del cells['box']
+    numbers = zip(_BOX_NUMBERS, prediction['box'].tolist(), strict=True)
+    return cells | {f'box_{name}': number for name, number in numbers}

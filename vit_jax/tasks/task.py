@@ -199,3 +199,17 @@ class Task:
   def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
     """Returns what `lines` does as values by name, for JSON."""
     raise NotImplementedError
+
+  def cells(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+    """Returns what `entry` does as texts and numbers by name, for a row of a table.
+
+    Where `entry` lists dicts, their values are numbered: class_1, probability_1, class_2, ...; what
+    else it lists is joined by semicolons.
+    """
+    cells = {}
+    for name, value in self.entry(prediction, class_names, top).items():
+      if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        cells |= {f'{k}_{i}': v for i, item in enumerate(value, 1) for k, v in item.items()}
+      else:
+        cells[name] = ';'.join(map(str, value)) if isinstance(value, list) else value
+    return cells
