@@ -55,7 +55,8 @@ def counts(num_classes):
     (3, ['cat', 'dog', 'a very long name of a class'], {}),
     (10, None, {'normalize': True}),
     (37, BREEDS, {}),
-    (100, [f'class {i}' for i in range(100)], {}),
+    (24, [*'ABCDEFGHIKLMNOPQRSTUVWXY'], {}),
+    (200, [f'class {i} $' for i in range(200)], {}),
   ],
 )
 def test_a_confusion_matrix_is_not_cut_off(num_classes, names, options):
@@ -83,19 +84,44 @@ def test_a_small_confusion_matrix_carries_its_numbers():
   assert any('3 of 4 right (75.00%)' in text for text in words(figure))
 
 
+def test_beside_each_row_is_the_recall_of_its_class():
+  figure = confusion_figure(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 0]]), ['cat', 'dog', 'cow'])
+  recalls = figure.axes[1]
+  assert [text.get_text() for text in recalls.texts] == ['75.0', 'none', '0.0']
+  assert [bar.get_width() for bar in recalls.patches] == [75, 0, 0]
+  assert recalls.get_ylim() == figure.axes[0].get_ylim()
+
+
+def test_of_many_classes_the_worst_are_named():
+  found = np.diag([0, *range(9, 68)])  # 0 of which there is none; of the others 9 to 67 are right
+  found[1:, 0] = 10
+  figure = confusion_figure(found, [f'breed {i}' for i in range(60)])
+  expected = 'lowest recall: breed 1 47.4%, breed 2 50.0%, breed 3 52.4%'
+  assert figure.get_suptitle().splitlines()[2] == expected
+
+
+def test_zeros_are_left_out_of_many_cells():
+  figure = confusion_figure(np.diag(np.arange(30)), [f'{i}' for i in range(30)])
+  assert [text.get_text() for text in figure.axes[0].texts] == [str(i) for i in range(1, 30)]
+
+
 def test_a_normalized_confusion_matrix_is_in_percent_of_its_rows():
-  axis, bar = confusion_figure(np.array([[3, 1], [0, 0]]), normalize=True).axes
+  axis, _, bar = confusion_figure(np.array([[3, 1], [0, 0]]), normalize=True).axes
   np.testing.assert_allclose(axis.images[0].get_array(), [[75, 25], [0, 0]])
   assert [text.get_text() for text in axis.texts] == ['75.0', '25.0', '0.0', '0.0']
-  assert 'percent' in bar.get_ylabel()
+  assert 'percent' in bar.get_xlabel()
 
 
 @pytest.mark.parametrize(
-  ('num_classes', 'numbers', 'names'), [(20, True, True), (37, False, True), (51, False, False)]
+  ('num_classes', 'factor', 'numbers', 'names'),
+  [(20, 1, True, True), (37, 1, True, True), (37, 10, False, True), (51, 1, False, False)],
 )
-def test_numbers_and_names_are_left_out_where_they_could_not_be_read(num_classes, numbers, names):
-  axis = confusion_figure(counts(num_classes), [f'breed {i}' for i in range(num_classes)]).axes[0]
-  assert bool(axis.texts) == numbers
+def test_numbers_and_names_are_left_out_where_they_could_not_be_read(
+  num_classes, factor, numbers, names
+):
+  breeds = [f'breed {i}' for i in range(num_classes)]
+  axis, recalls, _ = confusion_figure(factor * counts(num_classes), breeds).axes
+  assert (len(axis.texts), len(recalls.texts)) == (num_classes**2 * numbers, num_classes * names)
   assert ('breed 7' in [text.get_text() for text in axis.get_xticklabels()]) == names
 
 

@@ -11,7 +11,12 @@ from matplotlib.figure import Figure
 
 from vit_jax.explain import panels
 
-_MOST_NUMBERED = 20  # classes, that numbers in the cells can be read
+_MOST_NUMBERED = 20  # classes, that zeros in the cells leave the other numbers clear
+_SMALLEST = 5.5  # points, of numbers in cells
+_DIGIT = 0.62  # width of a digit, of its height
+_MATRIX_SHARE = 0.62  # of the figure's width
+_BARS = 0.8  # inches, width of the bars beside it
+_LOWEST = 3  # classes of the lowest recall, named where the axes name none
 _MOST_NAMED = 50  # classes, that names on the axes can be read
 _WIDTH = 9.0  # inches, at most, of a matrix
 _COLUMNS = 6  # of images
@@ -47,7 +52,9 @@ def confusion_figure(
 ) -> Figure:
   """Draws a confusion matrix [K, K], colours on a square-root scale, so that rare errors show.
 
-  Cells carry their numbers for up to 20 classes, axes names for up to 50.
+  Beside each row is the recall of its class, the share of its examples that are right. Cells carry
+  their numbers where these fit, axes names for up to 50 classes; of more, the title names those of
+  the lowest recall.
 
   Args:
     counts: what `confusion_matrix` returns.
@@ -57,25 +64,66 @@ def confusion_figure(
     title: of the figure; the number of right ones is put beneath.
   """
   num_classes = len(counts)
-  totals = counts.sum(axis=1, keepdims=True)
-  values = 100 * counts / np.maximum(totals, 1) if normalize else counts
-  side = min(_WIDTH, max(5.5, 0.6 * num_classes + 2.5))
+  totals = counts.sum(axis=1)
+  values = 100 * counts / np.maximum(totals, 1)[:, None] if normalize else counts
+  side = min(_WIDTH, max(5.5, 0.6 * num_classes + 3.2))
   figure = Figure(figsize=(side, side * 0.9), layout='constrained')
-  axis = figure.subplots()
+  axis, recalls = figure.subplots(1, 2, sharey=True, width_ratios=(_MATRIX_SHARE * side, _BARS))
   norm = PowerNorm(0.5, vmin=0, vmax=100 if normalize else max(values.max(), 1))
-  drawn = axis.imshow(values, cmap='Blues', norm=norm)
+  drawn = axis.imshow(values, cmap='Blues', norm=norm, aspect='auto')
   right, total = np.trace(counts), counts.sum()
-  figure.suptitle(f'{title}\n{right:,} of {total:,} right ({right / max(total, 1):.2%})')
+  lines = [title, f'{right:,} of {total:,} right ({right / max(total, 1):.2%})']
+  if num_classes > _MOST_NAMED:
+    lines.append(f'lowest recall: {_lowest(np.diagonal(counts), totals, class_names)}')
+  figure.suptitle('\n'.join(lines), fontsize=11, **panels.PLAIN)
   axis.set(xlabel='predicted class', ylabel='true class')
   _name_classes(axis, num_classes, class_names)
-  if num_classes <= _MOST_NUMBERED:
-    for (row, column), value in np.ndenumerate(values):
-      color = '0.7' if value == 0 else 'white' if norm(value) > 0.6 else 'black'
-      text = f'{value:.1f}' if normalize else f'{value}'
-      axis.text(column, row, text, ha='center', va='center', fontsize=8, color=color)
+  _number_cells(axis, values, norm, side)
+  _draw_recalls(recalls, np.diagonal(counts), totals)
   unit = 'percent of the true class' if normalize else 'images'
-  figure.colorbar(drawn, label=f'{unit} (colours on a square-root scale)', shrink=0.8)
+  label = f'{unit} (colours on a square-root scale)'
+  figure.colorbar(drawn, ax=axis, location='bottom', label=label, shrink=0.6, aspect=40)
   return figure
+
+
+def _number_cells(axis: Axes, values: np.ndarray, norm: PowerNorm, side: float) -> None:
+  """Writes the values into their cells, where they can be read; zeros where cells are few.
+
+  `side` is that of the figure in inches.
+  """
+  texts = np.vectorize('{:.1f}'.format if values.dtype.kind == 'f' else str)(values)
+  cell = 72 * _MATRIX_SHARE * side / len(values)  # points
+  size = min(8, cell / (_DIGIT * max(map(len, texts.flat))))
+  if size < _SMALLEST:
+    return
+  for (row, column), value in np.ndenumerate(values):
+    if value or len(values) <= _MOST_NUMBERED:
+      color = '0.7' if value == 0 else 'white' if norm(value) > 0.6 else 'black'
+      place = {'ha': 'center', 'va': 'center', 'fontsize': size, 'color': color}
+      axis.text(column, row, texts[row, column], **place)
+
+
+def _lowest(right: np.ndarray, totals: np.ndarray, names: Sequence[str] | None) -> str:
+  """Returns the names of the classes with the lowest recall, and the recall."""
+  there = np.flatnonzero(totals)
+  order = there[np.argsort(right[there] / totals[there], kind='stable')][:_LOWEST]
+  return ', '.join(f'{panels.class_name(c, names)} {right[c] / totals[c]:.1%}' for c in order)
+
+
+def _draw_recalls(axis: Axes, right: np.ndarray, totals: np.ndarray) -> None:
+  """Draws the recall of each class as a bar, with its number where names can be read."""
+  shares = 100 * right / np.maximum(totals, 1)
+  height = 0.8 if len(shares) <= _MOST_NAMED else 1  # gaps are less than a pixel
+  axis.barh(np.arange(len(shares)), shares, height, color='tab:blue', alpha=0.4)
+  axis.set(xlim=(0, 100), xlabel='recall (%)', xticks=[0, 100])
+  axis.tick_params(left=False, labelleft=False)
+  for side in ('top', 'right'):
+    axis.spines[side].set_visible(False)
+  if len(shares) > _MOST_NAMED:
+    return
+  for row, (share, total) in enumerate(zip(shares, totals, strict=True)):
+    text = f'{share:.1f}' if total else 'none'
+    axis.text(4, row, text, va='center', fontsize=8 if len(shares) <= _MOST_NUMBERED else 6.5)
 
 
 def _name_classes(axis: Axes, num_classes: int, names: Sequence[str] | None) -> None:
