@@ -1,5 +1,6 @@
 """python -m vit_jax.predict as a user runs it."""
 
+import csv
 import json
 import os
 import signal
@@ -105,6 +106,33 @@ def test_a_folder_in_json(predict, flags, folder):
   assert [line['image'] for line in damaged] == [str(folder / name) for name in DAMAGED]
   assert all(line.keys() == {'image', 'error'} for line in damaged)
   assert result.stderr.splitlines() == [f'{line["image"]}: {line["error"]}' for line in damaged]
+
+
+def test_a_table_has_a_row_of_each_file(predict, flags, folder, tmp_path):
+  path = tmp_path / 'predictions.csv'
+  result = predict(flags, f'--csv={path}', '--top=2', folder)
+  assert (result.returncode, result.stdout) == (1, ''), 'some were damaged'
+  with path.open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['image'] for row in rows] == [str(folder / n) for n in sorted(GOOD + DAMAGED)]
+  assert {row['image'] for row in rows if row['error']} == {str(folder / n) for n in DAMAGED}
+  good = [row for row in rows if not row['error']]
+  predictor = Predictor(random_variables(SQUARE), SQUARE)
+  probabilities = predictor([decode_image(folder / name) for name in GOOD])
+  for row, expected in zip(good, probabilities, strict=True):
+    labels = np.argsort(-expected)[:2]
+    assert [row['class_1'], row['class_2']] == [f'class {label}' for label in labels]
+    values = [float(row['probability_1']), float(row['probability_2'])]
+    np.testing.assert_allclose(values, expected[labels], atol=1e-5)
+  assert 'class_3' not in rows[0]
+
+
+def test_a_table_that_cannot_be_written_is_refused_first(predict, flags, folder):
+  result = predict(flags, '--csv=/nowhere/a.csv', folder)
+  assert (result.returncode, result.stdout) == (2, '')
+  assert result.stderr.endswith(
+    '--csv: /nowhere/a.csv cannot be written (No such file or directory)\n'
+  )
 
 
 def test_text_is_the_path_and_a_line_for_each_class(predict, flags, folder, tmp_path):

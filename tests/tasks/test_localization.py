@@ -173,6 +173,20 @@ def test_a_prediction_is_mapped_back_to_the_image_and_shown():
     'predictions': [{'class': 'b', 'label': 1, 'probability': 0.75}],
     'box': [0.5, 0.5, 0.25, 1.0],
   }
+  box = {'box_x': 0.5, 'box_y': 0.5, 'box_width': 0.25, 'box_height': 1.0}
+  classes = {'class_1': 'b', 'label_1': 1, 'probability_1': 0.75}
+  assert task.cells(found, ['a', 'b'], top=1) == classes | box
+
+
+def test_rows_have_both_boxes_number_by_number():
+  outputs, batch = batch_and_outputs()
+  rows = tasks.build('localization', {}, CLASSES).rows(outputs, batch)
+  np.testing.assert_array_equal(rows['label'], batch['label'])
+  np.testing.assert_allclose(rows['probabilities'].sum(axis=1), 1, rtol=1e-6)
+  np.testing.assert_array_equal(rows['predicted'], np.argmax(outputs['logits'], axis=1))
+  for name, boxes in {'true_box': batch['box'], 'box': outputs['box']}.items():
+    for i, number in enumerate(('x', 'y', 'width', 'height')):
+      np.testing.assert_array_equal(rows[f'{name}_{number}'], boxes[:, i])
 
 
 @pytest.mark.parametrize(

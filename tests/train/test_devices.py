@@ -17,6 +17,7 @@ RUN = (
   '--config.ema_decay=0.9',
   '--config.evaluators.knn.enabled=True',
   '--config.data.val_split=10%',
+  "--config.metrics=('roc_auc','user_metrics:order')",
 )
 
 
@@ -47,8 +48,11 @@ def assert_same_losses(workdir, expected):
 
 
 def assert_same_evaluation(workdir, expected):
-  for loss in ('val/loss', 'test/loss'):
-    np.testing.assert_allclose(column(workdir, loss), column(expected, loss), rtol=1e-4)
+  for name in ('val/loss', 'test/loss', 'val/roc_auc', 'test/roc_auc'):
+    np.testing.assert_allclose(column(workdir, name), column(expected, name), rtol=1e-4)
+  for name in ('val/order', 'test/order'):
+    found, order = column(workdir, name), column(expected, name)
+    assert found.tolist() == order.tolist(), 'labels are in the order of the split, without padding'
   # Of all images two may be so close to a tie that other roundings settle them otherwise.
   for accuracy, images, count in (('test/accuracy', 360, 1), ('knn/accuracy', 144, 2)):
     differences = images * (column(workdir, accuracy) - column(expected, accuracy))
