@@ -40,6 +40,15 @@ def test_the_panels_are_those_that_metrics_ask_for():
   }
 
 
+def test_many_panels_stand_in_rows():
+  names = [f'm{i}' for i in range(6)]
+  metrics = {n: {'unit': '', 'higher_is_better': True, 'label': n} for n in names}
+  figure = curves([{'step': 1, **{f'test/{n}': 1.0 for n in names}}], 'a run', metrics)
+  figure.draw_without_rendering()
+  assert [axis.get_ylabel() for axis in figure.axes] == names
+  assert len({axis.get_position().y0 for axis in figure.axes}) == 2
+
+
 @pytest.mark.parametrize('history', [[], [{'step': 1, 'grad_norm': 2.0}]])
 def test_nothing_to_draw(history):
   assert panels(curves(history, 'a run')) == {'': {}}

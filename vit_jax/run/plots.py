@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 
 from vit_jax.run.metrics import LABELS, Descriptions, describe
 
+_COLUMNS = 4  # panels beside each other
+
 
 def curves(
   history: Sequence[dict[str, Any]], title: str, descriptions: Descriptions | None = None
@@ -29,9 +31,12 @@ def curves(
       if key in keys and metric['label']:
         lines = panels.setdefault(metric['label'], {})
         lines[key.partition('/')[0]] = key, metric['unit']
-  figure = Figure(figsize=(5 * max(len(panels), 1), 3.6), layout='constrained')
+  rows, columns = max(-(-len(panels) // _COLUMNS), 1), min(max(len(panels), 1), _COLUMNS)
+  figure = Figure(figsize=(5 * columns, 3.6 * rows), layout='constrained')
   figure.suptitle(title)
-  axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
+  axes = figure.subplots(rows, columns, squeeze=False).ravel()
+  for axis in axes[max(len(panels), 1) :]:
+    axis.remove()
   for axis, (label, lines) in zip(axes, panels.items(), strict=False):
     for name, (key, unit) in lines.items():
       points = [(line['step'], line[key]) for line in history if key in line]
