@@ -78,6 +78,14 @@ MISTAKES = {
     [DIGITS, '--config.monitor=test/acc'],
     r"config.monitor: 'test/acc' is not one of .*did you mean 'test/accuracy'\?",
   ),
+  'unknown metric': (
+    [DIGITS, "--config.metrics=('macro_f2',)"],
+    r"config.metrics: 'macro_f2' is not one of .*did you mean 'macro_f1'\?",
+  ),
+  'predictions of training': (
+    [DIGITS, '--predictions=a.csv'],
+    r'--predictions: goes with --mode=eval',
+  ),
   'unknown dtype': ([DIGITS, '--config.dtype=float16'], r"config.dtype: 'float16'"),
   'negative batch': ([DIGITS, '--config.batch_size=-1'], r'config.batch_size: '),
   'accumulation and batch': (
