@@ -69,9 +69,9 @@ def test_a_longer_run_is_as_if_it_had_always_been(short, tmp_path, capsys):
   assert trained[0] == trained[1]
   assert (found['step'], found['final']) == (16, expected['final'])
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['num_steps'] == 16
-  # Killed at its end, it isn't mistaken for the finished run that it was.
-  shutil.copy(short / 'results.json', tmp_path / 'run' / 'results.json')
-  assert run(tmp_path / 'run', 16)['step'] == 16
+  # Killed at its new end, it isn't mistaken for the finished run that it was.
+  assert loop._finished(short, 6)['step'] == 6
+  assert loop._finished(short, 16) is None
 
 
 @pytest.mark.parametrize(
