@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 
 from vit_jax import tasks
+from vit_jax.data.sources.records import ArraySource
 from vit_jax.errors import FieldError
 from vit_jax.tasks.classification import top_k_hits
 
@@ -259,3 +261,153 @@ def test_predictions_are_shown_by_their_probability():
   assert task.entry(row, ['a', 'b', 'c'], top=1) == {
     'predictions': [{'class': 'b', 'label': 1, 'probability': 0.625}]
   }
+
+
+# Weights of classes.
+
+WEIGHTS = (0.5, 2.0, 1.0, 3.0, 0.25, 1.5, 4.0)
+
+
+def step_loss(task, logits, batch, devices, train=True):
+  """The loss of a global batch that some devices share, as a training step computes it."""
+  parts = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), (logits, batch))
+
+  def of_device(logits, batch):
+    batch = batch | jax.lax.psum(task.totals(batch), 'batch')
+    total, count = task.loss({'logits': logits}, batch, None, train)['loss']
+    return jax.lax.psum(total, 'batch') / jax.lax.psum(count, 'batch')
+
+  return jax.jit(jax.vmap(of_device, axis_name='batch'))(*parts)[0]
+
+
+@pytest.mark.parametrize(
+  ('name', 'kind', 'smoothing', 'devices'),
+  [
+    ('softmax', 'int', 0.0, 1),
+    ('softmax', 'int', 0.1, 4),
+    ('softmax', 'mixed', 0.1, 4),
+    ('sigmoid', 'int', 0.0, 1),
+    ('sigmoid', 'multi-hot', 0.1, 4),
+  ],
+)
+def test_weighted_loss_and_gradient_are_those_of_pytorch(name, kind, smoothing, devices):
+  """Of rows that aren't padding; devices have different numbers of these."""
+  torch = pytest.importorskip('torch')
+  options = {'name': name, 'label_smoothing': smoothing, 'class_weights': WEIGHTS}
+  task = tasks.build('classification', options, NUM_CLASSES)
+  labels, dense = make_labels(kind)
+  real = np.arange(BATCH) < 8
+  batch = make_batch(labels, real)
+  found = jax.jit(jax.value_and_grad(lambda x: step_loss(task, x, batch, devices)))(make_logits())
+
+  logits = torch.tensor(make_logits(), dtype=torch.float64, requires_grad=True)
+  weights, dense = torch.tensor(WEIGHTS, dtype=torch.float64), torch.tensor(dense[real])
+  if name == 'sigmoid':
+    targets = dense * (1 - smoothing) + smoothing / NUM_CLASSES
+    criterion = torch.nn.BCEWithLogitsLoss(pos_weight=weights, reduction='sum')
+    loss = criterion(logits[real], targets) / real.sum()
+  elif kind == 'int':
+    criterion = torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)
+    loss = criterion(logits[real], torch.tensor(labels[real]).long())
+  else:  # of these PyTorch takes the unweighted mean: what is the same is the sum
+    criterion = torch.nn.CrossEntropyLoss(weights, label_smoothing=smoothing, reduction='sum')
+    loss = criterion(logits[real], dense) / (dense @ weights).sum()
+  loss.backward()
+  np.testing.assert_allclose(found[0], loss.item(), rtol=1e-5)
+  np.testing.assert_allclose(found[1], logits.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_weights_of_one_and_all_alike_change_nothing():
+  batch = make_batch(make_labels('mixed')[0])
+  for name in ('softmax', 'softmax_twice', 'sigmoid'):
+    plain, ones = (
+      tasks.build('classification', {'name': name, 'class_weights': w}, NUM_CLASSES)
+      for w in ((), (1,) * NUM_CLASSES)
+    )
+    expected = step_loss(plain, make_logits(), batch, 1)
+    np.testing.assert_allclose(step_loss(ones, make_logits(), batch, 1), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['softmax', 'sigmoid'])
+def test_evaluation_is_not_weighted(name):
+  batch = make_batch(make_labels('int')[0])
+  plain, weighted = (
+    tasks.build('classification', {'name': name, 'class_weights': w}, NUM_CLASSES)
+    for w in ((), WEIGHTS)
+  )
+  losses = [
+    step_loss(task, make_logits(), batch, 1, train)
+    for task, train in ((plain, False), (weighted, False), (weighted, True))
+  ]
+  assert losses[0] == losses[1]
+  assert abs(losses[2] - losses[0]) > 0.01
+
+
+def test_a_batch_of_labels_without_weight_has_no_loss():
+  options = {'class_weights': (0,) + (1,) * (NUM_CLASSES - 1)}
+  task, batch = (
+    tasks.build('classification', options, NUM_CLASSES),
+    make_batch(np.zeros(4, np.int32)),
+  )
+  loss_of = jax.jit(jax.value_and_grad(lambda x: step_loss(task, x, batch, 1)))
+  loss, gradient = loss_of(make_logits()[:4])
+  assert loss == 0
+  assert not gradient.any()
+
+
+def labelled(labels, num_classes=3):
+  arrays = {'image': np.zeros((len(labels), 2, 2, 1), np.uint8), 'label': np.array(labels)}
+  return ArraySource(arrays, [f'class {i}' for i in range(num_classes)])
+
+
+def balanced(name, labels):
+  options = {'name': name, 'class_weights': ('balanced',)}
+  return tasks.build('classification', options, 3).for_data(labelled(labels)).class_weights
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+  labels = np.array([0] * 5 + [1] * 2 + [2])
+  expected = compute_class_weight('balanced', classes=np.arange(3), y=labels)
+  assert balanced('softmax', labels) == tuple(expected)
+  # Each class as a yes or no: the weight of yes over that of no.
+  rows = np.float32([[1, 0, 0], [1, 1, 0], [1, 1, 0], [0, 1, 1]])
+  for given in (labels, rows):
+    one_hot = np.eye(3)[given] if given.ndim == 1 else given
+    pairs = [compute_class_weight('balanced', classes=np.arange(2), y=c) for c in one_hot.T]
+    np.testing.assert_allclose(balanced('sigmoid', given), [yes / no for no, yes in pairs])
+
+
+@pytest.mark.parametrize(
+  ('name', 'labels', 'problem'),
+  [
+    ('softmax', [0, 1], r"class_weights: 'balanced', but no example is of the class 'class 2'"),
+    (
+      'sigmoid',
+      np.float32([[1, 1, 0], [1, 0, 1]]),
+      r"class_weights: 'balanced', but each example is of the class 'class 0'",
+    ),
+    (
+      'softmax',
+      np.float32([[1, 1, 0], [1, 0, 1]]),
+      r"name: 'softmax' learns one class of each image, and these have several; give 'sigmoid'",
+    ),
+  ],
+)
+def test_data_that_a_task_cannot_learn_from_are_refused(name, labels, problem):
+  with pytest.raises(FieldError, match=f'^{problem}$'):
+    balanced(name, labels)
+
+
+@pytest.mark.parametrize(
+  ('weights', 'problem'),
+  [
+    ((1, 2), '2 numbers for 7 classes'),
+    ((0,) * 7, r'\(0, .* none above'),
+    ((1,) * 6 + (-1,), r'\(1, .* below 0'),
+    (('balance',), r"\('balance',\) is neither numbers nor 'balanced' alone"),
+    ((1.0, float('nan')), r'.* is not a tuple, of each item a number or a text'),
+  ],
+)
+def test_wrong_weights_are_refused(weights, problem):
+  with pytest.raises(FieldError, match=f'^class_weights: {problem}'):
+    tasks.build('classification', {'class_weights': weights}, NUM_CLASSES)

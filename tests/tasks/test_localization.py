@@ -128,6 +128,18 @@ def test_metrics_restated_in_numpy(box_loss, divisor):
     np.testing.assert_allclose(total, (expected[name] * weight).sum(), atol=tolerance, err_msg=name)
 
 
+def test_weights_of_classes_are_for_the_class_alone():
+  outputs, batch = batch_and_outputs()
+  of_classes = (0.5, 3.0, 1.0, 2.0)
+  task = tasks.build('localization', {'class_weights': of_classes, 'class_divisor': 20.0}, CLASSES)
+  sums = task.loss(outputs, batch | task.totals(batch), None, True)
+  nats = -log_softmax(outputs['logits'], axis=1)[np.arange(BATCH), batch['label']]
+  expected = np.average(nats, weights=np.array(of_classes)[batch['label']] * batch['weight'])
+  boxes = (box_losses(outputs['box'], batch['box'])['mse'] * batch['weight']).sum()
+  np.testing.assert_allclose(sums['class_loss'][0] / sums['class_loss'][1], expected, rtol=1e-5)
+  np.testing.assert_allclose(sums['loss'][0], 5 * expected / 20 + boxes, rtol=1e-5)
+
+
 def test_the_three_thresholds_tell_boxes_apart():
   target = np.tile(np.float32((0.5, 0.5, 0.4, 0.4)), (4, 1))
   sides = np.float32([0.4 * 0.4, 0.4 * 0.6, 0.4 * 0.8, 0.4 * 0.95])  # IoU 0.4, 0.6, 0.8, 0.95

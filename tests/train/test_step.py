@@ -103,6 +103,21 @@ def test_gradient_is_that_of_the_weighted_mean_loss(parts, weight):
   assert metrics['grad_norm'][0] == pytest.approx(norm, rel=1e-4)
 
 
+def test_weights_of_classes_are_divided_by_those_of_the_whole_batch():
+  batch, of_classes = make_batch(), np.linspace(0.1, 4, 10)
+  options = {'class_weights': tuple(of_classes.tolist())}
+  params, new, metrics = sgd_step(batch, grad_accum_steps=4, loss=options)
+  weighted = batch | {'weight': np.float32(of_classes)[batch['label']]}
+  loss, grads = reference_gradient(params, weighted)
+  jax.tree.map(
+    lambda p, q, g: np.testing.assert_allclose(p - q, g, rtol=2e-4, atol=2e-6),
+    params,
+    jax.device_get(new.params),
+    grads,
+  )
+  assert metrics['loss'][0] / metrics['loss'][1] == pytest.approx(float(loss), rel=1e-5)
+
+
 @pytest.mark.parametrize('parts', [1, 2])
 def test_frozen_parameters_count_towards_no_norm(parts):
   """Neither in the metric nor in clipping, here to half of the trainable gradient's norm."""

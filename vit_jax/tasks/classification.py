@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vit_jax.data import Source
 from vit_jax.errors import FieldError, check_choice
 from vit_jax.tasks import class_metrics
 from vit_jax.tasks.task import Batch, Metric, Outputs, Sums, Task
@@ -19,9 +20,17 @@ def softmax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy(logits, labels)
 
 
-def sigmoid_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Binary cross-entropy summed over classes [B], as scenic and big_vision (arXiv 2106.10270)."""
-  return optax.sigmoid_binary_cross_entropy(logits, labels).sum(axis=-1)
+def sigmoid_loss(
+  logits: jax.Array, labels: jax.Array, pos_weight: jax.Array | None = None
+) -> jax.Array:
+  """Binary cross-entropy summed over classes [B], as scenic and big_vision (arXiv 2106.10270).
+
+  `pos_weight` [K] multiplies the part of the label, as in PyTorch's BCEWithLogitsLoss.
+  """
+  nats = optax.sigmoid_binary_cross_entropy(logits, labels)
+  if pos_weight is not None:
+    nats += (pos_weight - 1) * labels * jax.nn.softplus(-logits)
+  return nats.sum(axis=-1)
 
 
 def softmax_twice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -36,6 +45,7 @@ def softmax_twice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 _LOSSES = {'softmax': softmax_loss, 'softmax_twice': softmax_twice_loss, 'sigmoid': sigmoid_loss}
 _THRESHOLD = 0.5
+_BALANCED = ('balanced',)
 _PROBABILITIES = {
   'softmax': jax.nn.softmax,
   'softmax_twice': jax.nn.softmax,  # the second is part of the loss
@@ -60,6 +70,28 @@ def top_k_hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   return ((weights == best) & (best > 0)).any(axis=-1).astype(jnp.float32)
 
 
+def balanced_weights(labels: np.ndarray, class_names: Sequence[str], sigmoid: bool) -> np.ndarray:
+  """Returns weights that make up for how often classes occur, float64 [K].
+
+  Args:
+    labels: int [N] or, with a 1 for each class of a row, [N, K].
+    class_names: K.
+    sigmoid: whether each class is learned as a yes or no: then its weight is that of yes, the
+      number of rows without it over that of rows with it. Else it is N / (K * the number of its
+      rows). Both are scikit-learn's 'balanced'; in the first case, of yes over that of no.
+
+  Raises:
+    FieldError: of `class_weights`: a class that no row or, where it is a yes or no, each row has.
+  """
+  one_hot = np.eye(len(class_names), dtype=bool)[labels] if labels.ndim == 1 else labels > 0
+  counts, total = one_hot.sum(axis=0), len(labels)
+  for name, count in zip(class_names, counts, strict=True):
+    if count == 0 or (sigmoid and count == total):
+      has = 'each example is' if count else 'no example is'
+      raise FieldError('class_weights', f"'balanced', but {has} of the class {name!r}")
+  return (total - counts) / counts if sigmoid else total / (len(counts) * counts)
+
+
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
   """Learns one class or several classes of each image.
@@ -67,15 +99,25 @@ class Classification(Task):
   A batch's `label` is int [B] or float [B, K]. Outputs are `logits` [B, K]; a prediction is float32
   probabilities [N, K]. Top-5 accuracy is there for more than five classes.
 
+  Weights of classes change the training loss alone, as label smoothing does. With softmax, it is
+  the weighted mean of PyTorch's CrossEntropyLoss: a label's part of the loss is multiplied by the
+  weight of its class, and the sum is divided by that of the labels' weights over the global batch,
+  which takes what smoothing adds to a label out of the divisor. The two parts of a mixed label
+  count with the weights of their classes there, too. With the sigmoid loss they are PyTorch's
+  `pos_weight`, and the mean isn't weighted.
+
   Attributes:
     name: 'softmax', 'sigmoid' (binary cross-entropy summed over classes), or 'softmax_twice' (a
       common mistake).
     label_smoothing: share of each label that is spread over all classes in training, in [0, 1),
       whatever the loss.
+    class_weights: a number of at least 0 for each class, in the order of their names; () weighs all
+      alike; ('balanced',) is `balanced_weights` of the training split.
   """
 
   name: str = 'softmax'
   label_smoothing: float = 0.0
+  class_weights: tuple[float | str, ...] = ()
 
   TARGETS: ClassVar[tuple[str, ...]] = ('label',)
 
@@ -83,6 +125,29 @@ class Classification(Task):
     check_choice('name', self.name, _LOSSES)
     if not 0 <= self.label_smoothing < 1:
       raise FieldError('label_smoothing', f'{self.label_smoothing} is not in [0, 1)')
+    self._check_weights(self.class_weights)
+
+  def _check_weights(self, weights: tuple[float | str, ...]) -> None:
+    if weights in ((), _BALANCED):
+      return
+    if any(isinstance(weight, str) for weight in weights):
+      raise FieldError('class_weights', f"{weights} is neither numbers nor 'balanced' alone")
+    if len(weights) != self.num_classes:
+      raise FieldError('class_weights', f'{len(weights)} numbers for {self.num_classes} classes')
+    if min(weights) < 0 or not any(weights):
+      raise FieldError('class_weights', f'{weights} has a number below 0, or none above')
+
+  def for_data(self, source: Source) -> 'Classification':
+    sigmoid = self.name == 'sigmoid'
+    if np.ndim(source[0]['label']) and not sigmoid:
+      raise FieldError(
+        'name',
+        f"{self.name!r} learns one class of each image, and these have several; give 'sigmoid'",
+      )
+    if self.class_weights != _BALANCED:
+      return self
+    weights = balanced_weights(source.labels(), source.class_names, sigmoid)
+    return dataclasses.replace(self, class_weights=tuple(weights.tolist()))
 
   @property
   def metrics(self) -> dict[str, Metric]:
@@ -103,15 +168,37 @@ class Classification(Task):
     predicted = class_metrics.decide(probabilities, label.ndim > 1, _THRESHOLD)
     return {'probabilities': probabilities, 'label': label, 'predicted': predicted}
 
+  def _labels(self, batch: Batch) -> jax.Array:
+    """Returns the labels of a batch as float32 [B, K]."""
+    labels = batch['label']
+    return jax.nn.one_hot(labels, self.num_classes) if labels.ndim == 1 else labels
+
+  def totals(self, batch: Batch) -> dict[str, jax.Array]:
+    if not self.class_weights or self.name == 'sigmoid':
+      return {}
+    weight, of_classes = batch['weight'], jnp.array(self.class_weights, jnp.float32)
+    of_labels = (self._labels(batch) * of_classes).sum(axis=1)
+    return {'images': weight.sum(), 'label_weights': (of_labels * weight).sum()}
+
+  def _weighted_loss(self, logits: jax.Array, targets: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the loss of each example [B], whose mean over the global batch is minimised."""
+    weights = jnp.array(self.class_weights, jnp.float32)
+    if self.name == 'sigmoid':
+      return sigmoid_loss(logits, targets, weights)
+    # No label of the batch may weigh anything.
+    total = jnp.maximum(batch['label_weights'], jnp.finfo(jnp.float32).tiny)
+    return _LOSSES[self.name](logits, targets * weights) * batch['images'] / total
+
   def loss(self, outputs: Outputs, batch: Batch, rng: jax.Array, train: bool) -> Sums:
     del rng
-    logits, labels, weight = outputs['logits'], batch['label'], batch['weight']
+    logits, labels, weight = outputs['logits'], self._labels(batch), batch['weight']
     self._check_shape(logits)
-    if labels.ndim == 1:
-      labels = jax.nn.one_hot(labels, self.num_classes)
     targets = optax.smooth_labels(labels, self.label_smoothing if train else 0.0)
+    is_weighted = train and self.class_weights
     values = {
-      'loss': _LOSSES[self.name](logits, targets),
+      'loss': self._weighted_loss(logits, targets, batch)
+      if is_weighted
+      else _LOSSES[self.name](logits, targets),
       'accuracy': top_k_hits(logits, labels, 1),
     }
     if 'top5_accuracy' in self.metrics:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax.data import kinds
+from vit_jax.data import Source, kinds
 from vit_jax.data.augment import ViewGroup
 from vit_jax.data.kinds import Size, Window
 
@@ -71,6 +71,20 @@ class Task:
   HEADS: ClassVar[tuple[str, ...]] = ()
   # Whether `outputs` is given a teacher: the moving average of the parameters that train.
   TEACHER: ClassVar[bool] = False
+
+  def for_data(self, source: Source) -> 'Task':
+    """Returns the task as it learns from some data.
+
+    Options that stand for a property of the data, such as how often classes occur, have its value.
+
+    Args:
+      source: the training split, whose records have `TARGETS`.
+
+    Raises:
+      FieldError: naming a field of this task, for data that it can't learn from.
+    """
+    del source
+    return self
 
   def check_model(self, model: nn.Module) -> None:
     """Raises FieldError, naming a field of this task, for a model that it can't train."""

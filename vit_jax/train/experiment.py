@@ -148,7 +148,7 @@ class Experiment:
       augment.validate(config.augment, used)
     with field_prefix('config.data.', {'rotation': 'test_rotation'}):
       augment.check_rotation(config.data.test_rotation, used)
-    self.task = resolve.build_task(config, self.model, self.num_classes)
+    self.task = resolve.build_task(config, self.model, self.num_classes, sources['train'])
     resolve.complete(config, self.model, self.task)
     resolve.check_task(config, self.model, self.task)
     self._train_preprocess = self.sets['train'][1]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import models, tasks
-from vit_jax.data import kinds
+from vit_jax.data import Source, kinds
 from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
 from vit_jax.models import Backbone, registry
 from vit_jax.models import fields as fields_lib
@@ -150,15 +150,17 @@ def build_model(config: ConfigDict, num_classes: int) -> Backbone | Head:
     return models.build(fields, num_classes=num_classes, dtype=dtype, axis_name='batch')
 
 
-def build_task(config: ConfigDict, model: Backbone | Head, num_classes: int) -> Task:
-  """Returns the task of `config.task` and `config.loss`, on a model.
+def build_task(
+  config: ConfigDict, model: Backbone | Head, num_classes: int, source: Source
+) -> Task:
+  """Returns the task of `config.task` and `config.loss`, on a model and a training split.
 
   Raises:
     UsageError: there is no such task, or an option is unknown or has a wrong value.
   """
   find_task(config)
   with field_prefix('config.loss.'):
-    return tasks.build(config.task, config.loss, num_classes, model.INPUT)
+    return tasks.build(config.task, config.loss, num_classes, model.INPUT).for_data(source)
 
 
 def check_input(config: ConfigDict, model: Backbone | Head, record: Mapping[str, Any]) -> None:
