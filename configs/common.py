@@ -60,6 +60,9 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   # config.seed, of each class alike. The test split is then evaluated once, at the end. '' = none
   c.data.val_split = ''
   c.data.test_split = 'test'
+  # Of classes in training: uniform (each example once an epoch), balanced (all classes alike often)
+  # or sqrt (as often as the square root of their number of examples says)
+  c.data.sampling = 'uniform'
   c.data.image_size = ()  # (height, width) that the model sees; () = as stored
   c.data.train_size = ()  # (height, width) to train on, where the model takes both; () = image_size
   c.data.channels = 0  # 1 or 3; 0 = as stored

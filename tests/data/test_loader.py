@@ -393,6 +393,77 @@ def memory(size):
   return SimpleNamespace(memory_stats=lambda: {'bytes_limit': size})
 
 
+# How often classes are drawn.
+
+SIZES = 3, 40, 10, 7  # of classes; there is none between the third and the last
+
+
+class Unbalanced(Labelled):
+  """Records of four classes in a random order, whose pixels say which they are."""
+
+  def __init__(self, shape=()):
+    super().__init__(sum(SIZES))
+    classes = np.random.default_rng(0).permutation(np.repeat((0, 1, 2, 4), SIZES))
+    self.classes, self.shape = classes.astype(np.int32), shape
+
+  def labels(self):
+    return np.broadcast_to(self.classes.reshape(-1, *self.shape), (60, *self.shape))
+
+
+def epochs_of(sampling, count=40):
+  loader = train(Unbalanced(), batch_size=60, sampling=sampling, resident=True)
+  return loader.indices(0, count)['index'][0]  # [epochs, 60]
+
+
+@pytest.mark.parametrize(('sampling', 'power'), [('balanced', 0), ('sqrt', 0.5), ('uniform', 1)])
+def test_each_class_is_drawn_as_often_as_asked(sampling, power):
+  classes, epochs = Unbalanced().classes, epochs_of(sampling)
+  shares = np.array(SIZES) ** power
+  expected = 60 * shares / shares.sum()
+  counts = np.array([np.bincount(classes[epoch], minlength=5)[[0, 1, 2, 4]] for epoch in epochs])
+  assert (np.abs(counts - expected) < 1).all()
+  np.testing.assert_allclose(counts.mean(axis=0), expected, atol=0.25)
+  for epoch in epochs:
+    times = np.bincount(epoch, minlength=60)
+    for label in (0, 1, 2, 4):  # of a class, no example is left out while another comes twice
+      assert np.ptp(times[classes == label]) <= 1
+  assert (np.bincount(epochs.ravel(), minlength=60) > 0).all()
+  assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+  mixed = classes[epochs[:, :30]]  # the order within an epoch doesn't follow the classes
+  assert (np.abs((mixed == 1).mean(axis=1) - expected[1] / 60) < 0.35).all()
+
+
+@pytest.mark.parametrize('start', [0, 5])
+@pytest.mark.parametrize('resident', [True, False])
+def test_drawn_classes_are_alike_for_devices_processes_and_starts(start, resident):
+  source, given = Unbalanced(), {'batch_size': 24, 'sampling': 'balanced'}
+  whole = np.stack([merged(b)['label'] for b in take(train(source, **given), 9)])[start:]
+  shares = []
+  for process in range(2):
+    share = {**given, 'num_devices': 4, 'process_index': process, 'process_count': 2}
+    if resident:
+      loader = train(source, resident=True, **share)
+      batches = gathered(loader, start, 9 - start)
+    else:
+      loader = pickle.loads(pickle.dumps(train(source, **share)))
+      batches = take(loader, 9 - start, start)
+    shares.append(np.stack([merged(b)['label'] for b in batches]))
+  np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+
+
+@pytest.mark.parametrize(
+  ('sampling', 'source', 'problem'),
+  [
+    ('equal', Labelled(4), 'is not one of uniform, sqrt, balanced'),
+    ('sqrt', Unbalanced((1,)), 'needs one class of each example, and these may have several'),
+    ('sqrt', ArraySource({'image': np.zeros((3, 2, 2, 1), np.uint8)}), '.* these have no labels'),
+  ],
+)
+def test_sampling_that_labels_do_not_allow(sampling, source, problem):
+  with pytest.raises(FieldError, match=f"^sampling: '{sampling}' {problem}"):
+    train(source, sampling=sampling)
+
+
 # Decisions and mistakes.
 
 

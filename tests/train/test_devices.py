@@ -14,6 +14,7 @@ RUN = (
   '--config.augment.mixup_alpha=0.2',
   '--config.augment.crop_padding=1',
   '--config.loss.class_weights=balanced',
+  '--config.data.sampling=balanced',
   '--config.grad_clip_norm=1.0',
   '--config.ema_decay=0.9',
   '--config.evaluators.knn.enabled=True',

@@ -23,6 +23,7 @@ RUN = (
   '--config.model.dropout_rate=0.1',
   '--config.plateau.factor=0.5',
   '--config.plateau.patience=1',
+  '--config.data.sampling=sqrt',
 )
 EXTRA = {'resident': (), 'streamed': ('--config.data.resident=no',)}
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from vit_jax.data import kinds
 from vit_jax.data.preprocess import Preprocess
+from vit_jax.data.sampling import ClassSampler, make_sampler
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.views import Views
 from vit_jax.errors import FieldError, check_choice
@@ -42,9 +43,15 @@ def _generator(*entropy: int) -> np.random.Generator:
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-  """Returns the permutation int64 [num_examples] that is the order of examples in an epoch."""
-  order = _generator(seed, epoch).permutation(num_examples)
+def epoch_order(
+  seed: int, epoch: int, num_examples: int, sampler: ClassSampler | None = None
+) -> np.ndarray:
+  """Returns the examples of an epoch in their order, int64 [num_examples].
+
+  They are a permutation of all, or what `sampler` draws.
+  """
+  rng = _generator(seed, epoch)
+  order = rng.permutation(num_examples) if sampler is None else sampler.draw(rng)
   order.flags.writeable = False
   return order
 
@@ -53,8 +60,8 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 class Plan:
   """Which record is in which row of which batch, for the rows that this process holds.
 
-  Training goes through an endless stream of positions: position p is example p % N of epoch
-  p // N, and batch k holds positions k * B to (k + 1) * B - 1, so batches may span epochs.
+  Training goes through an endless stream of positions: position p is place p % N of epoch p // N
+  (`epoch_order`), and batch k holds positions k * B to (k + 1) * B - 1, so batches may span epochs.
   Evaluation goes through the examples once, in order; rows left over in its last batch repeat
   example 0 with weight 0.
 
@@ -65,6 +72,7 @@ class Plan:
     num_devices: of this process; each holds a contiguous part of this process's contiguous part.
     process_index: of this process.
     process_count: how many share the global batch.
+    sampler: draws the examples of each epoch; None takes each once.
   """
 
   num_examples: int
@@ -73,6 +81,7 @@ class Plan:
   num_devices: int
   process_index: int
   process_count: int
+  sampler: ClassSampler | None = None
 
   @property
   def rows(self) -> int:
@@ -104,7 +113,8 @@ class Plan:
     index = np.empty_like(positions)
     for epoch in np.unique(epochs):
       here = epochs == epoch
-      index[here] = epoch_order(self.seed, int(epoch), self.num_examples)[offsets[here]]
+      order = epoch_order(self.seed, int(epoch), self.num_examples, self.sampler)
+      index[here] = order[offsets[here]]
     return index, np.ones(positions.shape, np.float32)
 
 
@@ -298,6 +308,7 @@ def train_loader(
   num_workers: int,
   num_threads: int,
   prefetch: int,
+  sampling: str = 'uniform',
 ) -> ResidentLoader | StreamedLoader:
   """Returns the loader of an endless stream of shuffled batches.
 
@@ -313,14 +324,16 @@ def train_loader(
     num_workers: processes that make batches; 0: threads of this process.
     num_threads: that decode images, in each process.
     prefetch: batches made ahead.
+    sampling: how often classes are drawn, a key of `sampling.SAMPLING`.
 
   Raises:
     FieldError: a `batch_size` that doesn't divide over the devices, images of different sizes and
-      no `image_size`, or a number out of range.
+      no `image_size`, a number out of range, or a `sampling` that needs other labels.
   """
   _check_at_least('seed', seed, 0)
   _check_batch_size('batch_size', batch_size, num_devices * process_count)
-  plan = Plan(len(source), batch_size, seed, num_devices, process_index, process_count)
+  sampler = make_sampler(sampling, source)
+  plan = Plan(len(source), batch_size, seed, num_devices, process_index, process_count, sampler)
   return _make_loader(source, preprocess, plan, resident, num_workers, num_threads, prefetch)
 
 

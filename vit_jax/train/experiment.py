@@ -334,6 +334,7 @@ class Experiment:
         self._train_preprocess,
         batch_size=config.batch_size,
         seed=config.seed,
+        sampling=config.data.sampling,
         resident=resident,
         **self._loader_options(),
       )
