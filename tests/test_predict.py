@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,26 @@ def test_a_lower_precision_is_another_number(predict, flags, folder):
   assert 0 < difference < 0.05
 
 
+def test_of_several_classes_those_from_the_threshold_on_are_shown(predict, tmp_path, folder):
+  """Of a run with the sigmoid loss: its own threshold, unless a flag gives another."""
+  run = shutil.copytree(ROOT / 'tests' / 'kept_runs' / 'run', tmp_path / 'run')
+  config = json.loads((run / 'config.json').read_text())
+  config['loss'] |= {'name': 'sigmoid', 'threshold': 0.3}
+  (run / 'config.json').write_text(json.dumps(config))
+  (row,) = Predictor(*weights.load(run), loss='sigmoid')([decode_image(folder / 'cmyk.jpg')])
+  counts = []
+  for least in (0.3, float(np.median(row))):
+    flag = [] if least == 0.3 else [f'--threshold={least}']
+    result = predict(f'--workdir={run}', '--json', '--top=1', *flag, folder / 'cmyk.jpg')
+    (line,) = from_json(result.stdout)
+    expected = [i for i in np.argsort(-row).tolist() if row[i] >= least]
+    assert line['classes'] == [f'{i}' for i in expected]
+    assert [p['label'] for p in line['predictions']] == (expected or [row.argmax()])
+    assert line['threshold'] == least
+    counts.append(len(expected))
+  assert counts == [10, 5]
+
+
 MISTAKES = {
   'no image': (['WEIGHTS'], 'IMAGE_OR_FOLDER... is missing; give IMAGE_OR_FOLDER...'),
   'no weights': (['IMAGE'], 'give one of --workdir=RUN and --weights=PATH'),
@@ -212,6 +233,10 @@ MISTAKES = {
     '--workdir: TMP/huggingface holds no run (config.json names no loss)',
   ),
   'top': (['WEIGHTS', 'IMAGE', '--top=0'], 'flag --top=0: 0 is not a positive integer'),
+  'threshold': (
+    ['WEIGHTS', 'IMAGE', '--threshold=0.4'],
+    "--threshold: 0.4, but 'softmax' predicts one class",
+  ),
   'batch': (['WEIGHTS', 'IMAGE', '--batch_size=0'], 'flag --batch_size=0: 0 is not a positive'),
   'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central>'),
   'no margin': (

@@ -27,6 +27,9 @@ from vit_jax.run import tables
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; its best checkpoint predicts.')
 _WEIGHTS = flags.DEFINE_string('weights', None, 'In place of --workdir: a file, folder or hf:NAME.')
 _TOP = flags.DEFINE_integer('top', 5, 'Classes to show of each image.', lower_bound=1)
+_THRESHOLD = flags.DEFINE_float(
+  'threshold', None, "Least probability of classes, of a sigmoid loss. Default: the run's, or 0.5."
+)
 _JSON = flags.DEFINE_boolean('json', False, 'Print a JSON object a line.')
 _CSV = flags.DEFINE_string('csv', None, 'File to write a row of each image to, and no text.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write masks to, and drawings over the images.')
@@ -40,11 +43,12 @@ def main(*paths: str) -> int:
   model = _WORKDIR.value, _WEIGHTS.value
   source = weight_flags.either(*model)
   loss, dtype = weight_flags.loss(*model), resolve_dtype(_DTYPE.value)
+  threshold = weight_flags.threshold(*model) if _THRESHOLD.value is None else _THRESHOLD.value
   variables, config = weight_flags.load(source)
   kind = kinds.kind_of(config.model.INPUT)
   files = [file for path in paths for file in kind.find_files(path)]
   with field_prefix('--'):
-    predictor = Predictor(variables, config, loss=loss, dtype=dtype)
+    predictor = Predictor(variables, config, loss=loss, threshold=threshold, dtype=dtype)
   write = _writer(predictor, files) if _OUT.value else None
   num_damaged, rows = 0, []
   hidden = None if len(files) > 1 else True  # None shows it on terminals alone

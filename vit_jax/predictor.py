@@ -59,6 +59,7 @@ class Predictor:
     config: ModelConfig | Mapping[str, Any],
     *,
     loss: str = 'softmax',
+    threshold: float | None = None,
     dtype: Any = jnp.float32,
   ):
     """Puts the variables on the devices.
@@ -68,6 +69,8 @@ class Predictor:
       config: of the model, as from `weights.load`. Without `preprocess`, pixels in [0, 1] have
         0.5 subtracted and are divided by 0.5, and the whole image is resized.
       loss: that the model was trained with, `config.loss.name`, which makes the probabilities.
+      threshold: of a model with the sigmoid loss, the probability from which on `task` says that a
+        class is there; None is 0.5.
       dtype: of the computation.
 
     Raises:
@@ -78,6 +81,7 @@ class Predictor:
     self.input = name = config.model.INPUT
     self._kind = kinds.kind_of(name)
     options = {} if loss == 'softmax' else {'name': loss}  # the default, which not all tasks have
+    options |= {} if threshold is None else {'threshold': threshold}
     with field_prefix('', {'name': 'loss'}):
       self.task = task = task_for(config, **options)
     num_classes = config.num_classes

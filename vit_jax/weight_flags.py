@@ -94,13 +94,27 @@ def loss(workdir: str | None, weights_path: str | None) -> str:
   Raises:
     UsageError: the run doesn't say.
   """
+  # Not every task has several losses to choose from.
+  return _loss_options(workdir, weights_path).get('name', 'softmax')
+
+
+def threshold(workdir: str | None, weights_path: str | None) -> float | None:
+  """Returns `config.loss.threshold` of a run, None where it has none.
+
+  Raises:
+    UsageError: the run doesn't say.
+  """
+  return _loss_options(workdir, weights_path).get('threshold')
+
+
+def _loss_options(workdir: str | None, weights_path: str | None) -> dict[str, Any]:
+  """Returns `config.loss` of a run; {} for other weights."""
   path = Path(workdir or weights_path)
   if workdir is None and not (path / 'model.json').exists():
-    return 'softmax'
+    return {}
   try:
-    # Not every task has several losses to choose from.
-    return directory.read_config(path)['loss'].get('name', 'softmax')
-  except (KeyError, TypeError, AttributeError) as e:
+    return {**directory.read_config(path)['loss']}
+  except (KeyError, TypeError) as e:
     raise UsageError(
       f'--workdir: {path} holds no run (config.json names no loss); weights go to --weights'
     ) from e

@@ -31,6 +31,19 @@ def test_captions_tell_the_predicted_and_the_true_class():
   ]
 
 
+def test_captions_tell_all_classes_from_the_threshold_on():
+  context = make_context(VIT)
+  logits = context.config.model.apply(context.variables, context.inputs)
+  probabilities = np.sort(np.asarray(jax.nn.sigmoid(logits)), axis=1)
+  threshold = float(probabilities[0, 1:].mean())  # which one class of the first image reaches
+  for least, count in ((threshold, 1), (threshold / 100, 3), (0.999999, 0)):
+    options = {'name': 'sigmoid', 'threshold': least}
+    labels = np.zeros((2, 3), bool)
+    first, true = make_context(VIT, labels=labels, task_options=options).captions[0].split('\n')
+    expected = [['red', 'green', 'blue'][i] for i in np.argsort(-logits[0])[:count]]
+    assert (first, true) == (f'predicted {", ".join(expected) or "none"}', 'true none')
+
+
 @pytest.mark.parametrize('backbone', [VIT, RESNET])
 def test_a_model_with_a_head_has_boxes_and_a_backbone_of_its_own(backbone):
   context = make_context(backbone | {'head': HEAD})

@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import (
+  accuracy_score,
+  precision_recall_fscore_support,
+  top_k_accuracy_score,
+)
 from sklearn.utils.class_weight import compute_class_weight
 
 from vit_jax import tasks
@@ -197,7 +201,8 @@ def test_padding_counts_for_nothing(loss, kind):
   padded = task(logits, padded_batch)
   for name, (total, count) in unpadded.items():
     np.testing.assert_allclose(padded[name][0], total, rtol=1e-6)
-    assert padded[name][1] == count == real
+    assert padded[name][1] == count
+  assert padded['loss'][1] == real
   gradient = jax.grad(lambda x: task(x, padded_batch)['loss'][0])(logits)
   assert not gradient[real:].any()
   assert gradient[:real].any(axis=1).all()
@@ -411,3 +416,67 @@ def test_data_that_a_task_cannot_learn_from_are_refused(name, labels, problem):
 def test_wrong_weights_are_refused(weights, problem):
   with pytest.raises(FieldError, match=f'^class_weights: {problem}'):
     tasks.build('classification', {'class_weights': weights}, NUM_CLASSES)
+
+
+# Several classes.
+
+
+@pytest.mark.parametrize(('threshold', 'least'), [(None, 0.5), (0.9, 0.9)])
+def test_metrics_of_several_classes_are_those_of_scikit_learn(threshold, least):
+  task = tasks.build('classification', {'name': 'sigmoid', 'threshold': threshold}, NUM_CLASSES)
+  labels, dense = make_labels('multi-hot')
+  logits, real = make_logits(), np.arange(BATCH) < 10
+  logits[2] = 20 * dense[2] - 10  # one without a mistake
+  sums = task.loss({'logits': jnp.asarray(logits)}, make_batch(labels, real), None, False)
+  found = {name: task.metrics[name].value(*sums[name]) for name in task.metrics}
+  guesses = 1 / (1 + np.exp(-logits[real])) >= least
+  *scores, _ = precision_recall_fscore_support(dense[real] > 0, guesses, average='micro')
+  for name, score in zip(('precision', 'recall', 'f1'), scores, strict=True):
+    assert 0 < score < 1
+    np.testing.assert_allclose(found[f'micro_{name}'], score, rtol=1e-6)
+  subset = accuracy_score(dense[real] > 0, guesses)
+  assert subset > 0
+  np.testing.assert_allclose(found['subset_accuracy'], subset, rtol=1e-6)
+
+
+def test_metrics_of_nothing_predicted_are_numbers():
+  task = tasks.build('classification', {'name': 'sigmoid'}, NUM_CLASSES)
+  batch = make_batch(np.zeros((BATCH, NUM_CLASSES), np.float32))
+  sums = task.loss({'logits': jnp.full((BATCH, NUM_CLASSES), -9.0)}, batch, None, False)
+  found = {name: task.metrics[name].value(*sums[name]) for name in task.metrics}
+  assert [found[f'micro_{n}'] for n in ('precision', 'recall', 'f1')] == [0, 0, 0]
+  assert found['subset_accuracy'] == 1
+
+
+def test_classes_from_the_threshold_on_are_shown():
+  names, row = ['a', 'b', 'c'], np.float32([0.25, 0.625, 0.5])
+  task = tasks.build('classification', {'name': 'sigmoid'}, 3)
+  assert task.lines(row, names, top=1) == ['   62.50 %  b', '   50.00 %  c']
+  assert task.entry(row, names, top=1) == {
+    'predictions': [
+      {'class': 'b', 'label': 1, 'probability': 0.625},
+      {'class': 'c', 'label': 2, 'probability': 0.5},
+    ],
+    'classes': ['b', 'c'],
+    'threshold': 0.5,
+  }
+  assert task.predicted_classes(row) == [1, 2]
+  sure = tasks.build('classification', {'name': 'sigmoid', 'threshold': 0.9}, 3)
+  assert sure.lines(row, names, top=3) == ['   62.50 %  b (no class reaches 90 %)']
+  entry = sure.entry(row, names, top=3)
+  assert [p['class'] for p in entry['predictions']] == ['b', 'c', 'a']
+  assert (entry['classes'], entry['threshold']) == ([], 0.9)
+  assert sure.predicted_classes(row) == []
+  assert tasks.build('classification', {}, 3).predicted_classes(row) == [1]
+
+
+@pytest.mark.parametrize(
+  ('options', 'problem'),
+  [
+    ({'name': 'sigmoid', 'threshold': 1.0}, r'1\.0 is not in \(0, 1\)'),
+    ({'threshold': 0.4}, "0.4, but 'softmax' predicts one class"),
+  ],
+)
+def test_wrong_thresholds_are_refused(options, problem):
+  with pytest.raises(FieldError, match=f'^threshold: {problem}$'):
+    tasks.build('classification', options, NUM_CLASSES)

@@ -144,7 +144,7 @@ class Context:
     for i, file_name in enumerate(self.file_names):
       lines = [shorten(file_name)] if file_name else []
       if self.predictions is not None:
-        lines.append(f'predicted {self._join_names([self.predictions[i]])}')
+        lines.append(f'predicted {self._join_names(self._predicted_classes(i))}')
       if self.labels is not None:
         lines.append(f'true {self._join_names(np.flatnonzero(self.labels[i]))}')
       captions.append('\n'.join(lines))
@@ -155,8 +155,13 @@ class Context:
     """The captions, each in one line."""
     return [caption.replace('\n', ', ') for caption in self.captions]
 
+  def _predicted_classes(self, i: int) -> list[int]:
+    task = task_for(self.config, **self.task_options)
+    outputs = {name: rows[i : i + 1] for name, rows in self.outputs.items()}
+    return task.predicted_classes(task.probabilities(jax.device_get(task.predict(outputs)))[0])
+
   def _join_names(self, classes: Sequence[int]) -> str:
-    return shorten(', '.join(self.class_names[c] for c in classes))
+    return shorten(', '.join(self.class_names[c] for c in classes) or 'none')
 
   @functools.cached_property
   def evaluation(self) -> Evaluation | str:

@@ -1,4 +1,4 @@
-"""Image classification: softmax or sigmoid cross-entropy, top-1 and top-5 accuracy."""
+"""Image classification: softmax or sigmoid cross-entropy, top-1 and top-5 accuracy, micro F1."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -46,6 +46,7 @@ def softmax_twice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 _LOSSES = {'softmax': softmax_loss, 'softmax_twice': softmax_twice_loss, 'sigmoid': sigmoid_loss}
 _THRESHOLD = 0.5
 _BALANCED = ('balanced',)
+_THRESHOLD = 0.5
 _PROBABILITIES = {
   'softmax': jax.nn.softmax,
   'softmax_twice': jax.nn.softmax,  # the second is part of the loss
@@ -99,6 +100,12 @@ class Classification(Task):
   A batch's `label` is int [B] or float [B, K]. Outputs are `logits` [B, K]; a prediction is float32
   probabilities [N, K]. Top-5 accuracy is there for more than five classes.
 
+  With the sigmoid loss, an example may have several classes, and those whose probability is at
+  least a threshold are predicted. Metrics are then also precision, recall and F1 of all pairs of an
+  example and a class (`micro_`), 0 where they have no denominator, and the share of examples all of
+  whose classes, and no others, are predicted (`subset_accuracy`). Of mixed labels those from 0.5 on
+  count for them.
+
   Weights of classes change the training loss alone, as label smoothing does. With softmax, it is
   the weighted mean of PyTorch's CrossEntropyLoss: a label's part of the loss is multiplied by the
   weight of its class, and the sum is divided by that of the labels' weights over the global batch,
@@ -113,11 +120,14 @@ class Classification(Task):
       whatever the loss.
     class_weights: a number of at least 0 for each class, in the order of their names; () weighs all
       alike; ('balanced',) is `balanced_weights` of the training split.
+    threshold: of the sigmoid loss alone, the probability from which on a class is predicted, in
+      (0, 1); None is 0.5.
   """
 
   name: str = 'softmax'
   label_smoothing: float = 0.0
   class_weights: tuple[float | str, ...] = ()
+  threshold: float | None = None
 
   TARGETS: ClassVar[tuple[str, ...]] = ('label',)
 
@@ -126,6 +136,11 @@ class Classification(Task):
     if not 0 <= self.label_smoothing < 1:
       raise FieldError('label_smoothing', f'{self.label_smoothing} is not in [0, 1)')
     self._check_weights(self.class_weights)
+    if self.threshold is not None:
+      if self.name != 'sigmoid':
+        raise FieldError('threshold', f'{self.threshold}, but {self.name!r} predicts one class')
+      if not 0 < self.threshold < 1:
+        raise FieldError('threshold', f'{self.threshold} is not in (0, 1)')
 
   def _check_weights(self, weights: tuple[float | str, ...]) -> None:
     if weights in ((), _BALANCED):
@@ -157,6 +172,14 @@ class Classification(Task):
     }
     if self.num_classes > 5:
       metrics['top5_accuracy'] = Metric(unit='%', higher_is_better=True)
+    if self.name == 'sigmoid':
+      share = {'unit': '%', 'higher_is_better': True}
+      metrics |= {
+        'micro_f1': Metric(**share, label='micro F1', value=_share),
+        'micro_precision': Metric(**share, value=_share),
+        'micro_recall': Metric(**share, value=_share),
+        'subset_accuracy': Metric(**share),
+      }
     return metrics
 
   def further_metrics(self, record: Mapping[str, Any]) -> Mapping[str, Metric]:
@@ -203,7 +226,20 @@ class Classification(Task):
     }
     if 'top5_accuracy' in self.metrics:
       values['top5_accuracy'] = top_k_hits(logits, labels, 5)
-    return {name: ((value * weight).sum(), weight.sum()) for name, value in values.items()}
+    counts = {}
+    if self.name == 'sigmoid':
+      true, guessed = labels >= 0.5, jax.nn.sigmoid(logits) >= self._least
+      values['subset_accuracy'] = (true == guessed).all(axis=1)
+      hits, num_true, num_guessed = (
+        (x.sum(axis=1) * weight).sum() for x in (true & guessed, true, guessed)
+      )
+      counts = {
+        'micro_f1': (2 * hits, num_true + num_guessed),
+        'micro_precision': (hits, num_guessed),
+        'micro_recall': (hits, num_true),
+      }
+    sums = {name: ((value * weight).sum(), weight.sum()) for name, value in values.items()}
+    return sums | counts
 
   def _check_shape(self, logits: jax.Array) -> None:
     if logits.shape[1:] != (self.num_classes,):
@@ -220,17 +256,40 @@ class Classification(Task):
   def probabilities(self, prediction: Any) -> Any:
     return prediction
 
+  @property
+  def _least(self) -> float:
+    return _THRESHOLD if self.threshold is None else self.threshold
+
+  def predicted_classes(self, probabilities: np.ndarray) -> list[int]:
+    order = _most_probable(probabilities, len(probabilities))
+    if self.name != 'sigmoid':
+      return order[:1]
+    return [label for label in order if probabilities[label] >= self._least]
+
   def lines(self, prediction: Any, class_names: Sequence[str], top: int) -> list[str]:
-    labels = _most_probable(prediction, top)
-    return [f'{100 * prediction[label]:8.2f} %  {class_names[label]}' for label in labels]
+    def line(label):
+      return f'{100 * prediction[label]:8.2f} %  {class_names[label]}'
+
+    if self.name != 'sigmoid':
+      return [line(label) for label in _most_probable(prediction, top)]
+    below = f' (no class reaches {100 * self._least:g} %)'
+    found = [line(label) for label in self.predicted_classes(prediction)]
+    return found or [line(prediction.argmax()) + below]
 
   def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+    found, several = self.predicted_classes(prediction), {}
+    if self.name == 'sigmoid':
+      several = {'classes': [class_names[label] for label in found], 'threshold': self._least}
     predictions = [
       {'class': class_names[label], 'label': label, 'probability': float(prediction[label])}
-      for label in _most_probable(prediction, top)
+      for label in _most_probable(prediction, max(top, len(found)))
     ]
-    return {'predictions': predictions}
+    return {'predictions': predictions} | several
 
 
 def _most_probable(probabilities: np.ndarray, top: int) -> list[int]:
   return np.argsort(-probabilities, kind='stable')[:top].tolist()
+
+
+def _share(total: Any, count: Any) -> Any:
+  return total / np.maximum(count, 1)

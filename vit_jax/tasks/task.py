@@ -196,6 +196,13 @@ class Task:
     """Returns the probabilities of classes, [..., K], that a prediction has."""
     raise NotImplementedError
 
+  def predicted_classes(self, probabilities: np.ndarray) -> list[int]:
+    """Returns the classes that an example is said to have, by their probabilities [K].
+
+    The most probable is the first; there may be none.
+    """
+    return [int(probabilities.argmax())]
+
   def to_image(self, prediction: Any, window: Window, size: Size) -> Any:
     """Returns the prediction of a part of an image, `window`, as one of the whole, of `size`."""
     del window, size
