@@ -51,7 +51,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
 
   c.data = ConfigDict()
   # digits, moving_mnist, digits_in_space, tfds_masks, one of TFDS, or a folder's: folder,
-  # video_folder, point_folder, modelnet40, shapenet_part, yolo, masks
+  # video_folder, point_folder, csv, modelnet40, shapenet_part, yolo, masks
   c.data.name = 'digits'
   c.data.options = ConfigDict()  # of the data set; see `OPTIONS` in its file in data/sources/
   c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.data.sources import (
+  csv_labels,
   digits,
   digits_in_space,
   folders,
@@ -28,6 +29,7 @@ FOLDERS = {
   'folder': folders,
   'video_folder': video_folders,
   'point_folder': point_folders,
+  'csv': csv_labels,
   'yolo': yolo,
   'masks': masks,
   'modelnet40': modelnet40,
@@ -54,7 +56,7 @@ def load_source(
 
   Args:
     name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder' (see
-      `folders.load`), 'video_folder', 'point_folder', 'yolo', 'masks', 'modelnet40',
+      `folders.load`), 'video_folder', 'point_folder', 'csv', 'yolo', 'masks', 'modelnet40',
       'shapenet_part' (see the `load` of each), 'moving_mnist', 'digits_in_space', 'tfds_masks' (see
       the module), or a data set that TFDS has prepared as array_record, as
       'name[/config][:version]'.

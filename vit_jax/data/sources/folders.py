@@ -39,14 +39,14 @@ class FolderSource(Source):
     self,
     root: Path,
     files: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[int | np.ndarray],
     class_names: Sequence[str],
     image_shape: tuple[int | None, int | None, int],
     skipped: Sequence[str],
   ):
     self.class_names, self.image_shape = tuple(class_names), image_shape
     self.files, self.skipped = tuple(files), tuple(skipped)
-    self._root, self._labels = root, np.asarray(labels, np.int32)
+    self._root, self._labels = root, KINDS['label'].stack(labels)
 
   @classmethod
   def check(cls, root: Path, folders: Sequence[str]) -> images.Checked:
@@ -62,7 +62,10 @@ class FolderSource(Source):
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
       image = KINDS['image'].decode(self._root / self.files[i], self.image_shape[2])
-      yield {'image': image} | ({'label': int(self._labels[i])} if self.class_names else {})
+      label = self._labels[i]
+      yield {'image': image} | (
+        {'label': label if label.ndim else int(label)} if self.class_names else {}
+      )
 
 
 def load(split: str, directory: str, labels: str = 'auto') -> FolderSource:
