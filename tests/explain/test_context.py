@@ -44,6 +44,18 @@ def test_captions_tell_all_classes_from_the_threshold_on():
     assert (first, true) == (f'predicted {", ".join(expected) or "none"}', 'true none')
 
 
+def test_names_of_many_classes_take_up_to_three_lines():
+  labels = np.ones((2, 20), bool)
+  labels[0, 4:] = False
+  names = [f'the class {i}' for i in range(20)]
+  context = make_context(VIT | {'num_classes': 20}, class_names=names, labels=labels)
+  assert context.captions[0].split('\ntrue ')[1] == (
+    'the class 0, the class 1,\nthe class 2, the class 3'
+  )
+  assert context.lines[0].endswith(', true the class 0, the class 1, the class 2, the class 3')
+  assert context.captions[1].split('\ntrue ')[1].split('\n')[2:] == ['the class 4, the class 5, …']
+
+
 @pytest.mark.parametrize('backbone', [VIT, RESNET])
 def test_a_model_with_a_head_has_boxes_and_a_backbone_of_its_own(backbone):
   context = make_context(backbone | {'head': HEAD})

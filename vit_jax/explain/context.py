@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ from vit_jax.models.config import ModelConfig, Preprocessing
 from vit_jax.tasks import task_for
 
 NOT_OF_MODEL = 'not of this model'
-_LONGEST = 28  # characters of a name in a caption
+_LONGEST = 28  # characters of a name in a caption, or of a line of several
+_MOST_LINES = 3  # of the names of an image's classes
 _T = TypeVar('_T')
 
 
@@ -139,7 +141,7 @@ class Context:
 
   @functools.cached_property
   def captions(self) -> list[str]:
-    """For each image, in a line or two: its file, the predicted class and the true one."""
+    """For each image, in a few lines: its file, what classes are predicted, and the true ones."""
     captions = []
     for i, file_name in enumerate(self.file_names):
       lines = [shorten(file_name)] if file_name else []
@@ -153,7 +155,7 @@ class Context:
   @property
   def lines(self) -> list[str]:
     """The captions, each in one line."""
-    return [caption.replace('\n', ', ') for caption in self.captions]
+    return [c.replace(',\n', ', ').replace('\n', ', ') for c in self.captions]
 
   def _predicted_classes(self, i: int) -> list[int]:
     task = task_for(self.config, **self.task_options)
@@ -161,7 +163,13 @@ class Context:
     return task.predicted_classes(task.probabilities(jax.device_get(task.predict(outputs)))[0])
 
   def _join_names(self, classes: Sequence[int]) -> str:
-    return shorten(', '.join(self.class_names[c] for c in classes) or 'none')
+    # A line doesn't end within a name.
+    names = [shorten(self.class_names[c]).replace(' ', '\xa0') for c in classes] or ['none']
+    options = {'break_long_words': False, 'break_on_hyphens': False}
+    text = textwrap.fill(
+      ', '.join(names), _LONGEST, max_lines=_MOST_LINES, placeholder=' …', **options
+    )
+    return text.replace('\xa0', ' ')
 
   @functools.cached_property
   def evaluation(self) -> Evaluation | str:
