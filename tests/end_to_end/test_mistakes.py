@@ -74,6 +74,14 @@ MISTAKES = {
   ),
   'unknown task': ([DIGITS, '--config.task=classify'], r'config.task: '),
   'unknown loss': ([DIGITS, '--config.loss.name=softmx'], r'config.loss.name: '),
+  'weights of other classes': (
+    [DIGITS, '--config.loss.class_weights=1,2'],
+    r'config.loss.class_weights: 2 numbers for 10 classes',
+  ),
+  'unknown sampling': (
+    [DIGITS, '--config.data.sampling=balance'],
+    r"config.data.sampling: 'balance' is not one of .*did you mean 'balanced'\?",
+  ),
   'unknown monitor': (
     [DIGITS, '--config.monitor=test/acc'],
     r"config.monitor: 'test/acc' is not one of .*did you mean 'test/accuracy'\?",
