@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; its best checkpo
 _WEIGHTS = flags.DEFINE_string('weights', None, 'In place of --workdir: a file, folder or hf:NAME.')
 _TOP = flags.DEFINE_integer('top', 5, 'Classes to show of each image.', lower_bound=1)
 _THRESHOLD = flags.DEFINE_float(
-  'threshold', None, "Least probability of classes, of a sigmoid loss. Default: the run's, or 0.5."
+  'threshold', None, "Least probability of classes, of a sigmoid loss. Default: the run's."
 )
 _JSON = flags.DEFINE_boolean('json', False, 'Print a JSON object a line.')
 _CSV = flags.DEFINE_string('csv', None, 'File to write a row of each image to, and no text.')

@@ -421,15 +421,15 @@ def test_wrong_weights_are_refused(weights, problem):
 # Several classes.
 
 
-@pytest.mark.parametrize(('threshold', 'least'), [(None, 0.5), (0.9, 0.9)])
-def test_metrics_of_several_classes_are_those_of_scikit_learn(threshold, least):
+@pytest.mark.parametrize('threshold', [0.5, 0.9])
+def test_metrics_of_several_classes_are_those_of_scikit_learn(threshold):
   task = tasks.build('classification', {'name': 'sigmoid', 'threshold': threshold}, NUM_CLASSES)
   labels, dense = make_labels('multi-hot')
   logits, real = make_logits(), np.arange(BATCH) < 10
   logits[2] = 20 * dense[2] - 10  # one without a mistake
   sums = task.loss({'logits': jnp.asarray(logits)}, make_batch(labels, real), None, False)
   found = {name: task.metrics[name].value(*sums[name]) for name in task.metrics}
-  guesses = 1 / (1 + np.exp(-logits[real])) >= least
+  guesses = 1 / (1 + np.exp(-logits[real])) >= threshold
   *scores, _ = precision_recall_fscore_support(dense[real] > 0, guesses, average='micro')
   for name, score in zip(('precision', 'recall', 'f1'), scores, strict=True):
     assert 0 < score < 1
@@ -440,7 +440,7 @@ def test_metrics_of_several_classes_are_those_of_scikit_learn(threshold, least):
 
 
 def test_metrics_of_nothing_predicted_are_numbers():
-  task = tasks.build('classification', {'name': 'sigmoid'}, NUM_CLASSES)
+  task = tasks.build('classification', {'name': 'sigmoid', 'threshold': 0.5}, NUM_CLASSES)
   batch = make_batch(np.zeros((BATCH, NUM_CLASSES), np.float32))
   sums = task.loss({'logits': jnp.full((BATCH, NUM_CLASSES), -9.0)}, batch, None, False)
   found = {name: task.metrics[name].value(*sums[name]) for name in task.metrics}
@@ -450,7 +450,7 @@ def test_metrics_of_nothing_predicted_are_numbers():
 
 def test_classes_from_the_threshold_on_are_shown():
   names, row = ['a', 'b', 'c'], np.float32([0.25, 0.625, 0.5])
-  task = tasks.build('classification', {'name': 'sigmoid'}, 3)
+  task = tasks.build('classification', {'name': 'sigmoid', 'threshold': 0.5}, 3)
   assert task.lines(row, names, top=1) == ['   62.50 %  b', '   50.00 %  c']
   assert task.entry(row, names, top=1) == {
     'predictions': [
@@ -467,7 +467,8 @@ def test_classes_from_the_threshold_on_are_shown():
   assert [p['class'] for p in entry['predictions']] == ['b', 'c', 'a']
   assert (entry['classes'], entry['threshold']) == ([], 0.9)
   assert sure.predicted_classes(row) == []
-  assert tasks.build('classification', {}, 3).predicted_classes(row) == [1]
+  for options in ({}, {'name': 'sigmoid'}):
+    assert tasks.build('classification', options, 3).predicted_classes(row) == [1]
 
 
 @pytest.mark.parametrize(

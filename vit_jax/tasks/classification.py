@@ -44,9 +44,8 @@ def softmax_twice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 _LOSSES = {'softmax': softmax_loss, 'softmax_twice': softmax_twice_loss, 'sigmoid': sigmoid_loss}
-_THRESHOLD = 0.5
 _BALANCED = ('balanced',)
-_THRESHOLD = 0.5
+_THRESHOLD = 0.5  # of data with several labels an example
 _PROBABILITIES = {
   'softmax': jax.nn.softmax,
   'softmax_twice': jax.nn.softmax,  # the second is part of the loss
@@ -100,11 +99,11 @@ class Classification(Task):
   A batch's `label` is int [B] or float [B, K]. Outputs are `logits` [B, K]; a prediction is float32
   probabilities [N, K]. Top-5 accuracy is there for more than five classes.
 
-  With the sigmoid loss, an example may have several classes, and those whose probability is at
-  least a threshold are predicted. Metrics are then also precision, recall and F1 of all pairs of an
-  example and a class (`micro_`), 0 where they have no denominator, and the share of examples all of
-  whose classes, and no others, are predicted (`subset_accuracy`). Of mixed labels those from 0.5 on
-  count for them.
+  With the sigmoid loss, an example may have several classes. With a threshold, which such data give
+  it, those whose probability is at least that are predicted. Metrics are then also precision,
+  recall and F1 of all pairs of an example and a class (`micro_`), 0 where they have no denominator,
+  and the share of examples all of whose classes, and no others, are predicted (`subset_accuracy`).
+  Of mixed labels those from 0.5 on count for them.
 
   Weights of classes change the training loss alone, as label smoothing does. With softmax, it is
   the weighted mean of PyTorch's CrossEntropyLoss: a label's part of the loss is multiplied by the
@@ -121,7 +120,8 @@ class Classification(Task):
     class_weights: a number of at least 0 for each class, in the order of their names; () weighs all
       alike; ('balanced',) is `balanced_weights` of the training split.
     threshold: of the sigmoid loss alone, the probability from which on a class is predicted, in
-      (0, 1); None is 0.5.
+      (0, 1). None is 0.5 where the data have several labels an example, and else stands for the
+      most probable class.
   """
 
   name: str = 'softmax'
@@ -159,10 +159,13 @@ class Classification(Task):
         'name',
         f"{self.name!r} learns one class of each image, and these have several; give 'sigmoid'",
       )
-    if self.class_weights != _BALANCED:
-      return self
-    weights = balanced_weights(source.labels(), source.class_names, sigmoid)
-    return dataclasses.replace(self, class_weights=tuple(weights.tolist()))
+    changes = {}
+    if np.ndim(source[0]['label']) and self.threshold is None:
+      changes['threshold'] = _THRESHOLD
+    if self.class_weights == _BALANCED:
+      weights = balanced_weights(source.labels(), source.class_names, sigmoid)
+      changes['class_weights'] = tuple(weights.tolist())
+    return dataclasses.replace(self, **changes)
 
   @property
   def metrics(self) -> dict[str, Metric]:
@@ -172,7 +175,7 @@ class Classification(Task):
     }
     if self.num_classes > 5:
       metrics['top5_accuracy'] = Metric(unit='%', higher_is_better=True)
-    if self.name == 'sigmoid':
+    if self.threshold is not None:
       share = {'unit': '%', 'higher_is_better': True}
       metrics |= {
         'micro_f1': Metric(**share, label='micro F1', value=_share),
@@ -183,12 +186,12 @@ class Classification(Task):
     return metrics
 
   def further_metrics(self, record: Mapping[str, Any]) -> Mapping[str, Metric]:
-    return class_metrics.metrics(self.num_classes, np.ndim(record['label']) > 0, _THRESHOLD)
+    return class_metrics.metrics(self.num_classes, np.ndim(record['label']) > 0, self._least)
 
   def rows(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     self._check_shape(outputs['logits'])
     probabilities, label = _PROBABILITIES[self.name](outputs['logits']), batch['label']
-    predicted = class_metrics.decide(probabilities, label.ndim > 1, _THRESHOLD)
+    predicted = class_metrics.decide(probabilities, label.ndim > 1, self._least)
     return {'probabilities': probabilities, 'label': label, 'predicted': predicted}
 
   def _labels(self, batch: Batch) -> jax.Array:
@@ -227,8 +230,8 @@ class Classification(Task):
     if 'top5_accuracy' in self.metrics:
       values['top5_accuracy'] = top_k_hits(logits, labels, 5)
     counts = {}
-    if self.name == 'sigmoid':
-      true, guessed = labels >= 0.5, jax.nn.sigmoid(logits) >= self._least
+    if self.threshold is not None:
+      true, guessed = labels >= 0.5, jax.nn.sigmoid(logits) >= self.threshold
       values['subset_accuracy'] = (true == guessed).all(axis=1)
       hits, num_true, num_guessed = (
         (x.sum(axis=1) * weight).sum() for x in (true & guessed, true, guessed)
@@ -258,28 +261,29 @@ class Classification(Task):
 
   @property
   def _least(self) -> float:
+    """The threshold of examples with several labels."""
     return _THRESHOLD if self.threshold is None else self.threshold
 
   def predicted_classes(self, probabilities: np.ndarray) -> list[int]:
     order = _most_probable(probabilities, len(probabilities))
-    if self.name != 'sigmoid':
+    if self.threshold is None:
       return order[:1]
-    return [label for label in order if probabilities[label] >= self._least]
+    return [label for label in order if probabilities[label] >= self.threshold]
 
   def lines(self, prediction: Any, class_names: Sequence[str], top: int) -> list[str]:
     def line(label):
       return f'{100 * prediction[label]:8.2f} %  {class_names[label]}'
 
-    if self.name != 'sigmoid':
+    if self.threshold is None:
       return [line(label) for label in _most_probable(prediction, top)]
-    below = f' (no class reaches {100 * self._least:g} %)'
+    below = f' (no class reaches {100 * self.threshold:g} %)'
     found = [line(label) for label in self.predicted_classes(prediction)]
     return found or [line(prediction.argmax()) + below]
 
   def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
     found, several = self.predicted_classes(prediction), {}
-    if self.name == 'sigmoid':
-      several = {'classes': [class_names[label] for label in found], 'threshold': self._least}
+    if self.threshold is not None:
+      several = {'classes': [class_names[label] for label in found], 'threshold': self.threshold}
     predictions = [
       {'class': class_names[label], 'label': label, 'probability': float(prediction[label])}
       for label in _most_probable(prediction, max(top, len(found)))
