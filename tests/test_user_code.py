@@ -40,3 +40,52 @@ def test_errors_of_the_module_itself_come_through(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(ModuleNotFoundError, match='no_such_dependency'):
     user_code.find('broken_parts:anything')
+
+
+class Base:
+  def kept(self):
+    return 1
+
+
+class Full(Base):
+  def made(self):
+    return 2
+
+
+class Inherits(Full):
+  pass
+
+
+class Bare(Base):
+  pass
+
+
+Alias = type('Alias', (Full,), {'__module__': 'elsewhere', '__qualname__': 'Made'})
+CONSTANT = 3
+
+
+@pytest.mark.parametrize('cls', [Full, Inherits])
+def test_a_class_is_found_by_the_module_that_defines_it(cls):
+  reference = user_code.reference_of(cls)
+  assert reference == f'{__name__}:{cls.__name__}'
+  assert user_code.find_class(reference, Base, needs=('made',)) is cls
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('Bare', r'^model\.name: .* lacks made, kept$'),
+    ('CONSTANT', r'^model\.name: .* is not a subclass of .*\.Base$'),
+    ('pytest', r'is not a subclass'),
+    ('Alias', r"is defined elsewhere: write 'elsewhere:Made'"),
+  ],
+)
+def test_what_a_class_lacks_is_named(name, message):
+  with pytest.raises(FieldError, match=message):
+    user_code.find_class(f'{__name__}:{name}', Base, 'model.name', ('made', 'kept'))
+
+
+def test_functions_are_found():
+  assert user_code.find_function('json:dumps')([1]) == '[1]'
+  with pytest.raises(FieldError, match=r"^own: '.*:CONSTANT' is not a function"):
+    user_code.find_function(f'{__name__}:CONSTANT', 'own')

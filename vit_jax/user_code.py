@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.errors import FieldError, nearest
@@ -47,3 +48,45 @@ def find(reference: str, field: str = 'name') -> Any:
     names = [n for n in vars(module) if not n.startswith('_')]
     raise FieldError(field, f'{reference!r}: {module_name} has no {name!r}{nearest(name, names)}')
   return getattr(module, name)
+
+
+def find_class(reference: str, base: type, field: str = 'name', needs: Sequence[str] = ()) -> type:
+  """Returns the class that 'module:name' refers to.
+
+  Args:
+    reference: as for `find`, which names the module that defines the class.
+    base: what it is a subclass of.
+    field: as for `find`.
+    needs: methods and attributes that it must have beside those of `base`.
+
+  Raises:
+    FieldError: it isn't such a class, or lacks some of `needs`; and as `find`.
+  """
+  cls = find(reference, field)
+  if not (isinstance(cls, type) and issubclass(cls, base)):
+    there = f'{base.__module__}.{base.__name__}'
+    raise FieldError(field, f'{reference!r} is not a subclass of {there}')
+  if reference != reference_of(cls):  # a run directory has one name for it
+    raise FieldError(field, f'{reference!r} is defined elsewhere: write {reference_of(cls)!r}')
+  there = {*getattr(cls, '__dataclass_fields__', ())}
+  there.update(*(vars(part) for part in cls.__mro__ if not issubclass(base, part)))
+  if lacking := [name for name in needs if name not in there]:
+    raise FieldError(field, f'{reference!r} lacks {", ".join(lacking)}')
+  return cls
+
+
+def reference_of(cls: type) -> str:
+  """Returns the 'module:name' by which `find_class` finds a class."""
+  return f'{cls.__module__}:{cls.__qualname__}'
+
+
+def find_function(reference: str, field: str = 'name') -> Callable[..., Any]:
+  """Returns the function that 'module:name' refers to.
+
+  Raises:
+    FieldError: it isn't one; and as `find`.
+  """
+  function = find(reference, field)
+  if not callable(function):
+    raise FieldError(field, f'{reference!r} is not a function')
+  return function
