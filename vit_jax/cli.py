@@ -45,13 +45,17 @@ class _ExperimentParser(ConfigFileFlagParser):
     return config
 
   def _complete(self, config: ConfigDict) -> None:
-    from vit_jax import config_fields  # imports JAX and the models, which not every command needs
+    from vit_jax import (
+      config_fields,
+      user_code,
+    )  # imports JAX and the models, which not every command needs
 
     fields = ('model.name', 'task', 'data.name', 'model.head.name')
     model, task, data, head = (_flag_value(f'{self.name}.{field}') for field in fields)
     with field_prefix(f'{self.name}.'):
-      # Of a config that leaves its model open, the fields of all are there.
-      if model is not None and config.model.name not in (None, model):
+      # Of a config that leaves its model open, the fields of all of ours are there.
+      is_open = config.model.name is None and not user_code.is_reference(model)
+      if not is_open and model not in (None, config.model.name):
         with field_prefix('model.'):
           config_fields.set_model(config, model)
       if task is not None and task != config.task:

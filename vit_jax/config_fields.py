@@ -17,12 +17,13 @@ def set_model(config: ConfigDict, name: str) -> None:
   """Gives `config.model` the fields of another backbone.
 
   Those that both have keep their values, unless these are the former backbone's defaults; a task's
-  head stays.
+  head stays. Where the config left its model open, the fields are open, too.
 
   Raises:
     FieldError: there is no such backbone.
   """
-  new, old = models.default_config(name), config.get('model') or ConfigDict()
+  old = config.get('model') or ConfigDict()
+  new = models.default_config(name, all_open=old.get('name', name) is None)
   if old.get('name') is not None:
     _keep_changes(new, old, models.default_config(old.name))
   if 'head' in old:

@@ -8,9 +8,11 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax import user_code
 from vit_jax.errors import FieldError, check_choice, field_prefix
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Backbone
+from vit_jax.models.heads.head import Head
 
 # What config.model.name can be -> the file in this folder, and the class in it.
 BACKBONES = {
@@ -45,20 +47,24 @@ HEADS = {
 
 
 def find(table: Mapping[str, tuple[str, str]], name: str) -> type[nn.Module]:
-  """Returns a class by its name in `BACKBONES` or `HEADS`.
+  """Returns a class by its name in `BACKBONES` or `HEADS`, or one of the user's own.
 
   Raises:
-    FieldError: there is none of that name.
+    FieldError: there is none of that name, or it is no backbone, or no head.
   """
+  if user_code.is_reference(name):
+    base = Head if table is HEADS else Backbone
+    return user_code.find_class(name, base, 'name', ('num_classes', '__call__'))
   check_choice('name', name, table)
   module, class_name = table[name]
   return getattr(importlib.import_module(f'vit_jax.models.{module}'), class_name)
 
 
 def name_of(table: Mapping[str, tuple[str, str]], cls: type[nn.Module]) -> str:
-  """Returns the name that a class has in `BACKBONES` or `HEADS`."""
+  """Returns the name that a class has in `BACKBONES` or `HEADS`, else its 'module:name'."""
   place = cls.__module__.removeprefix('vit_jax.models.'), cls.__name__
-  return next(name for name, entry in table.items() if entry == place)
+  names = (name for name, entry in table.items() if entry == place)
+  return next(names, user_code.reference_of(cls))
 
 
 def backbone(name: str) -> type[Backbone]:
@@ -66,9 +72,12 @@ def backbone(name: str) -> type[Backbone]:
   return find(BACKBONES, name)
 
 
-def default_config(name: str) -> ConfigDict:
-  """Returns the fields of a backbone with their defaults, and its `name`: `config.model`."""
-  config = fields_lib.defaults(backbone(name))
+def default_config(name: str, *, all_open: bool = False) -> ConfigDict:
+  """Returns the fields of a backbone with their defaults, and its `name`: `config.model`.
+
+  Where `all_open`, all fields but the name are unset.
+  """
+  config = fields_lib.defaults(backbone(name), all_open=all_open)
   config.name = name
   return config
 

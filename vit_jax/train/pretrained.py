@@ -118,12 +118,15 @@ def _fill_model(config: ConfigDict, theirs: Mapping[str, Any]) -> None:
 
 
 def _own_fields(kind: type[Backbone], given: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields that a backbone has; the others may be there, left open, but not set."""
+  """Returns the fields that a backbone has, None where nothing is given.
+
+  Others may be given, left open, but not set.
+  """
   names = fields_lib.names(kind)
   for field, value in given.items():
     if field not in names and _is_set(value):
       raise FieldError(field, f'no such field of {kind.__name__}{nearest(field, names)}')
-  return {field: value for field, value in given.items() if field in names}
+  return {field: given.get(field) for field in names}
 
 
 def _is_set(value: Any) -> bool:
