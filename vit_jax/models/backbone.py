@@ -6,6 +6,7 @@ The base class has a default answer to each question. A new backbone defines its
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -30,6 +31,7 @@ DESCRIPTION = (
   'num_points',
   'class_names',
   'preprocess',
+  'task',
 )
 # Kinds of data that a model can take (`Backbone.INPUT`) -> the axes of an example before channels.
 AXES = {
@@ -231,8 +233,10 @@ class Backbone(nn.Module):
     Raises:
       UsageError: for `layers`, which a model of maps alone hasn't.
     """
+    kind = type(self).__name__
+    if 'features' not in inspect.signature(type(self).__call__).parameters:
+      raise UsageError(f'{kind}: has no method `features`, which gives heads what they read')
     if layers:
-      kind = type(self).__name__
       raise UsageError(f'{kind}: has maps of its {self.MAPS_OF}, and no layers of tokens')
     return self(x, train=train, features=True, **hooks)
 

@@ -103,6 +103,8 @@ class ModelConfig(Mapping[str, Any]):
     num_points: of its clouds, likewise.
     class_names: a name for each class; None where they aren't known.
     preprocess: what is done to images; None where it isn't known.
+    task: `name` and `options` of what it was trained for, where the head doesn't tell that; else
+      None. See `vit_jax.tasks`.
 
   Raises:
     FieldError: on construction, for fields that don't fit each other.
@@ -115,8 +117,13 @@ class ModelConfig(Mapping[str, Any]):
   num_points: int | None = None
   class_names: tuple[str, ...] | None = None
   preprocess: Preprocessing | None = None
+  task: Mapping[str, Any] | None = None
 
   def __post_init__(self):
+    if self.task is not None and (
+      not isinstance(self.task, Mapping) or {*self.task} != {'name', 'options'}
+    ):
+      raise FieldError('task', f'{self.task!r} is not a name and options')
     if self.image_size is not None:
       size = tuple(self.image_size)
       if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
@@ -224,6 +231,8 @@ class ModelConfig(Mapping[str, Any]):
       name = registry.name_of(registry.HEADS, type(self.model))
       options = {n: getattr(self.model, n) for n in fields_lib.names(type(self.model))}
       entries['head'] = {'name': name, **options}
+    if self.task is not None:
+      entries['task'] = fields_lib.plain(self.task)
     return entries
 
   @classmethod

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax import user_code
 from vit_jax.errors import check_choice
 from vit_jax.models import ModelConfig, fields
 from vit_jax.tasks.classification import Classification
@@ -27,6 +28,7 @@ __all__ = [
   'build',
   'default_options',
   'find',
+  'stated',
   'task_for',
 ]
 
@@ -43,7 +45,12 @@ TASKS = {
 
 
 def find(name: str) -> type[Task]:
-  """Returns a task's class by its name; FieldError, of 'task', if there is none."""
+  """Returns a task's class by its name; FieldError, of 'task', if there is none.
+
+  A class of the user's own is found by 'module:name'.
+  """
+  if user_code.is_reference(name):
+    return user_code.find_class(name, Task, 'task', ('loss', 'metrics'))
   check_choice('task', name, TASKS)
   return TASKS[name]
 
@@ -57,7 +64,7 @@ def build(name: str, options: Mapping[str, Any], num_classes: int, input: str = 
   """Builds a task.
 
   Args:
-    name: a key of `TASKS`.
+    name: as for `find`.
     options: by name; those left out have their defaults.
     num_classes: of the data.
     input: `Backbone.INPUT` of the model.
@@ -71,16 +78,37 @@ def build(name: str, options: Mapping[str, Any], num_classes: int, input: str = 
 
 
 def task_for(config: ModelConfig, **options: Any) -> Task:
-  """Returns the task that a loaded model does: that of its head, or else classification.
+  """Returns the task that a loaded model does: what it states, or that of its head.
+
+  A model with neither classifies.
 
   Args:
     config: of the model.
-    **options: of the task.
+    **options: of the task, which stand before those that the model states.
 
   Raises:
     FieldError: as `build`.
   """
   head = (config.to_dict().get('head') or {}).get('name')
-  found = (name for name, task in TASKS.items() if (head in task.HEADS if head else not task.HEADS))
-  name = next(found)
-  return build(name, options, config.num_classes, config.model.INPUT)
+  told = config.task or {'name': _of_head(head), 'options': {}}
+  return build(told['name'], {**told['options'], **options}, config.num_classes, config.model.INPUT)
+
+
+def stated(name: str, task: Task, head: str | None) -> dict[str, Any] | None:
+  """Returns `ModelConfig.task` of a model: None where its head tells the task.
+
+  Args:
+    name: of the task, as for `find`.
+    task: what it learned.
+    head: the name of the model's head; None for the backbone's own.
+  """
+  if name == _of_head(head):
+    return None
+  options = {option: getattr(task, option) for option in fields.names(type(task))}
+  return {'name': name, 'options': fields.plain(options)}
+
+
+def _of_head(head: str | None) -> str | None:
+  """Returns the name of the first task that puts this head on features."""
+  names = (name for name, task in TASKS.items() if (head in task.HEADS if head else not task.HEADS))
+  return next(names, None)

@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax.data import Source, kinds
 from vit_jax.data.augment import ViewGroup
 from vit_jax.data.kinds import Size, Window
+from vit_jax.errors import UsageError
 
 Batch = Mapping[str, jax.Array]
 Outputs = dict[str, jax.Array]
@@ -190,11 +191,11 @@ class Task:
 
   def predict(self, outputs: Outputs) -> Any:
     """Returns predictions of N images, an array [N, ...] or a dict of such; can be traced."""
-    raise NotImplementedError
+    raise self._lacks('predict')
 
   def probabilities(self, prediction: Any) -> Any:
     """Returns the probabilities of classes, [..., K], that a prediction has."""
-    raise NotImplementedError
+    raise self._lacks('probabilities')
 
   def predicted_classes(self, probabilities: np.ndarray) -> list[int]:
     """Returns the classes that an example is said to have, by their probabilities [K].
@@ -215,11 +216,11 @@ class Task:
 
   def lines(self, prediction: Any, class_names: Sequence[str], top: int) -> list[str]:
     """Returns the prediction of one image in lines of text, with up to `top` classes."""
-    raise NotImplementedError
+    raise self._lacks('lines')
 
   def entry(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
     """Returns what `lines` does as values by name, for JSON."""
-    raise NotImplementedError
+    raise self._lacks('entry')
 
   def cells(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
     """Returns what `entry` does as texts and numbers by name, for a row of a table.
@@ -234,3 +235,6 @@ class Task:
       else:
         cells[name] = ';'.join(map(str, value)) if isinstance(value, list) else value
     return cells
+
+  def _lacks(self, method: str) -> UsageError:
+    return UsageError(f'the task {type(self).__name__} predicts nothing: it has no {method}()')

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax import models
+from vit_jax import models, tasks
 from vit_jax.data import (
   Preprocess,
   ResidentLoader,
@@ -251,6 +251,7 @@ class Experiment:
       num_points=kind.num_points(example),
       class_names=tuple(self._class_names) or None,
       preprocess=pixels if kind.has_pixels else None,
+      task=tasks.stated(self.config.task, self.task, self.config.model.get('head', {}).get('name')),
     )
 
   def _make_evaluators(self) -> evaluators.Evaluators:
