@@ -284,3 +284,17 @@ def test_data_without_labels_are_refused(unlabelled):
 def test_a_monitor_needs_its_evaluator():
   with pytest.raises(UsageError, match=r"config\.monitor: 'linear/accuracy' is not one of"):
     Experiment(make_config(monitor='linear/accuracy'))
+
+
+@pytest.mark.parametrize(
+  ('of_run', 'name', 'expected'),
+  [
+    ('mnist', 'cifar10', 'there'),
+    ('my_data:load', 'mnist', ''),
+    ('folder', 'my_data:load', 'there'),
+  ],
+)
+def test_data_of_their_own_lie_where_the_run_s_do_if_they_are_of_its_sort(of_run, name, expected):
+  changes = {'data.name': of_run, 'data.dir': 'there', 'evaluators.knn.data.name': name}
+  config = make_config(**changes)
+  assert evaluators._Reading.of(config.data, config.evaluators.knn).dir == expected

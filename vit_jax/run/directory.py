@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax import models
-from vit_jax.data import FOLDERS
+from vit_jax.data.sources import depends_on_dir
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
 
@@ -103,8 +103,8 @@ def check(
   is_former = 'data.val_split' not in old  # of a version that had none
   old['data.val_split'] = old.get('data.val_split', '')
   # A TFDS data set is the same wherever it is; a folder of images is known by its place.
-  is_folder = config.data.name in FOLDERS
-  free = _FREE_FIELDS if is_folder else _FREE_FIELDS | {'data.dir'}
+  is_place = depends_on_dir(config.data.name)
+  free = _FREE_FIELDS if is_place else _FREE_FIELDS | {'data.dir'}
   alike = _FORMER_NO_DECAY, models.backbone(config.model.name).NO_DECAY
   names = [
     name

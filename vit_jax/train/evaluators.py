@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.data import FOLDERS, Preprocess, Source, augment, load_source, resolve_resident
+from vit_jax.data import Preprocess, Source, augment, load_source, resolve_resident
+from vit_jax.data.sources import depends_on_dir
 from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
 from vit_jax.models import Backbone, ModelConfig
 from vit_jax.models import fields as fields_lib
@@ -104,7 +105,7 @@ class _Reading:
     own = options.data
     name = own.name or data.name
     # A folder of images isn't one of TFDS's data sets.
-    dir = own.dir or (data.dir if (name in FOLDERS) == (data.name in FOLDERS) else '')
+    dir = own.dir or (data.dir if depends_on_dir(name) == depends_on_dir(data.name) else '')
     is_other = (name, dir) != (data.name, data.dir)
     return cls(
       name=name,

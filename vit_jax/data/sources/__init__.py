@@ -1,8 +1,10 @@
 """The data sets by name: digits, folders of images, videos, points and others, TFDS."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from vit_jax import user_code
 from vit_jax.data.sources import (
   csv_labels,
   digits,
@@ -45,7 +47,13 @@ FOLDER_OF = {'image': 'folder', 'video': 'video_folder', 'points': 'point_folder
 
 
 def default_options(name: str) -> dict[str, Any]:
-  """Returns the options of a data set with their defaults: `config.data.options`."""
+  """Returns the options of a data set with their defaults: `config.data.options`.
+
+  Raises:
+    FieldError: of `name`, for a function of the user's own that doesn't load data.
+  """
+  if user_code.is_reference(name):
+    return _own(name)[1]
   return dict(getattr((FOLDERS | _MADE).get(name), 'OPTIONS', {}))
 
 
@@ -58,8 +66,9 @@ def load_source(
     name: 'digits' (the 1,797 images of scikit-learn, split 80/20 and stratified), 'folder' (see
       `folders.load`), 'video_folder', 'point_folder', 'csv', 'yolo', 'masks', 'modelnet40',
       'shapenet_part' (see the `load` of each), 'moving_mnist', 'digits_in_space', 'tfds_masks' (see
-      the module), or a data set that TFDS has prepared as array_record, as
-      'name[/config][:version]'.
+      the module), a data set that TFDS has prepared as array_record, as
+      'name[/config][:version]', or a function of the user's own, as 'module:name':
+      load(split, dir, option=default, ...) -> Source.
     split: splits and slices in TFDS syntax: 'train', 'train[:90%]', 'train[90%:]+test', 'all'.
     dir: the folder of images, or TFDS's data_dir, where '' stands for $TFDS_DATA_DIR or else
       ~/tensorflow_datasets. Unused by digits.
@@ -76,8 +85,28 @@ def load_source(
       raise FieldError(
         f'options.{option}', f'no such option of {name!r}{nearest(option, defaults)}'
       )
+  if user_code.is_reference(name):
+    source = _own(name)[0](split, dir, **defaults | given)
+    if not isinstance(source, Source):
+      raise FieldError('name', f'{name!r} returned a {type(source).__name__}, not a data.Source')
+    return source
   if name in _FIXED:
     return _FIXED[name].load(split)
   if name in FOLDERS | _MADE:
     return (FOLDERS | _MADE)[name].load(split, dir, **defaults | given)
   return tfds.load(name, split, dir, other_names=(*_FIXED, *FOLDERS, *_MADE))
+
+
+def depends_on_dir(name: str) -> bool:
+  """Whether `dir` is part of what a data set is; one of TFDS's is the same wherever it lies."""
+  return name in FOLDERS or user_code.is_reference(name)
+
+
+def _own(name: str) -> tuple[Callable[..., Source], dict[str, Any]]:
+  """Returns a function of the user's own that loads data, and its options with their defaults."""
+  function = user_code.find_function(name)
+  parameters = [*inspect.signature(function).parameters.values()]
+  options = {p.name: p.default for p in parameters[2:]}
+  if len(parameters) < 2 or inspect.Parameter.empty in options.values():
+    raise FieldError('name', f'{name!r} does not take (split, dir, option=default, ...)')
+  return function, options
