@@ -51,7 +51,8 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
 
   c.data = ConfigDict()
   # digits, moving_mnist, digits_in_space, tfds_masks, one of TFDS, or a folder's: folder,
-  # video_folder, point_folder, csv, modelnet40, shapenet_part, yolo, masks
+  # video_folder, point_folder, csv, modelnet40, shapenet_part, yolo, masks;
+  # or 'module:function' of your own
   c.data.name = 'digits'
   c.data.options = ConfigDict()  # of the data set; see `OPTIONS` in its file in data/sources/
   c.data.dir = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default
@@ -99,6 +100,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.augment.grayscale = 0.0  # probability
   c.augment.gaussian_blur = ConfigDict({'probability': 0.0, 'sigma': (0.1, 2.0)})  # sigma in pixels
   c.augment.solarize = ConfigDict({'probability': 0.0, 'threshold': 0.5})
+  c.augment.own = ()  # functions of your own, each as 'module:function'; see docs/own_parts.md
   c.augment.random_erasing = ConfigDict()
   c.augment.random_erasing.update(probability=0.0, area=(0.02, 1 / 3), aspect=(0.3, 10 / 3))
   c.augment.rotation = 'none'  # of points: z, by any angle about that axis; so3, any rotation

@@ -128,6 +128,7 @@ def augmentations(**fields):
       'grayscale': 0.0,
       'gaussian_blur': {'probability': 0.0, 'sigma': (0.1, 2.0)},
       'solarize': {'probability': 0.0, 'threshold': 0.5},
+      'own': (),
       'random_erasing': {'probability': 0.0, 'area': (0.02, 0.33), 'aspect': (0.3, 3.3)},
       'rotation': 'none',
       'point_scale': 0.0,

@@ -157,6 +157,8 @@ class Experiment:
     test_source, test_preprocess = self.sets['test']
     with field_prefix('config.data.'):
       record = test_preprocess(test_source[0])
+    with field_prefix('config.augment.'):
+      augment.check_own(config.augment.own, record)
     self._views = self._plan_views(kinds.example(record, self.model.INPUT))
     with field_prefix('config.data.'):
       self.resident, self._reason = resolve_resident(

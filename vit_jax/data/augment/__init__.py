@@ -18,6 +18,7 @@ from vit_jax.data.augment.erasing import random_erasing
 from vit_jax.data.augment.filters import gaussian_blur, random_grayscale, solarize
 from vit_jax.data.augment.geometry import random_crop, random_flip, random_shift
 from vit_jax.data.augment.mixing import cutmix, mixup, mixup_or_cutmix
+from vit_jax.data.augment.own import check_own
 from vit_jax.data.augment.pipeline import augment_records, get_field, stream
 from vit_jax.data.augment.points import FIELDS as POINT_FIELDS
 from vit_jax.data.augment.points import check_points, check_rotation, rotate
@@ -30,6 +31,7 @@ __all__ = [
   'ViewGroup',
   'augment',
   'augment_views',
+  'check_own',
   'check_rotation',
   'color_jitter',
   'cutmix',
@@ -92,8 +94,8 @@ def augment(
   """Augments and normalises one training batch, on the device that holds it.
 
   What is on is decided while tracing: what is off costs nothing. The order is resized crop, crop,
-  flip, shift, RandAugment, colour jitter, greyscale, blur, solarisation, normalisation, random
-  erasing, rotation, scale, shift and jitter of points, mixup or cutmix.
+  flip, shift, RandAugment, colour jitter, greyscale, blur, solarisation, the user's own,
+  normalisation, random erasing, rotation, scale, shift and jitter of points, mixup or cutmix.
 
   Args:
     config: the experiment's `config.augment`, valid by `validate`. Zeros, False and () turn off:
@@ -101,8 +103,8 @@ def augment(
       `rand_augment.{num_ops, magnitude}`,
       `color_jitter.{brightness, contrast, saturation, hue, probability}`, `grayscale`
       (probability), `gaussian_blur.{probability, sigma}`, `solarize.{probability, threshold}`,
-      `random_erasing.{probability, area, aspect}`, `point_scale`, `point_shift`, `point_jitter`,
-      `mixup_alpha`, `cutmix_alpha`; 'none' turns off `rotation`.
+      `own` (see `own.apply_own`), `random_erasing.{probability, area, aspect}`, `point_scale`,
+      `point_shift`, `point_jitter`, `mixup_alpha`, `cutmix_alpha`; 'none' turns off `rotation`.
     keys: [B], one key per example.
     batch: entries of the kinds in `vit_jax.data.kinds`, as `kinds.stack` gives them: 'image' uint8
       [B, H, W, C], 'label' int32 [B] or float32 [B, K] and so on; others pass through.

@@ -13,6 +13,7 @@ from vit_jax.data.augment.color import color_jitter
 from vit_jax.data.augment.erasing import random_erasing
 from vit_jax.data.augment.filters import gaussian_blur, random_grayscale, solarize
 from vit_jax.data.augment.geometry import random_crop, random_flip, random_shift
+from vit_jax.data.augment.own import apply_own
 from vit_jax.data.augment.points import (
   random_point_jitter,
   random_point_scale,
@@ -40,6 +41,7 @@ _STREAMS = (
   'grayscale',
   'gaussian_blur',
   'solarize',
+  'own',
 )
 
 
@@ -84,6 +86,8 @@ def _augment_record(config, mean, std, keys, record):
   if config.shift:
     record = random_shift(keys['shift'], record, config.shift)
   record = _map_images(functools.partial(_change_colors, config, keys), record)
+  if config.own:
+    record = apply_own(config.own, keys['own'], record)
   record = kinds.normalize(record, mean, std)
   if config.random_erasing.probability:
     erase = functools.partial(random_erasing, keys['random_erasing'], **config.random_erasing)
