@@ -523,3 +523,39 @@ def test_mistakes_of_what_changes_in_a_run(changes, message):
   config.update_from_flattened_dict(changes)
   with pytest.raises(UsageError, match=f'^config.{message}'):
     make_optimizer(config, MODEL, random_params(), lambda step: 0.1)
+
+
+def plain_descent(learning_rate, momentum=0.0):
+  return optax.sgd(learning_rate, momentum=momentum)
+
+
+def number(learning_rate):
+  return learning_rate
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'ours'),
+  [
+    ('optax:adamw', {'b1': 0.8, 'weight_decay': 0.1}, 'adamw'),
+    (f'{__name__}:plain_descent', {'momentum': 0.9, 'weight_decay': 0.1}, 'sgd'),
+  ],
+)
+def test_an_optimizer_by_reference_is_that_optimizer(name, options, ours):
+  gradients = [random_params(seed=seed) for seed in range(2)]
+  ends = [
+    train(make_config(name=n, **options), random_params(), gradients)[0][-1] for n in (name, ours)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'name': f'{__name__}:number'}, r'name: .* returned .*, not an optax\.GradientTransformation'),
+    ({'name': 'optax:adamww'}, r"name: .* optax has no 'adamww'; did you mean 'adamw'"),
+    ({'name': 'optax:adamax', 'momentum': 0.9}, r'momentum: .* it has b1, b2, eps'),
+  ],
+)
+def test_mistakes_in_an_optimizer_by_reference(changes, message):
+  with pytest.raises(UsageError, match=rf'^config\.optimizer\.{message}'):
+    train(make_config(**changes), random_params(), [])

@@ -114,3 +114,31 @@ def test_timescale_matters_to_rsqrt_alone():
 
 def test_longest_warmup_ends_at_the_last_step():
   np.testing.assert_allclose(build('cosine', NUM_STEPS - 1)(NUM_STEPS - 1), PEAK, rtol=1e-6)
+
+
+def hyperbola(peak, num_steps):
+  return lambda step: peak / (1 + step / num_steps)
+
+
+def number(peak, num_steps):
+  return peak
+
+
+@pytest.mark.parametrize('warmup', [0, 7])
+def test_one_s_own_schedule_comes_after_the_warmup(warmup):
+  schedule = build(f'{__name__}:hyperbola', warmup)
+  steps = np.arange(NUM_STEPS)
+  after = PEAK / (1 + (steps - warmup) / (NUM_STEPS - warmup))
+  values = np.where(steps < warmup, PEAK * steps / max(warmup, 1), after)
+  np.testing.assert_allclose([schedule(step) for step in steps], values, rtol=1e-5)
+
+
+def test_mistakes_in_one_s_own_schedule():
+  with pytest.raises(
+    UsageError, match=r'^config\.schedule\.name: .* returned 0\.3, not a function'
+  ):
+    build(f'{__name__}:number')
+  with pytest.raises(UsageError, match=r"^config\.schedule\.name: .* has no 'hyperbole'; did you"):
+    build(f'{__name__}:hyperbole')
+  with pytest.raises(UsageError, match=r'^config\.schedule\.end: .* has no end'):
+    build(f'{__name__}:hyperbola', end=0.1)

@@ -1,5 +1,6 @@
 """Optimisers: one optax transformation from the config (clipping, decay, rates of layers)."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vit_jax import user_code
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import Backbone
 from vit_jax.models.heads.head import Head
@@ -24,6 +26,28 @@ _OPTIMIZERS = {
   'lamb': (optax.lamb, ('b1', 'b2', 'eps'), True),
 }
 _OPTIONS = ('momentum', 'nesterov', 'b1', 'b2', 'eps')
+
+
+def _find(name: str) -> tuple[Callable[..., optax.GradientTransformation], tuple[str, ...], bool]:
+  """Returns an entry of `_OPTIMIZERS`, or what a function of 'module:name' takes of the same."""
+  field = 'config.optimizer.name'
+  if not user_code.is_reference(name):
+    check_choice(field, name, _OPTIMIZERS)
+    return _OPTIMIZERS[name]
+  constructor = user_code.find_function(name, field)
+  taken = inspect.signature(constructor).parameters
+  options = tuple(option for option in _OPTIONS if option in taken)
+  return constructor, options, {'weight_decay', 'mask'} <= taken.keys()
+
+
+def _made(name: str, optimizer: Any) -> optax.GradientTransformation:
+  """Returns what a constructor made; UsageError where it is no optimiser."""
+  if not isinstance(optimizer, optax.GradientTransformation):
+    found = type(optimizer).__name__
+    raise UsageError(
+      f'config.optimizer.name: {name!r} returned {found}, not an optax.GradientTransformation'
+    )
+  return optimizer
 
 
 def _options(opt: ConfigDict, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -154,7 +178,9 @@ def make_optimizer(
 
   Weight decay is decoupled, and multiplied by the learning rate, for adamw, lion and lamb (arXiv
   1711.05101, as PyTorch's AdamW); for sgd and adam it is added to the gradient, as PyTorch's
-  `weight_decay` is. `layer_decay` and `head_lr_factor` multiply the learning rate as parameter
+  `weight_decay` is. A function of the user's own, or of optax, gets the learning rate and the
+  options that it names, and decay where it takes `weight_decay` and `mask`; else decay is added to
+  the gradient. `layer_decay` and `head_lr_factor` multiply the learning rate as parameter
   groups of PyTorch do, so decoupled decay too; see `learning_rate_factors`. What `freeze_first`
   matches has neither updates nor decay nor moments until `freeze_first_steps` are done, as a
   parameter of PyTorch whose gradient is None; its gradient counts towards the global norm.
@@ -171,8 +197,7 @@ def make_optimizer(
       regex or number.
   """
   opt = config.optimizer
-  check_choice('config.optimizer.name', opt.name, _OPTIMIZERS)
-  constructor, allowed, decoupled = _OPTIMIZERS[opt.name]
+  constructor, allowed, decoupled = _find(opt.name)
   options = _options(opt, allowed)
   for field, value in (
     ('optimizer.weight_decay', opt.weight_decay),
@@ -192,11 +217,11 @@ def make_optimizer(
   decay = weight_decay(config)
 
   def make(first):
-    rates = _from_step(first, schedule)
+    rates, decays = _from_step(first, schedule), _from_step(first, decay)
     if decoupled:
-      return [constructor(rates, **options, weight_decay=_from_step(first, decay), mask=decay_mask)]
-    coupled = [optax.add_decayed_weights(_from_step(first, decay), decay_mask)] if decay else []
-    return [*coupled, constructor(rates, **options)]
+      return [_made(opt.name, constructor(rates, **options, weight_decay=decays, mask=decay_mask))]
+    coupled = [optax.add_decayed_weights(decays, decay_mask)] if decay else []
+    return [*coupled, _made(opt.name, constructor(rates, **options))]
 
   parts = []
   if config.grad_clip_norm:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vit_jax import user_code
 from vit_jax.errors import UsageError, check_choice
 
 SCHEDULES = ('constant', 'linear', 'cosine', 'rsqrt')
@@ -40,7 +41,9 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
   """
   name, warmup = config.schedule.name, config.schedule.warmup_steps
   peak, end = config.optimizer.learning_rate, config.schedule.end
-  check_choice('config.schedule.name', name, SCHEDULES)
+  own = user_code.is_reference(name) and user_code.find_function(name, 'config.schedule.name')
+  if not own:
+    check_choice('config.schedule.name', name, SCHEDULES)
   if not 0 <= warmup < num_steps:
     raise UsageError(
       f'config.schedule.warmup_steps: {warmup} is not between 0 and num_steps - 1 = {num_steps - 1}'
@@ -59,7 +62,9 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
     'linear': lambda: optax.linear_schedule(peak, end, decay_steps),
     'cosine': lambda: optax.cosine_decay_schedule(peak, decay_steps, end / peak if end else 0.0),
     'rsqrt': lambda: rsqrt_schedule(peak, config.schedule.timescale),
-  }[name]()
+  }.get(name, lambda: own(peak, decay_steps))()
+  if not callable(after):
+    raise UsageError(f'config.schedule.name: {name!r} returned {after!r}, not a function of a step')
   if not warmup:
     return after
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
