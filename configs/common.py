@@ -27,6 +27,9 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.eval_every = 0  # steps between evaluations; 0 = once per epoch
   c.checkpoint_every = 0  # steps between checkpoints; 0 = with each evaluation
 
+  # What metrics are written to beside metrics.jsonl: tensorboard, wandb, or 'module:Class'.
+  c.writers = ('tensorboard',)
+
   # Decides best checkpoint, early stopping, plateau: a metric of the validation split if there is
   # one, else of the test split; or of an evaluator, as knn/accuracy.
   c.monitor = 'accuracy'
@@ -111,7 +114,8 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.augment.cutmix_alpha = 0.0  # with mixup: one of the two for each pair, at random
 
   c.optimizer = ConfigDict()
-  c.optimizer.name = 'adamw'  # sgd, adam, adamw, lion, lamb
+  # sgd, adam, adamw, lion, lamb; or another of optax or your own, as 'optax:nadamw'
+  c.optimizer.name = 'adamw'
   c.optimizer.learning_rate = 1e-3  # the schedule's peak
   c.optimizer.weight_decay = 0.0  # coupled (added to gradients, as PyTorch) for sgd and adam
   c.optimizer.weight_decay_end = placeholder(float)  # to which it goes by a cosine; None: constant
@@ -125,7 +129,8 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.optimizer.eps = placeholder(float)  # adam, adamw, lamb
 
   c.schedule = ConfigDict()
-  c.schedule.name = 'cosine'  # constant, linear, cosine, rsqrt
+  # constant, linear, cosine, rsqrt; or 'module:function' of (peak, steps after the warmup)
+  c.schedule.name = 'cosine'
   c.schedule.warmup_steps = 0  # linear warmup from 0
   c.schedule.end = 0.0  # learning rate that linear and cosine end with
   c.schedule.timescale = 10_000  # rsqrt: steps before the decay sets in

@@ -141,9 +141,9 @@ def test_a_resumed_run_finds_the_same(finished, tmp_path):
 
 def test_a_run_that_saved_nothing_writes_its_first_line_once(tmp_path):
   for _ in range(2):
-    with MetricWriter(tmp_path, start_step=0) as writer:
+    with MetricWriter(tmp_path, make_config(), start_step=0) as writer:
       writer.write(0, {'knn/accuracy': 0.5})
-  with MetricWriter(tmp_path, start_step=1):
+  with MetricWriter(tmp_path, make_config(), start_step=1):
     pass
   assert read_history(tmp_path / 'metrics.jsonl') == [{'step': 0, 'knn/accuracy': 0.5}]
 

@@ -1,15 +1,22 @@
-"""What a run leaves and shows: metrics.jsonl, TensorBoard events, curves, progress, a summary."""
+"""What a run leaves and shows: metrics.jsonl and other writers, curves, progress."""
 
 import contextlib
+import functools
+import importlib.util
 import json
 import os
 import sys
 import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from vit_jax import user_code
+from vit_jax.errors import FieldError, UsageError, check_choice
 from vit_jax.run import directory
 from vit_jax.run.metrics import Descriptions, format_values
 
@@ -26,36 +33,149 @@ def read_history(path: Path) -> list[dict[str, Any]]:
   return lines
 
 
+class Writer:
+  """Base class of what is told a run's metrics; only one process of several has writers.
+
+  A run that was killed goes on from its last checkpoint, and its steps since are written again,
+  with the same values but for speed and memory.
+  """
+
+  # What has to be installed for it.
+  PACKAGE: ClassVar[str] = ''
+
+  def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
+    """Opens the writer.
+
+    Args:
+      workdir: the run directory.
+      config: the experiment, resolved.
+      start_step: that the run goes on from. What was written of later steps is written again; where
+        it is 0, so is all.
+    """
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Takes numbers by name, as 'train/loss' and 'images_per_second', after a step.
+
+    Several calls for one step have different names.
+    """
+    raise NotImplementedError
+
+  def close(self) -> None:
+    """Called once at the end, however the run ends, unless its process is killed."""
+
+
+class TensorBoard(Writer):
+  """Events for TensorBoard in RUN/tensorboard, without TensorFlow.
+
+  TensorBoard drops what was written of later steps than a resumed run's first.
+  """
+
+  PACKAGE = 'tensorboardX'
+
+  def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
+    del config
+    self._folder, self._start_step = str(workdir / 'tensorboard'), start_step
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+
+  @functools.cached_property
+  def _writer(self) -> Any:
+    from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed: seconds
+
+    purge_step = self._start_step and self._start_step + 1
+    return SummaryWriter(self._folder, purge_step=purge_step, write_to_disk=True)
+
+  def close(self) -> None:
+    if '_writer' in vars(self):
+      self._writer.close()
+
+
+class WeightsAndBiases(Writer):
+  """A run of Weights & Biases, as its own environment variables say where: WANDB_MODE and others.
+
+  Its id is kept in RUN/wandb/id, so that a resumed run goes on there. W&B leaves out steps that it
+  has, whose values are the same.
+  """
+
+  PACKAGE = 'wandb'
+
+  def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
+    del start_step
+    import wandb
+
+    path = workdir / 'wandb' / 'id'
+    if not path.exists():
+      path.parent.mkdir(exist_ok=True)
+      directory.write_text(path, uuid.uuid4().hex)
+    try:
+      self._run = wandb.init(
+        project=os.environ.get('WANDB_PROJECT', 'vit_jax'),
+        name=workdir.resolve().name,
+        id=path.read_text(),
+        resume='allow',
+        dir=str(workdir),
+        config=json.loads(config.to_json_best_effort()),
+      )
+    except wandb.Error as e:  # not logged in, or not reached
+      raise UsageError(f"config.writers: 'wandb' does not start: {e}") from e
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.log(dict(values), step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+# What config.writers can name, beside 'module:Class'.
+WRITERS = {'tensorboard': TensorBoard, 'wandb': WeightsAndBiases}
+
+
+def find(name: str) -> type[Writer]:
+  """Returns a writer's class by its name, a key of `WRITERS` or 'module:Class'.
+
+  Raises:
+    FieldError: of 'writers': there is none, or what it needs isn't installed.
+  """
+  if user_code.is_reference(name):
+    return user_code.find_class(name, Writer, 'writers', ('write',))
+  check_choice('writers', name, WRITERS)
+  package = WRITERS[name].PACKAGE
+  if importlib.util.find_spec(package) is None:
+    raise FieldError('writers', f'{name!r} needs the package {package}: pip install {package}')
+  return WRITERS[name]
+
+
 class MetricWriter(contextlib.AbstractContextManager):
-  """Appends metrics to metrics.jsonl and TensorBoard, and draws plots/curves.png from them."""
+  """Appends metrics to metrics.jsonl, tells them writers, and draws plots/curves.png from them."""
 
-  def __init__(self, workdir: Path, start_step: int, enabled: bool = True):
-    """Opens the files; lines after `start_step`, which a resumed run writes again, are dropped.
+  def __init__(self, workdir: Path, config: ConfigDict, start_step: int, enabled: bool = True):
+    """Opens the files, and the writers that `config.writers` names.
 
-    Only the history is kept where not `enabled`: one process of several writes.
+    Lines after `start_step`, which a resumed run writes again, are dropped. Only the history is
+    kept where not `enabled`: one process of several writes.
     """
     self._workdir, self._enabled, self.history = workdir, enabled, []
+    self._writers, self._stack = [], contextlib.ExitStack()
     if not enabled:
       return
     path = workdir / 'metrics.jsonl'
     if start_step:  # else the first evaluation will be written again, too
       self.history = [line for line in read_history(path) if line['step'] <= start_step]
     directory.write_text(path, ''.join(json.dumps(line) + '\n' for line in self.history))
-    self._file = path.open('a', buffering=1)
-    from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed: seconds
-
-    self._tensorboard = SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start_step and start_step + 1, write_to_disk=True
-    )
+    self._file = self._stack.enter_context(path.open('a', buffering=1))
+    for name in config.writers:
+      self._writers.append(find(name)(workdir, config, start_step))
+      self._stack.callback(self._writers[-1].close)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Appends one line; `values` maps names like 'train/loss' to numbers."""
     self.history.append({'step': step, **values})
-    if not self._enabled:
-      return
-    self._file.write(json.dumps(self.history[-1]) + '\n')
-    for name, value in values.items():
-      self._tensorboard.add_scalar(name, value, step)
+    if self._enabled:
+      self._file.write(json.dumps(self.history[-1]) + '\n')
+    for writer in self._writers:
+      writer.write(step, values)
 
   def draw(self, title: str, descriptions: Descriptions) -> None:
     """Draws plots/curves.png, where there is anything to draw."""
@@ -68,9 +188,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     figure.savefig(self._workdir / 'plots' / 'curves.png', dpi=120)
 
   def __exit__(self, *unused):
-    if self._enabled:
-      self._file.close()
-      self._tensorboard.close()
+    self._stack.close()
 
 
 def format_seconds(seconds: float) -> str:

@@ -287,7 +287,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       print(f'{workdir}: complete after step {run.step}{early}, nothing is left to train')
       print(results.table(summary), flush=True)
       return summary
-    writer = stack.enter_context(writers.MetricWriter(workdir, run.step, _is_main()))
+    writer = stack.enter_context(writers.MetricWriter(workdir, run.config, run.step, _is_main()))
     shown = writers.Progress(run.config.num_steps, experiment.descriptions, _is_main())
     progress = stack.enter_context(shown)
     progress.note(experiment.describe())

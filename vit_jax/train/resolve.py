@@ -14,6 +14,7 @@ from vit_jax.models import Backbone, registry
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
 from vit_jax.precision import resolve_dtype
+from vit_jax.run import writers
 from vit_jax.tasks import Task
 
 
@@ -62,6 +63,9 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   for field in ('eval_every', 'checkpoint_every', 'log_every'):
     if c[field] < 0:
       raise UsageError(f'config.{field}: {c[field]} is negative')
+  with field_prefix('config.'):
+    for name in c.writers:
+      writers.find(name)
   for name, evaluator in c.evaluators.items():
     if evaluator.every < 0:
       raise UsageError(f'config.evaluators.{name}.every: {evaluator.every} is negative')

@@ -1,0 +1,148 @@
+"""Writers: metrics.jsonl, TensorBoard, Weights & Biases and the user's own."""
+
+import json
+import shutil
+import struct
+import sys
+import types
+
+import pytest
+from conftest import tiny_config
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from vit_jax.errors import FieldError, UsageError
+from vit_jax.run import writers
+
+NAME = f'{__name__}:Recorder'
+calls = []
+
+
+class Recorder(writers.Writer):
+  def __init__(self, workdir, config, start_step):
+    calls.append(('open', workdir.name, config.batch_size, start_step))
+
+  def write(self, step, values):
+    calls.append((step, values))
+
+  def close(self):
+    calls.append('close')
+
+
+class Broken(Recorder):
+  def write(self, step, values):
+    raise RuntimeError('no space there')
+
+
+class Nothing(writers.Writer):
+  pass
+
+
+def write(workdir, start_step, steps, **changes):
+  with writers.MetricWriter(workdir, tiny_config(**changes), start_step) as writer:
+    for step in steps:
+      writer.write(step, {'train/loss': 1.0 / step})
+
+
+def read_events(data):
+  """Returns the events in a file of TensorBoard's: lengths, checksums and messages."""
+  events = []
+  while data:
+    (length,) = struct.unpack_from('<Q', data)
+    events.append(Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  return events
+
+
+@pytest.fixture(autouse=True)
+def _no_calls():
+  calls.clear()
+
+
+def test_a_writer_of_the_user_s_own_is_told_everything_and_closed(tmp_path):
+  write(tmp_path, 0, [1, 2], writers=(NAME,))
+  expected = [('open', tmp_path.name, 64, 0), (1, {'train/loss': 1.0}), (2, {'train/loss': 0.5})]
+  assert calls == [*expected, 'close']
+  assert not (tmp_path / 'tensorboard').exists()
+
+
+def test_writers_are_closed_where_one_fails(tmp_path):
+  with pytest.raises(RuntimeError, match='no space there'):
+    write(tmp_path, 0, [1], writers=(NAME, f'{__name__}:Broken'))
+  assert calls[2:] == [(1, {'train/loss': 1.0}), 'close', 'close']
+
+
+def test_one_process_of_several_has_writers(tmp_path):
+  with writers.MetricWriter(tmp_path, tiny_config(writers=(NAME,)), 0, enabled=False) as writer:
+    writer.write(1, {'train/loss': 1.0})
+  assert calls == []
+  assert writer.history == [{'step': 1, 'train/loss': 1.0}]
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_after_the_step_that_a_run_goes_on_from_is_dropped(tmp_path):
+  write(tmp_path, 0, [1, 2, 3], writers=('tensorboard', NAME))
+  shutil.rmtree(tmp_path / 'tensorboard')  # files are named after seconds
+  write(tmp_path, 1, [2], writers=('tensorboard', NAME))
+  assert [line['step'] for line in writers.read_history(tmp_path / 'metrics.jsonl')] == [1, 2]
+  assert calls[5] == ('open', tmp_path.name, 64, 1)
+  (file,) = (tmp_path / 'tensorboard').iterdir()
+  *_, start, value = read_events(file.read_bytes())
+  assert (start.step, start.session_log.status) == (2, SessionLog.START)  # steps from 2 on go
+  assert (value.step, value.summary.value[0].simple_value) == (2, 0.5)
+
+
+def test_weights_and_biases_go_on_in_the_same_run(tmp_path, monkeypatch):
+  starts, logged = [], []
+  run = types.SimpleNamespace(
+    log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append('finish')
+  )
+  fake = types.ModuleType('wandb')
+  fake.__spec__ = types.SimpleNamespace(name='wandb')
+  fake.init = lambda **options: starts.append(options) or run
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  monkeypatch.setenv('WANDB_PROJECT', 'digits')
+  for start_step, steps in ((0, [1, 2]), (1, [2])):
+    write(tmp_path, start_step, steps, writers=('wandb',))
+  first, second = starts
+  assert first == second
+  assert (first['resume'], first['name'], first['project']) == ('allow', tmp_path.name, 'digits')
+  assert first['config']['batch_size'] == 64
+  assert json.dumps(first['config'])
+  values = {'train/loss': 0.5}
+  assert logged == [(1, {'train/loss': 1.0}), (2, values), 'finish', (2, values), 'finish']
+  (tmp_path / 'other').mkdir()
+  write(tmp_path / 'other', 0, [], writers=('wandb',))
+  assert starts[2]['id'] != first['id']
+
+
+def test_weights_and_biases_that_do_not_start_are_one_line(tmp_path, monkeypatch):
+  fake = types.ModuleType('wandb')
+  fake.__spec__ = types.SimpleNamespace(name='wandb')
+  fake.Error = KeyError
+
+  def init(**options):
+    raise fake.Error('no API key')
+
+  fake.init = init
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  with pytest.raises(UsageError, match=r"^config\.writers: 'wandb' does not start: 'no API key'"):
+    write(tmp_path, 0, [], writers=('wandb',))
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('tensorbord', r"'tensorbord' is not one of .*; did you mean 'tensorboard'"),
+    (f'{__name__}:Nothing', r'lacks write'),
+    (f'{__name__}:calls', r'is not a subclass of vit_jax\.run\.writers\.Writer'),
+  ],
+)
+def test_mistakes_name_the_field(name, message):
+  with pytest.raises(FieldError, match=rf'^writers: .*{message}'):
+    writers.find(name)
+
+
+def test_what_a_writer_needs_is_named(monkeypatch):
+  monkeypatch.setattr(writers.WeightsAndBiases, 'PACKAGE', 'no_such_package')
+  with pytest.raises(FieldError, match=r"^writers: 'wandb' needs the package no_such_package: pip"):
+    writers.find('wandb')
