@@ -99,3 +99,19 @@ def test_a_run_of_a_version_without_validation_has_none(there):
   directory.check(workdir, tiny_config())
   with pytest.raises(UsageError, match=r"data\.val_split '' there, '10%' now"):
     directory.check(workdir, tiny_config(**{'data.val_split': '10%'}))
+
+
+def test_how_a_run_is_followed_may_change(there):
+  workdir = there(writers=('tensorboard',), profile=(1, 2))
+  directory.check(workdir, tiny_config(writers=('wandb',), profile=()))
+
+
+@pytest.mark.parametrize(('name', 'alike'), [('mnist', True), ('folder', False), ('a:b', False)])
+def test_the_place_of_data_matters_where_it_decides_what_they_are(there, name, alike):
+  workdir = there(**{'data.name': name, 'data.dir': 'here'})
+  config = tiny_config(**{'data.name': name, 'data.dir': 'there'})
+  if alike:
+    directory.check(workdir, config)
+  else:
+    with pytest.raises(UsageError, match=r"data\.dir 'here' there, 'there' now"):
+      directory.check(workdir, config)

@@ -254,6 +254,10 @@ def test_a_field_that_an_older_version_lacked_does_not_matter(finished, tmp_path
     ({'optimizer.learning_rate': float('nan')}, 'config.optimizer.learning_rate: nan'),
     ({'optimizer.b1': 2.0}, r'config.optimizer.b1: 2.0 is not in \[0, 1\)'),
     ({'model.representation_size': 0}, 'config.model.representation_size: 0 is less than 1'),
+    ({'profile': (3, 2)}, r'config.profile: \(3, 2\) is not \(first, last\) of the steps 1 to '),
+    ({'profile': (3, 9999)}, r'config.profile: \(3, 9999\) is not'),
+    ({'writers': ('none',)}, "config.writers: 'none' is not one of tensorboard, wandb"),
+    ({'augment.own': ('invert',)}, "config.augment.own: 'invert' is not written as"),
   ],
 )
 def test_mistakes_are_found_before_the_folder_is_made(tmp_path, changes, message):

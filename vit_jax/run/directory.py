@@ -18,7 +18,7 @@ from vit_jax.models import ModelConfig
 # Fields that change how fast or from where a run reads, and what it reports, not what it computes;
 # beside `reference`.
 _FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
-_FREE_FIELDS |= {'metrics', 'writers'}
+_FREE_FIELDS |= {'metrics', 'writers', 'profile'}
 
 # Those that a run may have another value of when it goes on, where its steps so far don't depend on
 # it; log_every follows from num_steps.

@@ -25,6 +25,7 @@ from vit_jax.run.metrics import format_classes, format_values
 from vit_jax.train import feeds, metrics, predictions
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import differing_schedules
+from vit_jax.train.profiler import Profiler
 from vit_jax.train.signals import StopSignal
 from vit_jax.train.state import make_plateau
 
@@ -104,7 +105,9 @@ class Run:
     c = self.config
     periods = [c.log_every, c.eval_every, c.checkpoint_every]
     periods += self.experiment.evaluators.periods.values()
-    return min(c.num_steps, *((self.step // period + 1) * period for period in periods))
+    ends = [(self.step // period + 1) * period for period in periods]
+    ends += [end for end in (c.profile and (c.profile[0] - 1, c.profile[1])) if end > self.step]
+    return min(c.num_steps, *ends)
 
   def evaluate(self, eval_feed) -> dict[str, float]:
     """Returns the metrics that are due after this step, the last step all; empty where none is.
@@ -173,7 +176,7 @@ class Run:
     self.meta['window'] = self.window.to_json()
     self.checkpointer.save(self.state, self.meta)
 
-  def train(self, train_feed, eval_feed, writer, progress, stop_signal) -> None:
+  def train(self, train_feed, eval_feed, writer, progress, stop_signal, profiler) -> None:
     """Runs to the end of the run.
 
     Raises:
@@ -185,6 +188,7 @@ class Run:
     if not self.step:
       self._evaluate(eval_feed, writer, progress)
     while not self.done:
+      profiler.start(self.step)
       boundary, start = self.next_boundary(), time.monotonic()
       self.state, sums, n = train_feed(self.state, self.step, boundary - self.step)
       pending.append((self.step, sums, n))
@@ -197,6 +201,7 @@ class Run:
       if not first:  # the first dispatch compiles
         self.seconds += time.monotonic() - start
         self.timed_steps += n
+      profiler.stop(self.step)
       first = False
       progress.advance(self.step)
       if at_boundary and (self.step % config.log_every == 0 or self.step == config.num_steps):
@@ -295,10 +300,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       progress.note(f'{workdir}: going on after step {run.step}')
     try:
       if not run.done:
+        steps = run.config.profile if _is_main() else ()
+        profiler = stack.enter_context(Profiler(steps, workdir / 'profile', progress.note))
         train_feed = train_feed or experiment.train_feed()
         eval_feed = eval_feed or experiment.eval_feed(experiment.judged)
         with train_feed, StopSignal() as stop_signal:
-          run.train(train_feed, eval_feed, writer, progress, stop_signal)
+          run.train(train_feed, eval_feed, writer, progress, stop_signal, profiler)
       train_feed = eval_feed = None  # their data make room for those of the test split
       tested = {} if is_complete else run.test()
       if tested and not any(tested['final'].keys() <= line.keys() for line in writer.history):
