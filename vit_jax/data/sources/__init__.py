@@ -88,7 +88,11 @@ def load_source(
   if user_code.is_reference(name):
     source = _own(name)[0](split, dir, **defaults | given)
     if not isinstance(source, Source):
-      raise FieldError('name', f'{name!r} returned a {type(source).__name__}, not a data.Source')
+      raise FieldError('name', f'{name!r} returned {type(source).__name__}, not a data.Source')
+    if not len(source):
+      raise FieldError('split', f'{split!r} of {name!r} holds no examples')
+    if 'label' in source[0] and not source.class_names:
+      raise FieldError('name', f'{name!r} gives labels, and no class_names for them')
     return source
   if name in _FIXED:
     return _FIXED[name].load(split)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.kinds import KINDS
+from vit_jax.errors import UsageError
 
 Record = dict[str, Any]
 
@@ -70,10 +71,18 @@ class Source(abc.ABC):
 
 
 class ArraySource(Source):
-  """Records from arrays in memory, each [N, ...], by the names of entries."""
+  """Records from arrays in memory, each [N, ...], by the names of entries.
+
+  Raises:
+    UsageError: on construction, for labels of more classes than have a name.
+  """
 
   def __init__(self, arrays: Mapping[str, np.ndarray], class_names: Sequence[str] = ()):
     self.class_names, self._arrays = tuple(class_names), dict(arrays)
+    labels = np.asarray(arrays.get('label', ()))
+    classes = labels.shape[1] if labels.ndim > 1 else labels.max(initial=-1) + 1
+    if class_names and classes > len(class_names):
+      raise UsageError(f'labels are of {classes} classes, and {len(class_names)} have a name')
     pictures = [arrays[name] for name in ('image', 'video') if name in arrays]
     self.image_shape = pictures[0].shape[-3:] if pictures else ()
     self.num_frames = arrays['video'].shape[1] if 'video' in arrays else 0
