@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from vit_jax import models, tasks
 from vit_jax.data import sources
-from vit_jax.errors import check_choice
 
 
 def set_model(config: ConfigDict, name: str) -> None:
@@ -67,7 +66,7 @@ def set_head(config: ConfigDict, name: str) -> None:
   Raises:
     FieldError: the task has no such head.
   """
-  check_choice('name', name, tasks.find(config.task).HEADS)
+  tasks.check_head('name', name, tasks.find(config.task))
   new, old = models.head_config(name), config.model.head
   _keep_changes(new, old, models.head_config(old.name))
   new.name = name

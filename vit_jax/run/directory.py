@@ -29,6 +29,8 @@ _ANOTHER = 'give another --workdir, and --config.init_from={} to start from its 
 # What earlier versions wrote into each run's config. It means the same as the default of a backbone
 # that has none of the other parameters.
 _FORMER_NO_DECAY = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'
+# Data sets of whose slices those versions took contiguous parts, whatever the classes.
+_FORMERLY_CONTIGUOUS = ('folder', 'video_folder', 'point_folder', 'yolo')
 
 
 def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
@@ -114,7 +116,7 @@ def check(
     if name != 'optimizer.no_decay' or (old[name], new[name]) != alike
     if not name.startswith('reference.')
   ]
-  if is_folder and is_former and not only:
+  if config.data.name in _FORMERLY_CONTIGUOUS and is_former and not only:
     for name in ('data.train_split', 'data.test_split'):
       if '[' in str(old.get(name)):
         raise UsageError(

@@ -26,6 +26,7 @@ __all__ = [
   'Sums',
   'Task',
   'build',
+  'check_head',
   'default_options',
   'find',
   'stated',
@@ -53,6 +54,15 @@ def find(name: str) -> type[Task]:
     return user_code.find_class(name, Task, 'task', ('loss', 'metrics'))
   check_choice('task', name, TASKS)
   return TASKS[name]
+
+
+def check_head(field: str, name: str, task: type[Task]) -> None:
+  """Raises FieldError, of `field`, unless a task can put a head on features.
+
+  It can put those in its `HEADS` there, or else, where it has some, one of the user's own.
+  """
+  if not (task.HEADS and user_code.is_reference(name)):
+    check_choice(field, name, task.HEADS)
 
 
 def default_options(name: str) -> ConfigDict:

@@ -151,7 +151,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Backbone | Head:
   with field_prefix('config.model.'):
     if heads:
       fields['head'] = {'name': heads[0], **fields.get('head', {})}
-      check_choice('head.name', fields['head']['name'], heads)
+      tasks.check_head('head.name', fields['head']['name'], find_task(config))
     elif 'head' in fields:
       raise FieldError('head', f'{fields["head"]}, but the task {config.task} has none')
     dtype = jnp.dtype(config.dtype)
