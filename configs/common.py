@@ -29,7 +29,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
 
   # What metrics are written to beside metrics.jsonl: tensorboard, wandb, or 'module:Class'.
   c.writers = ('tensorboard',)
-  c.profile = ()  # (first, last) steps to trace, counted from 1; see docs/own_parts.md
+  c.profile = ()  # (first, last) steps to trace, counted from 1; see docs/configuration.md
 
   # Decides best checkpoint, early stopping, plateau: a metric of the validation split if there is
   # one, else of the test split; or of an evaluator, as knn/accuracy.

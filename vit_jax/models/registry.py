@@ -107,8 +107,8 @@ def build(fields: Mapping[str, Any], **attributes: Any) -> nn.Module:
   """Returns the model that fields describe.
 
   Args:
-    fields: `name`, a key of `BACKBONES`; the fields of that backbone; and, where a task's head
-      reads its features, `head`, a dict of its `name`, a key of `HEADS`, and its options.
+    fields: `name`, as for `find` in `BACKBONES`; the fields of that backbone; and, where a task's
+      head reads its features, `head`, a dict of its `name`, likewise in `HEADS`, and its options.
     **attributes: those that no config sets: `num_classes`, `dtype` and `axis_name`.
 
   Raises:
