@@ -49,6 +49,7 @@ PARTS = (
   '--config.augment.own=own_augmentation:brighten',
   '--config.task=own_task:Ordinal',
   '--config.loss.distance_weight=2',
+  '--config.metrics=own_metric:far_misses',
   '--config.writers=own_writer:Table',
 )
 RUN = (
@@ -123,7 +124,7 @@ def test_every_part_is_used_in_training(folder, outputs):
   assert config['augment']['own'] == ['own_augmentation:brighten']
   assert config['loss']['distance_weight'] == 2
   names = {line.split(',')[1] for line in values(folder, 'run')}
-  assert {'train/distance', 'test/distance', 'test/accuracy'} <= names
+  assert {'train/distance', 'test/distance', 'test/accuracy', 'test/far_misses'} <= names
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(folder, outputs):
