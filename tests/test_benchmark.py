@@ -27,6 +27,13 @@ def rows(result, *names):
   return {name: (float(match[1]), match[2]) for name, match in found.items()}
 
 
+def test_help_shows_all_flags(benchmark):
+  result = benchmark('--help')
+  assert (result.returncode, result.stderr) == (0, '')
+  for text in ('python -m vit_jax.benchmark', '--turns: ', '--config.FIELD=', '--against.FIELD='):
+    assert text in result.stdout
+
+
 def test_resident_against_streamed(benchmark):
   found = rows(benchmark(*TINY, *QUICK), 'resident', 'streamed', 'ratio')
   for middle, spread in found.values():

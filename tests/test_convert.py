@@ -15,6 +15,13 @@ def convert():
     yield run
 
 
+def test_help_shows_all_flags(convert):
+  result = convert('--help')
+  assert (result.returncode, result.stderr) == (0, '')
+  for text in ('python -m vit_jax.convert SRC DST', '--to: <augreg|', '--class_names: '):
+    assert text in result.stdout
+
+
 def test_a_model_goes_through_three_formats(convert, tmp_path):
   names = ('m.npz', 'folder', 'm.msgpack', 'm.safetensors')
   source, *targets = (tmp_path / name for name in names)
@@ -71,7 +78,10 @@ def without_config(folder):
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (('m.npz', '--to=timm'), 'DST is missing; give SRC DST'),
+    (
+      ('m.npz', '--to=timm'),
+      'DST is missing, as in: python -m vit_jax.convert SRC DST --to=FORMAT',
+    ),
     (('m.npz', 'b', 'c', '--to=timm'), "'c' is not a flag"),
     (
       ('m.npz', 'b'),

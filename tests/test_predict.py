@@ -217,7 +217,10 @@ def test_of_several_classes_those_from_the_threshold_on_are_shown(predict, tmp_p
 
 
 MISTAKES = {
-  'no image': (['WEIGHTS'], 'IMAGE_OR_FOLDER... is missing; give IMAGE_OR_FOLDER...'),
+  'no image': (
+    ['WEIGHTS'],
+    'IMAGE_OR_FOLDER... is missing, as in: python -m vit_jax.predict --workdir=',
+  ),
   'no weights': (['IMAGE'], 'give one of --workdir=RUN and --weights=PATH'),
   'both': (['WEIGHTS', '--workdir=x', 'IMAGE'], 'give one of --workdir=RUN and --weights=PATH'),
   'no such path': (['WEIGHTS', 'IMAGE', 'TMP/nowhere'], 'TMP/nowhere: no such image or folder'),
@@ -285,6 +288,17 @@ def test_mistakes_end_in_one_line_and_exit_code_2(predict, flags, folder, surrou
   assert result.stderr.startswith('predict.py: ')
   assert result.stderr.count('\n') == 1
   assert message.replace('TMP', str(surroundings)) in result.stderr
+
+
+def test_help_shows_all_flags(predict):
+  result = predict('--help')
+  assert (result.returncode, result.stderr) == (0, '')
+  for text in (
+    'python -m vit_jax.predict',
+    '--top: Classes to show of each image. Default: 5.',
+    '--mean: ',
+  ):
+    assert text in result.stdout
 
 
 # What needs a process of its own.

@@ -1,5 +1,6 @@
 """What the commands share: flags in, one line and an exit code out where it goes wrong."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -8,7 +9,8 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +20,12 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from vit_jax import host_memory, requirements
-from vit_jax.errors import UsageError, field_prefix, nearest
+from vit_jax.errors import UsageError, check_choice, field_prefix, nearest
 from vit_jax.run.ending import Interrupted, NonFiniteError
+
+_HELP = ('h', 'help', 'helpshort', 'helpfull')
+_WIDTH = 100  # columns of --help
+_SIGPIPE = 13  # which `signal` has not on Windows
 
 
 class _ExperimentParser(ConfigFileFlagParser):
@@ -80,51 +86,99 @@ def _flag_value(name: str) -> str | None:
   return found[-1] if found else None
 
 
-def _fields(config: ConfigDict, prefix: str) -> list[str]:
-  """Returns the dotted names of all fields."""
-  names = []
+def _fields(config: ConfigDict, prefix: str) -> dict[str, object]:
+  """Returns all fields, those that are groups of others as well, by their dotted names."""
+  fields = {}
   for key, value in config.items():
-    names.append(f'{prefix}.{key}')
+    fields[f'{prefix}.{key}'] = value
     if isinstance(value, ConfigDict):
-      names += _fields(value, names[-1])
-  return names
+      fields |= _fields(value, f'{prefix}.{key}')
+  return fields
+
+
+def _experiments() -> list[str]:
+  """Returns the names of the flags of `DEFINE_experiment`."""
+  return [name for name in flags.FLAGS if isinstance(flags.FLAGS[name].parser, _ExperimentParser)]
 
 
 def _check_config_flags(argv: list[str]) -> None:
   """Raises UsageError for config files that aren't there and for fields that they don't have."""
-  for name in flags.FLAGS:
-    parser, path = flags.FLAGS[name].parser, _flag_value(name)
-    if isinstance(parser, _ExperimentParser) and path:
-      fields = _fields(parser.parse(path), name)
+  for name in _experiments():
+    if path := _flag_value(name):
+      fields = _fields(flags.FLAGS[name].parser.parse(path), name)
       for arg in argv:
         override = re.match(rf'--?(?:no)?({name}\.[\w.]*)', arg)
         if override and override[1] not in fields:
           raise UsageError(f'--{override[1]}: no such field{nearest(override[1], fields)}')
 
 
-def _parse_flags(argv: list[str], arguments: Sequence[str]) -> list[str]:
+def _usage(doc: str) -> str:
+  """Returns how a command is called, as its module's docstring says it."""
+  line = re.search('python .*', doc)[0]
+  return line if line.endswith('...') else line.removesuffix('.')
+
+
+def _help(command: Callable[..., int | None]) -> str:
+  """Returns what --help prints: what the command is for, its flags, and fields of its config."""
+  lines = [sys.modules[command.__module__].__doc__.strip(), '', 'Flags:']
+  owners = flags.FLAGS.flags_by_module_dict()
+  own = [name for name in (sys.argv[0], command.__module__) if name in owners]
+  shared = [name for name in owners if name.startswith('vit_jax.') and name not in own]
+  lines += [_describe(flag) for name in own + shared for flag in owners[name]]
+  for name in _experiments():
+    lines += ['', f'--{name}.FIELD=VALUE sets a field; configs/common.py says what they are.']
+    if path := _flag_value(name):
+      fields = _fields(flags.FLAGS[name].parser.parse(path), name)
+      lines[-1] += f' Those of {path}:'
+      plain = {k: v for k, v in fields.items() if not isinstance(v, ConfigDict)}
+      lines += [f'  --{field}={shlex.quote(str(value))}' for field, value in plain.items()]
+    else:
+      lines[-1] += f' With --{name}=FILE, all are listed.'
+  return '\n'.join(lines)
+
+
+def _describe(flag: flags.Flag) -> str:
+  """Returns the lines of --help on one flag."""
+  name = f'--[no]{flag.name}' if flag.boolean else f'--{flag.name}'
+  default = '' if flag.default is None else f'Default: {flag.default_as_str}.'.replace("'", '')
+  return textwrap.fill(
+    f'{name}: {flag.help} {default}',
+    _WIDTH,
+    initial_indent='  ',
+    subsequent_indent='      ',
+    break_on_hyphens=False,
+  )
+
+
+def _explain_value(e: flags.IllegalFlagValueError) -> str:
+  """Returns in one line which flag has a value that it can't have, and what it could have."""
+  found = re.match(r'flag --([\w.]+)=(.*?): ', str(e), re.DOTALL)
+  flag = flags.FLAGS[found[1]]
+  with field_prefix('--'):
+    if isinstance(flag.parser, flags.EnumParser):
+      check_choice(found[1], found[2], flag.parser.enum_values)
+  wanted = 'true or false' if flag.boolean else flag.parser.syntactic_help
+  return f'--{found[1]}: {found[2]!r} is not {wanted}' if wanted else str(e)
+
+
+def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[str]:
   """absl's parser, its complaints as one line; unknown fields are told before it sees them.
 
-  `arguments` are as for `run`.
+  `arguments` are as for `run`; `doc` is the docstring of the command's module.
   """
+  _check_config_flags(argv[1:])  # a bug in the config's own code is raised here
   try:
-    _check_config_flags(argv[1:])
     rest = flags.FLAGS(argv)
-  except (flags.Error, ValueError, TypeError) as e:
-    mistake = e
-    while mistake is not None and not isinstance(
-      mistake, UsageError
-    ):  # under what absl wraps it in
-      mistake = mistake.__context__
-    if mistake is None and not isinstance(e, flags.Error):
-      raise  # a bug in the config's own code
-    _fail(mistake or ' '.join(str(e).split()))
+  except flags.IllegalFlagValueError as e:
+    _fail(_explain_value(e))
+  except (flags.Error, ValueError) as e:
+    _fail(' '.join(str(e).split()))
   given, open_ended = rest[1:], bool(arguments) and arguments[-1].rstrip(']').endswith('...')
   required = [name for name in arguments if not name.startswith('[')]
   if len(given) > len(arguments) and not open_ended:
     _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
   if len(given) < len(required):
-    _fail(f'{required[len(given)]} is missing; give {" ".join(arguments)}')
+    _fail(f'{required[len(given)]} is missing, as in: {_usage(doc)} (--help tells more)')
   return rest
 
 
@@ -140,50 +194,64 @@ def _fail(message: object, code: int = 2) -> NoReturn:
 
 def _nobody_reads() -> bool:
   """Whether stdout is a pipe to a process that has closed it, as `head` does."""
+  if not hasattr(select, 'poll'):  # on Windows, where only such a pipe is told as broken
+    return True
   poll = select.poll()
   poll.register(sys.stdout, 0)
   return bool(poll.poll(0))
+
+
+@contextlib.contextmanager
+def _endings() -> Iterator[None]:
+  """Ends the process with a line for every way to end that a person can cause."""
+  try:
+    yield
+  except UsageError as e:
+    _fail(e)
+  except ModuleNotFoundError as e:
+    if advice := requirements.advice(e.name or ''):
+      _fail(advice)
+    raise
+  except NonFiniteError as e:
+    _fail(e, 1)
+  except Interrupted as e:
+    _fail(f'{e}; to go on: {shlex.join(["python", *sys.argv])}', 128 + e.signum)
+  except KeyboardInterrupt:
+    _fail('interrupted', 128 + signal.SIGINT)
+  except BrokenPipeError:
+    if not _nobody_reads():
+      raise
+    os._exit(128 + _SIGPIPE)
 
 
 def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> None:
   """Runs `command`, with every way to end that a person can cause as a line.
 
   It is called with what comes beside flags: a word for each of `arguments`, and any number from one
-  on for a last name that ends in '...', or from none on where it stands in brackets.
+  on for a last name that ends in '...', or from none on where it stands in brackets. The docstring
+  of its module, which --help shows with all flags, says how it is called: 'python ...'.
 
   Exit codes: what `command` returns, 2 for mistakes (UsageError), 1 for a loss that isn't finite,
   128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe. Everything unforeseen keeps
   its traceback.
   """
+  # Names of files and classes may be none that the terminal's encoding has.
+  sys.stdout.reconfigure(errors='backslashreplace')
 
   def main(argv):
     from vit_jax import compilation_cache  # imports JAX, which --help needs not
 
     compilation_cache.use()
-    # Names of files and classes may be none that the terminal's encoding has.
-    sys.stdout.reconfigure(errors='backslashreplace')
     absl_logging.set_verbosity(absl_logging.WARNING)
     # Orbax tells its every move to absl's logger, and raises its errors besides.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
-    try:
-      return command(*argv[1:])
-    except UsageError as e:
-      _fail(e)
-    except ModuleNotFoundError as e:
-      if advice := requirements.advice(e.name or ''):
-        _fail(advice)
-      raise
-    except NonFiniteError as e:
-      _fail(e, 1)
-    except Interrupted as e:
-      _fail(f'{e}; to go on: {shlex.join(["python", *sys.argv])}', 128 + e.signum)
-    except KeyboardInterrupt:
-      _fail('interrupted', 128 + signal.SIGINT)
-    except BrokenPipeError:
-      if not _nobody_reads():
-        raise
-      os._exit(128 + signal.SIGPIPE)
+    return command(*argv[1:])
 
-  if host_memory.runs_on_cpu():
-    host_memory.reuse_freed_memory()
-  app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments))
+  with _endings():
+    if any(arg.lstrip('-') in _HELP for arg in sys.argv[1:] if arg.startswith('-')):
+      print(_help(command), flush=True)
+      sys.exit()
+    if host_memory.runs_on_cpu():
+      host_memory.reuse_freed_memory()
+    doc = sys.modules[command.__module__].__doc__
+    app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments, doc=doc))

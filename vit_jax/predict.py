@@ -1,4 +1,6 @@
-"""Predicts what is in images: python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE...
+"""Predicts what is in images.
+
+python -m vit_jax.predict --workdir=RUN|--weights=PATH IMAGE_OR_FOLDER...
 
 A model of videos predicts what is in videos.
 """

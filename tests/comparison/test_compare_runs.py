@@ -137,6 +137,13 @@ def compare():
     yield run
 
 
+def test_help_shows_all_flags(compare):
+  result = compare('--help')
+  assert (result.returncode, result.stderr) == (0, '')
+  for text in ('python -m vit_jax.compare --runs', '--weights: ', '--dtype: <float32|', '--mean: '):
+    assert text in result.stdout
+
+
 def test_the_command_prints_json_of_all_runs(compare, tmp_path):
   result = compare('--runs', write(tmp_path, 'a'), write(tmp_path, 'b', reference={}), '--json')
   assert result.returncode == 0, result.stderr

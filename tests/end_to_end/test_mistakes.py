@@ -35,9 +35,15 @@ MISTAKES = {
     [DIGITS, '--config.model.window_size=3'],
     r'--config.model.window_size: no such field',
   ),
-  'wrong type': ([DIGITS, '--config.batch_size=many'], r'config.batch_size.*many'),
+  'wrong type': (
+    [DIGITS, '--config.batch_size=many'],
+    r"--config.batch_size: 'many' is not an integer",
+  ),
+  'no truth value': ([DIGITS, '--config.augment.flip=2'], r"flip: '2' is not true or false"),
+  'a flag without its value': ([DIGITS, '--workdir'], r'Missing value for flag --workdir'),
+  'a value where none goes': ([DIGITS, '--nodistributed=3'], r'does not take an argument'),
   'unknown flag': ([DIGITS, '--wrkdir=x'], r'wrkdir.*Did you mean: workdir'),
-  'unknown mode': ([DIGITS, '--mode=test'], r'--mode=test.*<train\|eval>'),
+  'unknown mode': ([DIGITS, '--mode=test'], r"--mode: 'test' is not one of train, eval"),
   'a word that is no flag': ([DIGITS, 'eval'], r"'eval' is not a flag"),
   'argument of a config without': (['--config=configs/digits.py:Ti/4'], r'takes no argument'),
   'unknown size': (
@@ -159,6 +165,25 @@ def test_is_one_line_with_exit_code_2(outcomes, mistake):
   assert result.stderr.startswith('train.py: ')
   assert result.stderr.count('\n') == 1, result.stderr
   assert re.search(says, result.stderr), result.stderr
+@pytest.mark.parametrize('flag', ['--help', '-h', '--helpfull'])
+def test_help_shows_all_flags_and_how_fields_are_set(train, flag):
+  result = train(flag)
+  assert (result.returncode, result.stderr) == (0, '')
+  assert result.stdout.startswith('Trains or evaluates one experiment: python train.py --config=')
+  for name in ('--config: ', '--workdir: ', '--[no]distributed: ', '--config.FIELD=VALUE'):
+    assert name in result.stdout
+
+
+def test_help_with_a_config_lists_its_fields(train):
+  result = train(DIGITS, '--config.model.name=token_learner', '--help')
+  assert (result.returncode, result.stderr) == (0, '')
+  lines = result.stdout.splitlines()
+  assert '  --config.batch_size=128' in lines
+  assert "  --config.model.patches.size='(2, 2)'" in lines
+  assert '  --config.model.tokenizer.num_tokens=8' in lines
+  assert train('--config=configs/digit.py', '--help').returncode == 2
+
+
 
 
 def test_nothing_is_lost_or_left(outcomes):

@@ -70,6 +70,13 @@ def drawn(result):
   return [Path(line).stem if line.endswith('.png') else line for line in result.stdout.splitlines()]
 
 
+def test_help_shows_all_flags(explain):
+  result = explain('--help')
+  assert (result.returncode, result.stderr) == (0, '')
+  for text in ('python -m vit_jax.explain', '--pictures: ', '--head_fusion: <mean|', '--mean: '):
+    assert text in result.stdout
+
+
 def test_a_run_is_explained_on_its_test_images(place):
   command = [sys.executable, '-m', 'vit_jax.explain', f'--workdir={place}/run', '--num_images=3']
   result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
