@@ -67,6 +67,7 @@ SLOW = (
   'test_no_tensorflow.py',
   'test_predict.py',
   'test_predictor.py',
+  'test_windows.py',
   'train',
   'weights/formats/test_run.py',
   'weights/tables',

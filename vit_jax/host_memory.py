@@ -5,8 +5,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import resource
 import sys
+
+try:
+  import resource
+except ImportError:  # Windows
+  resource = None
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -15,8 +19,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _ARENAS = 3
 
 
-def peak_mib() -> float:
-  """Returns the peak resident memory of this process so far, in MiB."""
+def peak_mib() -> float | None:
+  """Returns the peak resident memory of this process so far, in MiB; None on Windows."""
+  if resource is None:
+    return None
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
   return peak / (2**20 if sys.platform == 'darwin' else 2**10)
 

@@ -1,7 +1,6 @@
 """The run directory: whose it is, and the small files in it."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +13,11 @@ from vit_jax import models
 from vit_jax.data.sources import depends_on_dir
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
+
+try:
+  import fcntl
+except ImportError:  # Windows, where nothing keeps two processes from training in a folder
+  fcntl = None
 
 # Fields that change how fast or from where a run reads, and what it reports, not what it computes;
 # beside `reference`.
@@ -143,8 +147,10 @@ def check(
   raise UsageError(f'--workdir: {workdir} {problem}; {_ANOTHER.format(workdir)}')
 
 
-def _lock(workdir: Path) -> int:
-  """Locks `workdir` until this process ends."""
+def _lock(workdir: Path) -> int | None:
+  """Locks `workdir` until this process ends; returns what closes it, None on Windows."""
+  if fcntl is None:
+    return None
   descriptor = os.open(workdir, os.O_RDONLY)
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,4 +194,5 @@ def claimed(
   try:
     yield
   finally:
-    os.close(descriptor)
+    if descriptor is not None:
+      os.close(descriptor)

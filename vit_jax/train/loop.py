@@ -218,7 +218,9 @@ class Run:
     seconds, steps = self.seconds - logged[0], self.timed_steps - logged[1]
     if steps:
       values['images_per_second'] = steps * self.config.batch_size / seconds
-    writer.write(self.step, values | {'peak_host_memory_mib': host_memory.peak_mib()})
+    if (peak := host_memory.peak_mib()) is not None:
+      values['peak_host_memory_mib'] = peak
+    writer.write(self.step, values)
     shown = list(self.experiment.task.metrics)[:2]
     names = {n: f'train/{n}' for n in shown} | {'images/s': 'images_per_second'}
     progress.report(self.step, {k: values[name] for k, name in names.items() if name in values})
