@@ -74,10 +74,7 @@ MISTAKES = {
     r'config.optimizer.momentum: ',
   ),
   'unknown schedule': ([DIGITS, '--config.schedule.name=cos'], r'config.schedule.name: '),
-  'warmup and length': (
-    [DIGITS, '--config.num_steps=9', '--config.schedule.warmup_steps=20'],
-    r'config.schedule.warmup_steps: ',
-  ),
+  'negative warmup': ([DIGITS, '--config.schedule.warmup_steps=-1'], r'schedule.warmup_steps: -1 '),
   'unknown task': ([DIGITS, '--config.task=classify'], r'config.task: '),
   'unknown loss': ([DIGITS, '--config.loss.name=softmx'], r'config.loss.name: '),
   'weights of other classes': (
@@ -194,8 +191,17 @@ def test_nothing_is_lost_or_left(outcomes):
 
 
 def test_another_configuration_in_the_same_workdir(train, tmp_path):
-  args = (*TINY, '--config.num_steps=2', f'--workdir={tmp_path}')
-  assert train(*args).returncode == 0
+  # What such a trial runs into is told, and it ends with where its pictures are.
+  trial = ('--config.num_steps=2', '--config.schedule.warmup_steps=9', '--config.batch_size=1438')
+  args = (*TINY, *trial, f'--workdir={tmp_path}')
+  result = train(*args)
+  assert result.returncode == 0, result.stderr
+  assert 'config.schedule.warmup_steps: cut from 9 to 1, ' in result.stdout
+  assert 'config.batch_size: 1,438 is more than the 1,437 train images; ' in result.stdout
+  assert f'vit_jax.explain --workdir={tmp_path})' in result.stdout
+  assert result.stdout.endswith(f'  {tmp_path}/plots/curves.png\n')
+  assert json.loads((tmp_path / 'config.json').read_text())['schedule']['warmup_steps'] == 1
+  assert 'nothing is left to train' in train(*args).stdout
   before = (tmp_path / 'results.json').read_text()
   result = train(*args, '--config.seed=1', '--config.optimizer.weight_decay=0.5')
   assert result.returncode == 2

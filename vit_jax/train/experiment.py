@@ -129,6 +129,7 @@ class Experiment:
     sources, self._held_out = _open_sources(config)
     self.judged = 'val' if 'val' in sources else 'test'
     channels = config.data.channels or sources['train'].channels
+    self._warmup_asked_for = config.schedule.warmup_steps
     config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve.resolve(config, len(sources['train']))
     self.sets = {
@@ -460,6 +461,16 @@ class Experiment:
       f'{self.config.num_steps:,} steps of {self.config.batch_size} examples, {self._epochs()}',
       self._choice(),
     ]
+    if self.config.batch_size > (num_train := len(self.sets['train'][0])):
+      lines.append(
+        f'config.batch_size: {self.config.batch_size:,} is more than the {num_train:,} train '
+        f'{inputs}; a step takes some of them several times'
+      )
+    if (warmup := self.config.schedule.warmup_steps) != self._warmup_asked_for:
+      lines.append(
+        f'config.schedule.warmup_steps: cut from {self._warmup_asked_for:,} to {warmup:,}, half of '
+        'the run, which is no longer'
+      )
     if self._pretrained:
       lines += [f'starting from {self.config.init_from}', *(f'  {note}' for note in self._notes)]
     return '\n'.join(lines)

@@ -57,6 +57,8 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   c.num_steps = c.num_steps or steps_of_epochs(c, num_examples)
   if c.num_steps <= 0:
     raise UsageError(f'config.num_epochs: {c.num_epochs} gives no step, and config.num_steps is 0')
+  if c.schedule.warmup_steps >= c.num_steps:  # a short trial of a long experiment
+    c.schedule.warmup_steps = c.num_steps // 2
   c.eval_every = c.eval_every or epoch
   c.checkpoint_every = c.checkpoint_every or c.eval_every
   c.log_every = c.log_every or max(min(c.eval_every, c.num_steps, 400) // 4, 1)
