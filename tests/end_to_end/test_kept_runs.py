@@ -100,7 +100,8 @@ def test_a_finished_run_is_known_again(train, tmp_path, name):
 
 def test_results_that_record_no_units_are_formatted_by_the_metrics_names():
   assert read_descriptions(KEPT / 'resnet') == {}
-  table = results.table(json.loads((KEPT / 'resnet' / 'results.json').read_text()))
+  folder = KEPT / 'resnet'
+  table = results.table(json.loads((folder / 'results.json').read_text()), folder)
   assert 'test/accuracy 10.00 %  test/loss 6.568  test/top5_accuracy 50.00 %' in table
 
 

@@ -4,6 +4,7 @@ The whole text of a message is in the test of the module that raises it, where t
 stands what the line must contain then: the field that the user has to change.
 """
 
+import json
 import os
 import re
 
@@ -162,6 +163,8 @@ def test_is_one_line_with_exit_code_2(outcomes, mistake):
   assert result.stderr.startswith('train.py: ')
   assert result.stderr.count('\n') == 1, result.stderr
   assert re.search(says, result.stderr), result.stderr
+
+
 @pytest.mark.parametrize('flag', ['--help', '-h', '--helpfull'])
 def test_help_shows_all_flags_and_how_fields_are_set(train, flag):
   result = train(flag)
@@ -179,8 +182,6 @@ def test_help_with_a_config_lists_its_fields(train):
   assert "  --config.model.patches.size='(2, 2)'" in lines
   assert '  --config.model.tokenizer.num_tokens=8' in lines
   assert train('--config=configs/digit.py', '--help').returncode == 2
-
-
 
 
 def test_nothing_is_lost_or_left(outcomes):

@@ -120,8 +120,8 @@ def _rows(
   }
 
 
-def table(results: dict[str, Any]) -> str:
-  """Returns the summary that a run ends with."""
+def table(results: dict[str, Any], workdir: Path) -> str:
+  """Returns the summary that a run in `workdir` ends with."""
   speed = results['training']['images_per_second']
   start = results.get('start')  # runs of earlier versions recorded none
   final, best = (_of_evaluation(results[name]) for name in ('final', 'best'))
@@ -135,6 +135,8 @@ def table(results: dict[str, Any]) -> str:
     'parameters': f'{results["parameters"]:,}',
     'speed': f'{speed:,.0f} images/s' if speed else 'not measured: one dispatch, which compiled',
     'device': f'{device["count"]} x {device["kind"]}, {results["dtype"]}',
+    'run': f'{workdir} (what it looks at: python -m vit_jax.explain --workdir={workdir})',
+    'pictures': ', '.join(map(str, sorted(workdir.glob('plots/**/*.png')))),
   }
   width = max(map(len, rows))
   return '\n'.join(f'  {name:<{width}}  {value}' for name, value in rows.items())

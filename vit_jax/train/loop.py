@@ -292,7 +292,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if summary:
       early = ', where it stopped early' if run.meta['stopped'] else ''
       print(f'{workdir}: complete after step {run.step}{early}, nothing is left to train')
-      print(results.table(summary), flush=True)
+      print(results.table(summary, workdir), flush=True)
       return summary
     writer = stack.enter_context(writers.MetricWriter(workdir, run.config, run.step, _is_main()))
     shown = writers.Progress(run.config.num_steps, experiment.descriptions, _is_main())
@@ -323,7 +323,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     summary = results.collect(run, writer.history, tested)
     if _is_main():
       directory.write_json(workdir / 'results.json', summary)
-      progress.note(results.table(summary))
+      progress.note(results.table(summary, workdir))
   return summary
 
 
