@@ -2,6 +2,7 @@
 
 import json
 
+import image_files
 import pytest
 from explain.helpers import VIT
 
@@ -21,6 +22,12 @@ def test_the_records_of_the_test_split_have_a_name(tmp_path):
   assert name == 'digits, test[:20]'
   assert len(records) == 20
   assert records[0]['image'].shape == (8, 8, 1)
+
+
+def test_a_folder_of_images_has_its_own_name(tmp_path):
+  image_files.make_folder(tmp_path / 'birds')
+  write_config(tmp_path, name='folder', test_split='test', dir=f'{tmp_path}/birds/')
+  assert runs.test_split(tmp_path)[1] == 'birds, test'
 
 
 def test_a_wrong_split_is_named_as_the_config_does(tmp_path):

@@ -111,7 +111,7 @@ def test_a_run_on_points_learns_their_shapes(run, folder):
   assert (entries['num_points'], entries['image_size'], entries['channels']) == (24, None, 3)
   assert entries['preprocess'] is None
   text = Experiment(make_config(folder)).describe()
-  assert 'point_folder: 32 train and 16 test points of 24x3, 2 classes, streamed' in text
+  assert f'{folder.name}: 32 train and 16 test points of 24x3, 2 classes, streamed' in text
   assert results['flops_per_image']['forward'] == 2 * 24 * (3 * 8 + 8 * 8) + 2 * 8 * 2
 
 

@@ -87,7 +87,7 @@ def test_a_run_on_videos_learns_their_order(run, folder):
   assert (entries['num_frames'], entries['image_size'], entries['channels']) == (4, [8, 12], 3)
   assert entries['preprocess']['frame_stride'] == 2
   text = Experiment(make_config(folder)).describe()
-  assert 'video_folder: 32 train and 16 test videos of 4x8x12x3, 2 classes, streamed' in text
+  assert f'{folder.name}: 32 train and 16 test videos of 4x8x12x3, 2 classes, streamed' in text
   per_video = 2 * 3 * 12**2 * 8 + 2 * 3 * 8 * 2
   assert results['flops_per_image']['forward'] == per_video
 

@@ -13,7 +13,7 @@ from vit_jax.data.loader import (
   train_loader,
 )
 from vit_jax.data.preprocess import Preprocess, make_preprocess
-from vit_jax.data.sources import FOLDER_OF, FOLDERS, load_source
+from vit_jax.data.sources import FOLDER_OF, FOLDERS, load_source, title
 from vit_jax.data.sources.held_out import hold_out, percentage
 from vit_jax.data.sources.records import ArraySource, Record, Source
 from vit_jax.data.sources.splits import overlap
@@ -37,5 +37,6 @@ __all__ = [
   'overlap',
   'percentage',
   'resolve_resident',
+  'title',
   'train_loader',
 ]

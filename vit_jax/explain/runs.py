@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vit_jax.data import load_source
+from vit_jax.data import load_source, title
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.models import ModelConfig, fields
 from vit_jax.run import directory, metrics, plots, writers
@@ -54,4 +54,4 @@ def test_split(workdir: Path) -> tuple[Sequence[Mapping[str, Any]], str]:
   except (KeyError, TypeError) as e:
     raise UsageError(f'--workdir: {workdir} holds no run (config.json names no data)') from e
   with field_prefix('config.data.', {'split': 'test_split'}):
-    return load_source(name, split, folder, options), f'{name}, {split}'
+    return load_source(name, split, folder, options), f'{title(name, folder)}, {split}'

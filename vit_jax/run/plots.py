@@ -33,7 +33,7 @@ def curves(
         lines[key.partition('/')[0]] = key, metric['unit']
   rows, columns = max(-(-len(panels) // _COLUMNS), 1), min(max(len(panels), 1), _COLUMNS)
   figure = Figure(figsize=(5 * columns, 3.6 * rows), layout='constrained')
-  figure.suptitle(title)
+  figure.suptitle(title, parse_math=False)  # names of folders may have dollars
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for axis in axes[max(len(panels), 1) :]:
     axis.remove()

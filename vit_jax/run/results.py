@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory
-from vit_jax.data import FOLDERS
 from vit_jax.run.metrics import Descriptions, format_classes, format_value, format_values
 
 
@@ -42,7 +41,7 @@ def collect(
   steps_per_second = run.timed_steps / run.seconds if run.timed_steps else None
   return {
     'model': config.model.name,
-    'dataset': Path(config.data.dir).name if config.data.name in FOLDERS else config.data.name,
+    'dataset': run.experiment.data_title,
     'step': run.step,
     'epochs': run.step * config.batch_size / len(run.experiment.sets['train'][0]),
     'stopped_early': run.meta['stopped'],

@@ -26,6 +26,7 @@ from vit_jax.data import (
   overlap,
   percentage,
   resolve_resident,
+  title,
   train_loader,
 )
 from vit_jax.data.preprocess import CENTRAL_CROPS
@@ -445,6 +446,11 @@ class Experiment:
       text += "; --config.data.val_split='10%' would choose on a part of train, and spare test"
     return text
 
+  @property
+  def data_title(self) -> str:
+    """What people call the data set."""
+    return title(self.config.data.name, self.config.data.dir)
+
   def describe(self) -> str:
     """Returns some lines on what is about to be run."""
     *counts, test = [f'{len(source):,} {split}' for split, (source, _) in self.sets.items()]
@@ -454,7 +460,7 @@ class Experiment:
     parameters = f'{count:,} parameters' + (f' ({trained:,} train)' if trained < count else '')
     classes = f', {self.num_classes} classes' if self.num_classes else ''
     lines = [
-      f'{self.config.data.name}: {", ".join(counts)} and {test} {inputs} of '
+      f'{self.data_title}: {", ".join(counts)} and {test} {inputs} of '
       f'{shape}{classes}, {where} ({self._reason})',
       f'{self.config.model.name}: {parameters}, {self.config.dtype}, '
       f'{jax.device_count()} x {jax.devices()[0].device_kind}',

@@ -317,7 +317,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
       raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
     finally:
-      title = f'{run.config.model.name} on {run.config.data.name}'
+      title = f'{run.config.model.name} on {experiment.data_title}'
       writer.draw(title, experiment.descriptions)
     run.checkpointer.wait()
     summary = results.collect(run, writer.history, tested)

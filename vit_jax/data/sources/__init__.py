@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from vit_jax import user_code
@@ -55,6 +56,11 @@ def default_options(name: str) -> dict[str, Any]:
   if user_code.is_reference(name):
     return _own(name)[1]
   return dict(getattr((FOLDERS | _MADE).get(name), 'OPTIONS', {}))
+
+
+def title(name: str, dir: str) -> str:
+  """Returns what people call a data set: of one that is read from a folder, the folder's name."""
+  return Path(dir).absolute().name if name in FOLDERS else name
 
 
 def load_source(
