@@ -209,6 +209,20 @@ def test_files_are_explained_with_weights_and_damaged_ones_named(explain, place,
     assert (tmp_path / 'new' / 'folder' / f'{name}.png').stat().st_size > 1000
 
 
+def test_of_several_folders_about_as_many_are_taken(explain, place, tmp_path):
+  """Files that can't be decoded are named, and so tell which are taken."""
+  for name, count in {'cat': 9, 'ant': 2, 'dog': 5}.items():
+    (tmp_path / name).mkdir()
+    for i in range(count):
+      (tmp_path / name / f'{i}.png').write_text('no image')
+  folders = (tmp_path / name for name in ('cat', 'ant', 'dog'))
+  result = explain(f'--weights={place}/gap.msgpack', *folders, f'--out={tmp_path}/out')
+  assert result.returncode == 2
+  taken = [line.partition('.png')[0] for line in result.stderr.splitlines()[:-1]]
+  expected = {'cat': range(3), 'ant': range(2), 'dog': range(3)}
+  assert taken == [f'{tmp_path}/{name}/{i}' for name in expected for i in expected[name]]
+
+
 def test_pictures_that_a_model_lacks_are_named(explain, place, tmp_path):
   images = place / 'images'
   result = explain(f'--weights={place}/gap.msgpack', images, f'--out={tmp_path}')

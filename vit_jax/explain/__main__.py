@@ -2,10 +2,11 @@
 
 python -m vit_jax.explain --workdir=RUN|--weights=PATH [IMAGE_OR_FOLDER...]
 
-Without images, those of a run are the first of its test split, and what it gets wrong is counted on
-all of it. Images in folders of the classes' names are taken to be of these classes.
+Without images, some of a run's test split are taken, and what it gets wrong is counted on all of
+it. Images in folders of the classes' names are taken to be of these classes.
 """
 
+import collections
 import functools
 import sys
 import warnings
@@ -137,15 +138,25 @@ def _examples(
   return runs.test_split(Path(_WORKDIR.value))
 
 
+def _sample(files: Sequence[Path], count: int) -> list[Path]:
+  """Returns `count` of the files at most, in their order, of each folder about as many."""
+  seen, turns = collections.Counter(), []
+  for i, file in enumerate(files):
+    turns.append((seen[file.parent], i))
+    seen[file.parent] += 1
+  return [files[i] for i in sorted(i for _, i in sorted(turns)[:count])]
+
+
 def _read(files: Sequence[Path], config: ModelConfig) -> list[dict[str, Any]]:
-  """Returns records of the first files; prints which can't be decoded."""
+  """Returns records of some of the files; prints which can't be decoded."""
   name = config.model.INPUT
   kind = kinds.kind_of(name)
-  if len(files) > _NUM_IMAGES.value:
-    print(f'taking {_NUM_IMAGES.value} of {len(files):,} {kind.plural}; --num_images says how many')
+  chosen = _sample(files, _NUM_IMAGES.value)
+  if len(chosen) < len(files):
+    print(f'taking {len(chosen)} of {len(files):,} {kind.plural}; --num_images says how many')
   labels = {name: label for label, name in enumerate(config.class_names or ())}
   records = []
-  for file in files[: _NUM_IMAGES.value]:
+  for file in chosen:
     try:
       value = kind.decode(file)
     except Exception as e:  # Pillow raises many types on damaged files
@@ -169,7 +180,8 @@ def _context(
 ) -> Context:
   preprocess, mean, std = preprocessing
   name, kind = config.model.INPUT, kinds.kind_of(config.model.INPUT)
-  records = [examples[i] for i in range(min(_NUM_IMAGES.value, len(examples)))]
+  count = min(_NUM_IMAGES.value, len(examples))
+  records = [examples[i * len(examples) // count] for i in range(count)]  # folders are in order
   prepared = [preprocess.one_view(record) for record in records]
   inputs = np.array([record[name] for record in prepared], kind.dtype)
   inputs = inputs.reshape(-1, *config.input_size, config.channels)
