@@ -17,6 +17,7 @@ def test_nothing_lies_outside_the_figure_or_over_something_else(count, num_maps)
   names = [f'{i}' for i in range(num_maps)]
   for figure in (
     attention_plots.highlights(images, maps, names, [long] * count, 'A title ' * 7),
+    attention_plots.overlays(images, maps, names, [long] * count, 'A title ' * 7, 'x'),
     attention_plots.heat_maps(images, maps[:, 0], [f'{long}\n{long}'] * count, 'A title ' * 7, 'x'),
   ):
     figure.draw_without_rendering()

@@ -66,9 +66,9 @@ def test_attention_of_the_class_token_is_drawn_step_by_step(layer, index):
     for tile, row in zip(tiles[4 * i + 1 : 4 * i + 4], rows, strict=True):
       grid = (row - row.min()) / (row.max() - row.min())
       pixels = attention.upsample(grid.reshape(2, 2), (4, 4), (4, 4))
-      np.testing.assert_allclose(tile, context.images[i] / 255 * pixels[..., None], atol=1e-4)
+      np.testing.assert_allclose(tile, pixels, atol=1e-4)
   assert [axis.get_title() for axis in figure.axes[:4]] == ['image', 'mean', 'head 0', 'head 1']
-  assert title(figure) == f'Attention of the class token in layer {index} (0 to 1), times the image'
+  assert title(figure) == f'Attention of the class token in layer {index} (0 to 1)'
 
 
 def test_attention_of_the_probe_is_drawn_for_a_map_head():
@@ -302,15 +302,14 @@ def explained(model, image_size):
 def test_maps_lie_where_a_backbone_says_and_are_cut_off_at_the_image(layer, size):
   context = dataclasses.replace(explained(Windows(), (8, 6)), layer=layer)
   figure = PICTURES['attention'](context)
-  assert title(figure) == f'Attention of the windows of {size} pixels, times the image'
+  assert title(figure) == f'Attention of the windows of {size} pixels'
   assert [axis.get_title() for axis in figure.axes[:3]] == ['image', 'mean', 'head 0']
   brightness = {'brightness': context.inputs.mean(axis=-1)}
   maps = context.backbone.attention_maps(brightness, (8, 6), layer).maps[:, 0]
   pixels = attention.upsample(maps, (size, size), (size, size))[:, :8, :6]
   for i, tile in enumerate(drawn(figure)[2::3]):
     low, high = pixels[i].min(), pixels[i].max()
-    expected = context.images[i] / 255 * ((pixels[i] - low) / (high - low))[..., None]
-    np.testing.assert_allclose(tile, expected, atol=1e-5)
+    np.testing.assert_allclose(tile, (pixels[i] - low) / (high - low), atol=1e-5)
   for name in ('rollout', 'gradient_rollout', 'attention_distance', 'filters', 'positions'):
     assert PICTURES[name](context) == NOT_OF_MODEL
 

@@ -1,8 +1,9 @@
 """Figures of attention: maps over images, and distances over depth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -19,7 +20,7 @@ def highlights(
   title: str,
   darkest: float = 0.0,
 ) -> Figure:
-  """Draws a row for each image: itself, and itself times each of its maps.
+  """Draws a row for each image: itself, and itself as bright as each of its maps.
 
   Args:
     images: uint8 [B, H, W, 1 or 3].
@@ -29,6 +30,45 @@ def highlights(
     title: of the figure.
     darkest: brightness of black where a map is 1, so that it can be told from where it is 0.
   """
+
+  def draw(axis, image, values):
+    panels.show(axis, (darkest + (1 - darkest) * image / 255) * values[..., None])
+
+  return _rows(images, maps, names, captions, title, draw)
+
+
+def overlays(
+  images: np.ndarray,
+  maps: np.ndarray,
+  names: Sequence[str],
+  captions: Sequence[str],
+  title: str,
+  label: str,
+) -> Figure:
+  """Draws a row for each image: itself, and each of its maps as colours over it in grey.
+
+  Args are those of `highlights`, and `label`, of the colours.
+  """
+  norm = Normalize(0, 1)
+
+  def draw(axis, image, values):
+    panels.show_heat(axis, image, values, norm)
+
+  figure = _rows(images, maps, names, captions, title, draw, panels.COLOR_BAR_LINES)
+  panels.add_color_bar(figure, norm, label)
+  return figure
+
+
+def _rows(
+  images: np.ndarray,
+  maps: np.ndarray,
+  names: Sequence[str],
+  captions: Sequence[str],
+  title: str,
+  draw: Callable[[Axes, np.ndarray, np.ndarray], None],
+  footer_lines: int = 0,
+) -> Figure:
+  """Draws a row for each image, and in it by `draw` each of its maps."""
   batch, count, height, width = maps.shape
   figure, axes = panels.panels(
     batch * (count + 1),
@@ -37,6 +77,7 @@ def highlights(
     aspect=height / width,
     header_lines=1,
     caption_lines=1,
+    footer_lines=footer_lines,
   )
   rows = np.reshape(axes, (batch, count + 1))
   for axis, name in zip(rows[0], ('image', *names), strict=True):
@@ -45,7 +86,7 @@ def highlights(
     panels.show(first, image)
     panels.caption(first, caption, loc='left')
     for axis, values in zip(rest, image_maps, strict=True):
-      panels.show(axis, (darkest + (1 - darkest) * image / 255) * values[..., None])
+      draw(axis, image, values)
   return figure
 
 
@@ -69,6 +110,7 @@ def heat_maps(
     aspect=height / width,
     caption_lines=panels.count_lines(captions),
     footer_lines=panels.COLOR_BAR_LINES,
+    group=2,
   )
   norm = Normalize(0, 1)
   rows = zip(axes[::2], axes[1::2], images, maps, captions, strict=True)

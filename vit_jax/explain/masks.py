@@ -74,6 +74,7 @@ def masks_figure(
     aspect=height / width,
     caption_lines=panels.count_lines(captions),
     footer_lines=2 + -(-len(ids) // _LEGEND_COLUMNS),
+    group=len(drawn),
   )
   for i, axis in enumerate(axes):
     row, column = divmod(i, len(drawn))

@@ -15,6 +15,7 @@ PLAIN = {'parse_math': False}  # names of files and classes may have dollars
 _WIDTH = 9.0  # inches: 900 pixels at the 100 per inch that Matplotlib saves by default
 _NARROWEST = 7.6  # that a title fits in
 _LARGEST = 2.2  # of a panel
+_LARGEST_OF_A_ROW = 3.6  # likewise, where there is but one row
 _GAP = 0.08  # between panels
 _TITLE = 0.4
 _LINE = 0.17  # of small text
@@ -32,24 +33,30 @@ def panels(
   header_lines: int = 0,
   caption_lines: int = 0,
   footer_lines: int = 0,
+  group: int = 1,
 ) -> tuple[Figure, list[Axes]]:
   """Returns a figure and `count` axes in it, row by row, all of one size and without ticks.
 
+  Rows are as even as they can be: of 5 panels, 4 of which fit into a row, there are 3 and 2.
+
   Args:
     count: number of panels, 1 or more.
-    columns: panels in a full row.
+    columns: panels that fit into a row.
     title: of the figure.
     aspect: height / width of a panel.
     header_lines: lines of small text that there is room for above the first row.
     caption_lines: likewise under each panel.
     footer_lines: likewise under all of them.
+    group: panels that stay beside each other; divides `count` and `columns`.
   """
-  columns = min(columns, count)
-  size = min((_WIDTH - _GAP) / columns - _GAP, _LARGEST)
+  num_rows = -(-count // columns)
+  columns = -(-count // (group * num_rows)) * group
+  largest = _LARGEST if num_rows > 1 else _LARGEST_OF_A_ROW
+  size = min((_WIDTH - _GAP) / columns - _GAP, largest)
   row_height = size * aspect + _LINE * caption_lines + 2 * _GAP
   top = _TITLE + _LINE * header_lines
   width = min(max(columns * (size + _GAP) + _GAP, _NARROWEST), _WIDTH)
-  height = top + -(-count // columns) * row_height + _LINE * footer_lines
+  height = top + num_rows * row_height + _LINE * footer_lines
   figure = Figure(figsize=(width, height))
   figure.text(_GAP / width, 1 - _GAP / height, title, va='top', fontsize=11, **PLAIN)
   axes = []

@@ -25,6 +25,7 @@ from vit_jax.explain.context import NOT_OF_MODEL, Context, shorten
 from vit_jax.models.backbone import Attention, AttentionMaps
 from vit_jax.models.heads.mae import join_patches
 
+_OVERLAID = 'lowest to highest attention, laid over the image'
 _MASS = 0.6  # share of its attention by which a head is told
 _OUTSIDE = 0.25  # brightness of the rest of the image
 _DARKEST = 0.3  # of black inside
@@ -39,12 +40,13 @@ def _attention(context: Context) -> Figure | str:
     return NOT_OF_MODEL
   heads, first = np.concatenate([answer.maps for answer in found]), found[0]
   maps = np.concatenate([heads.mean(axis=1, keepdims=True), heads], axis=1)
-  return attention_plots.highlights(
+  return attention_plots.overlays(
     context.images,
     attention.min_max_normalize(context.to_pixels(maps, first.patch, first.stride)),
     ['mean', *_head_names(heads.shape[1])],
     context.lines,
-    title=f'Attention of the {first.source}, times the image',
+    title=f'Attention of the {first.source}',
+    label=_OVERLAID,
   )
 
 
@@ -120,7 +122,7 @@ def _draw_rollout(
     attention.min_max_normalize(context.to_pixels(maps, layout.patch, layout.stride)),
     context.captions,
     title=f'{title} ({fusion} of heads, {ratio:.0%} discarded)',
-    label='lowest to highest attention, laid over the image',
+    label=_OVERLAID,
   )
 
 

@@ -38,6 +38,7 @@ def reconstructions_figure(
     aspect=height / width,
     header_lines=1,
     caption_lines=panels.count_lines(captions),
+    group=len(_NAMES),
   )
   masked = np.where(hidden, np.uint8(_GREY), images)
   for i, axis in enumerate(axes):
