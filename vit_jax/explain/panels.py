@@ -19,7 +19,7 @@ _LARGEST_OF_A_ROW = 3.6  # likewise, where there is but one row
 _GAP = 0.08  # between panels
 _TITLE = 0.4
 _LINE = 0.17  # of small text
-_HEAT = 0.65  # how much of a map's colour covers the image
+_HEAT = 0.25, 0.75  # how much of the image a map's lowest and highest colours cover
 
 COLOR_BAR_LINES = 4
 
@@ -86,7 +86,8 @@ def show(axis: Axes, image: np.ndarray) -> None:
 def show_heat(axis: Axes, image: np.ndarray, values: np.ndarray, norm: Normalize) -> None:
   """Draws values [H, W] as colours laid over an image, uint8 [H, W, C], in grey."""
   show(axis, image.mean(axis=-1, keepdims=True).astype(np.uint8))
-  axis.imshow(values, cmap='inferno', norm=norm, alpha=_HEAT)
+  coverage = np.interp(norm(values), (0, 1), _HEAT)  # low values, which are dark, hide little
+  axis.imshow(values, cmap='inferno', norm=norm, alpha=coverage)
 
 
 def add_color_bar(figure: Figure, norm: Normalize, label: str) -> None:
