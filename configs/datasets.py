@@ -1,6 +1,7 @@
 """What the configs know about data sets: splits, image sizes, normalisation, augmentation."""
 
 import os
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -56,11 +57,17 @@ def split_arg(arg: str, default_size: str | None) -> tuple[str | None, str]:
   """Splits 'SIZE,DATASET', or 'DATASET' alone, into the two.
 
   Raises:
-    UsageError: more parts than two, or an empty one.
+    UsageError: more parts than two, or an empty one, or a size alone.
   """
   parts = arg.split(',')
   if len(parts) > 2 or not all(parts):
     raise UsageError(f"--config: {arg!r} is not 'SIZE,DATASET', as in 'Ti/4,cifar10'")
+  # Names of data sets are of small letters, and paths start with a dot, mostly; sizes with neither.
+  if len(parts) == 1 and re.match(r'[A-Z]|g/', arg) and not os.path.isdir(arg):
+    raise UsageError(
+      f'--config: {arg!r} is no folder; a size needs a data set after it, as in '
+      "'Ti/4,cifar10' or 'B/16,./images'"
+    )
   return parts[0] if len(parts) == 2 else default_size, parts[-1]
 
 

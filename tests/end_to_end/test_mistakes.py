@@ -40,6 +40,16 @@ MISTAKES = {
     [DIGITS, '--config.batch_size=many'],
     r"--config.batch_size: 'many' is not an integer",
   ),
+  'no size': (
+    [DIGITS, '--config.data.image_size=8x8'],
+    r"config.data.image_size: \('8x8', '8x8'\) is not \(height, width\)",
+  ),
+  'no number': ([DIGITS, '--config.data.mean=x'], r"config.data.mean: \('x',\) is not of numbers"),
+  'no regex': ([DIGITS, '--config.freeze=8'], r'config.freeze: 8 is not a regular expression'),
+  'a size without a data set': (
+    ['--config=configs/vit.py:S/16'],
+    r"--config: 'S/16' is no folder; a size needs a data set after it, as in 'Ti/4,cifar10'",
+  ),
   'no truth value': ([DIGITS, '--config.augment.flip=2'], r"flip: '2' is not true or false"),
   'a flag without its value': ([DIGITS, '--workdir'], r'Missing value for flag --workdir'),
   'a value where none goes': ([DIGITS, '--nodistributed=3'], r'does not take an argument'),

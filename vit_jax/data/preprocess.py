@@ -282,7 +282,8 @@ def make_preprocess(
 def _as_size(field: str, given: Sequence[int], empty: str) -> tuple[int, int] | tuple[()]:
   """Returns (height, width) of a size that a config has, or ()."""
   size = tuple(given) * 2 if len(given) == 1 else tuple(given)
-  if size and (len(size) != 2 or min(size) < 1):
+  whole = all(isinstance(side, int) for side in size)
+  if size and (len(size) != 2 or not whole or min(size) < 1):
     raise FieldError(field, f'{size} is not (height, width) in pixels, nor () for {empty}')
   return size
 
