@@ -23,6 +23,7 @@ PUBLISHED = SQUARE.replace(num_classes=0, patches={'size': (16, 16)}, image_size
 SMALL = [flag for flag in TINY if flag.startswith('--config.model')]
 DATA = ['--config.data.train_split=train[:64]', '--config.data.test_split=test[:16]']
 SHORT = ['--config.num_steps=2', '--config.batch_size=8', '--config.schedule.warmup_steps=0']
+SMALL_IMAGES = ['--config.data.image_size=(32,32)']
 _SIZES = ('hidden_size', 'mlp_dim', 'num_layers')
 ARCHITECTURE = [f'--config.model.{n}={getattr(SQUARE.backbone, n)}' for n in _SIZES]
 
@@ -53,7 +54,8 @@ def test_its_own_settings_are_those_of_runs_that_start():
 
 @pytest.fixture
 def checkout(tmp_path):
-  """What a clone has, as it is now, and weights in place of those on the hub."""
+  """What a clone has, as it is now, with weights in place of those on the hub beside it."""
+  (tmp_path / 'vit_jax' / 'notebooks').mkdir(parents=True)
   for name in ('vit_jax', 'configs', 'docs'):
     shutil.copytree(ROOT / name, tmp_path / 'vit_jax' / name)
   for name in ('train.py', 'requirements.txt'):
@@ -71,22 +73,31 @@ def test_it_runs_to_its_end(checkout, tfds_dir, monkeypatch):
   tiny = {
     'DIGITS': [*SMALL, *SHORT],
     'CIFAR': [*SMALL, *SHORT, *DATA],
-    'FINETUNING': [*ARCHITECTURE, *SHORT, *DATA, '--config.model.num_heads=2'],
+    'FINETUNING': [*ARCHITECTURE, *SHORT, *SMALL_IMAGES, '--config.model.num_heads=2'],
   }
   for cell in notebook.cells:
     tags = cell.metadata.get('tags', ())
     if 'settings' in tags:
       flags = {name: f'{settings(notebook)[name]} {shlex.join(tiny[name])}' for name in tiny}
-      flags |= {'PUBLISHED': str(checkout / 'published')}
+      flags |= {
+        'PUBLISHED': str(checkout / 'published'),
+        'IMAGES': settings(notebook)['IMAGES'],
+      }
       cell.source = '\n'.join(f'{name} = {value!r}' for name, value in flags.items())
     elif 'once' in tags:  # downloads
       cell.source = ''
     elif cell.cell_type == 'code' and cell.source.startswith('!'):
       cell.source += "\nassert _exit_code == 0, 'see the output above'"
-  resources = {'metadata': {'path': str(checkout)}}
+  resources = {'metadata': {'path': str(checkout / 'vit_jax' / 'notebooks')}}
   nbclient.NotebookClient(
     notebook, timeout=300, kernel_name='python3', resources=resources
   ).execute()
   shown = [out for cell in notebook.cells for out in cell.get('outputs', ()) if 'data' in out]
-  assert sum('image/png' in out.data for out in shown) == 7
+  assert sum('image/png' in out.data for out in shown) == 8
+  printed = ''.join(
+    out.text for cell in notebook.cells for out in cell.get('outputs', ()) if 'text' in out
+  )
+  assert '80 files, as images/china/0.jpg' in printed
+  assert printed.count('.jpg\r\n') == 4, 'those whose classes are predicted'
+  assert len(printed) < 20_000, 'no flood of progress bars'
   assert (checkout / 'vit_jax' / 'finetuned-vit' / 'model.safetensors').exists()
