@@ -50,6 +50,36 @@ def _moving_average(config: ConfigDict, step: jax.Array, ema_params: Any, traina
   return partition.merge(ema, frozen)
 
 
+def augmented(
+  config: ConfigDict,
+  batch: Batch,
+  key: jax.Array,
+  num_classes: int,
+  views: Views | None = None,
+) -> Batch:
+  """Returns a batch as the model is trained on it, with a key for each example in `rng`.
+
+  Args:
+    config: the experiment; reads `augment` and `data`.
+    batch: as for `make_train_step`.
+    key: of the step.
+    num_classes: as for `make_train_step`, like `views`.
+    views: of the task.
+  """
+  keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(batch['slot'])
+  pixels = config.data.mean, config.data.std
+  if views:
+    batch = augment.augment_views(views, keys, batch, *pixels)
+  else:
+    batch = augment.augment(config.augment, keys, batch, num_classes, *pixels)
+  return batch | {'rng': jax.vmap(lambda key: jax.random.fold_in(key, _TASK))(keys)}
+
+
+def step_keys(seed: int, step: int | jax.Array) -> jax.Array:
+  """Returns two keys of a step: of its augmentation, and of its dropout."""
+  return jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+
+
 def make_train_step(
   config: ConfigDict,
   model: nn.Module,
@@ -121,15 +151,8 @@ def make_train_step(
     return jax.lax.scan(body, (zeros, model_state), (batches, keys))[0]
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-    step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    augment_key, dropout_key = jax.random.split(step_key)
-    keys = jax.vmap(lambda slot: jax.random.fold_in(augment_key, slot))(batch['slot'])
-    pixels = config.data.mean, config.data.std
-    if views:
-      batch = augment.augment_views(views, keys, batch, *pixels)
-    else:
-      batch = augment.augment(config.augment, keys, batch, num_classes, *pixels)
-    batch['rng'] = jax.vmap(lambda key: jax.random.fold_in(key, _TASK))(keys)
+    augment_key, dropout_key = step_keys(config.seed, state.step)
+    batch = augmented(config, batch, augment_key, num_classes, views)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
 
     trainable, frozen = partition.split(config.freeze, state.params)
