@@ -91,16 +91,22 @@ def find_clouds(path: str | Path) -> list[Path]:
   return sorted(found)
 
 
+def turn(points: np.ndarray) -> np.ndarray:
+  """Returns points [N, 3] as `draw` shows them: to the right, up, and towards the viewer."""
+  x, y, z = points.T
+  angle, tilt = np.deg2rad((30, 20))
+  x, z = np.cos(angle) * x + np.sin(angle) * z, np.cos(angle) * z - np.sin(angle) * x
+  y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.cos(tilt) * z + np.sin(tilt) * y
+  return np.stack([x, y, z], axis=1)
+
+
 def draw(points: np.ndarray, size: int = 224) -> np.ndarray:
   """Returns a picture of points [N, 3], uint8 [size, size, 3]: seen askew, near ones darker.
 
   x is to the right, y up, and z towards the viewer before the cloud is turned to show its depth.
   """
   centred = points - points.mean(axis=0)
-  x, y, z = (centred / max(np.linalg.norm(centred, axis=1).max(), 1e-12)).T
-  turn, tilt = np.deg2rad((30, 20))
-  x, z = np.cos(turn) * x + np.sin(turn) * z, np.cos(turn) * z - np.sin(turn) * x
-  y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.cos(tilt) * z + np.sin(tilt) * y
+  x, y, z = turn(centred / max(np.linalg.norm(centred, axis=1).max(), 1e-12)).T
   picture = np.full((size, size), 255, np.uint8)
   radius = size // 112
   middle = (size - 1) / 2

@@ -267,6 +267,13 @@ class StreamedLoader:
     finally:
       iterator.close()
 
+  def first_rows(self, step: int, count: int) -> Arrays:
+    """Returns the first rows of a batch that this process holds, as `batches` has them: [count]."""
+    load = _LoadChunk(self.source, self.preprocess, self.plan, 1)
+    rows = [load(step * self.plan.rows + row).arrays for row in range(count)]
+    arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return arrays | {'slot': self.plan.slot.reshape(-1)[:count]}
+
   def _parallel(self, chunks: grain.MapDataset, per_batch: int) -> grain.IterDataset:
     workers = max(self.num_workers, 1)
     ahead = math.ceil(self.prefetch * per_batch / workers)
