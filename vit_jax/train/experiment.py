@@ -1,6 +1,7 @@
 """The parts of a run, all mistakes found before it starts: `Experiment`."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from vit_jax import models, tasks
@@ -304,6 +306,16 @@ class Experiment:
     return self.evaluators.periods.get(evaluator, self.config.eval_every)
 
   @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Shape of what the model takes of an example, as (height, width, channels) of images."""
+    return self._input_shape
+
+  @property
+  def schedule(self) -> optax.Schedule:
+    """The learning rate by the number of steps that are done."""
+    return self._schedule
+
+  @property
   def descriptions(self) -> dict[str, dict[str, Any]]:
     """What there is to know of the metrics, by name, as results.json has it."""
     fields = ('unit', 'higher_is_better', 'label')
@@ -379,6 +391,23 @@ class Experiment:
     max_steps = 1 if is_slow else feeds.MAX_STEPS
     return feeds.ResidentTrainFeed(self._train_step(), loader, self.state_shapes, max_steps)
 
+  def training_rows(self, steps_done: int, count: int) -> dict[str, np.ndarray]:
+    """Returns the first rows of a step's batch as the model is trained on them: augmented.
+
+    Args:
+      steps_done: steps before this one.
+      count: how many rows, at most all that this process holds.
+    """
+    loader = self._loader('train', resident=False)
+    whole_pairs = count + count % 2  # mixup and cutmix blend neighbours
+    rows = loader.first_rows(steps_done, min(whole_pairs, loader.plan.rows))
+    augmented = functools.partial(
+      step.augmented, self.config, num_classes=self.num_classes, views=self._views['train']
+    )
+    key, _ = step.step_keys(self.config.seed, steps_done)
+    rows = jax.device_get(jax.jit(augmented)(rows, key))
+    return {name: value[:count] for name, value in rows.items() if name != 'rng'}
+
   def _train_step(self) -> Callable:
     return step.make_train_step(
       self.config,
@@ -416,16 +445,30 @@ class Experiment:
     Returns:
       `forward`: of the model in evaluation; `training`: of a training step, over its inputs.
     """
-    source, _ = self.sets['train']
-    row = self._train_preprocess(source[0], np.random.default_rng(0))
-    row |= {'weight': np.float32(1), 'slot': np.int32(0)}
-    rows = self.config.batch_size // jax.device_count()
-    batch = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in row.items()}
-    inputs = jax.ShapeDtypeStruct((1, *self._input_shape), jnp.float32)
+    batch, inputs = self.batch_shapes(), jax.ShapeDtypeStruct((1, *self._input_shape), jnp.float32)
+    total = flops.count(self._train_step(), state, batch, axis='batch')
     return {
       'forward': flops.count(self._apply, self._shapes, inputs),
-      'training': flops.count(self._train_step(), state, batch, axis='batch') / rows,
+      'training': total / len(batch['slot']),
     }
+
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a device's part of a training batch, as the loader gives it, in shapes and dtypes."""
+    source, _ = self.sets['train']
+    row = kinds.stack([self._train_preprocess(source[0], np.random.default_rng(0))])
+    row |= {'weight': np.ones(1, np.float32), 'slot': np.zeros(1, np.int32)}
+    rows = self.config.batch_size // jax.device_count()
+    return {n: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for n, x in row.items()}
+
+  def compiled_train_step(self) -> jax.stages.Compiled:
+    """Compiles one training step for the devices; of several steps in a dispatch, one."""
+    devices = jax.local_device_count()
+    batch = {
+      name: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype)
+      for name, x in self.batch_shapes().items()
+    }
+    steps = step.map_over_devices(step.one_train_step(self._train_step()), donate=True)
+    return steps.lower(self.state_shapes, batch, ()).compile()
 
   def _epochs(self) -> str:
     c, num_examples = self.config, len(self.sets['train'][0])
