@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -66,3 +67,8 @@ def _rectangle(box: np.ndarray, shape: tuple[int, ...], kind: str) -> Rectangle:
   x, y, width, height = np.asarray(box) * (shape[1], shape[0], shape[1], shape[0])
   left, top = x - width / 2 - 0.5, y - height / 2 - 0.5
   return Rectangle((left, top), width, height, fill=False, linewidth=1.8, **_STYLES[kind])
+
+
+def draw_box(axis: Axes, box: np.ndarray, shape: tuple[int, ...]) -> None:
+  """Draws a true box, (cx, cy, width, height) in fractions, on an image of a shape [H, W, C]."""
+  axis.add_patch(_rectangle(box, shape, 'true'))

@@ -73,14 +73,14 @@ def masks_figure(
     title or ('Predicted masks' if true_masks is None else 'Masks: true, and predicted'),
     aspect=height / width,
     caption_lines=panels.count_lines(captions),
-    footer_lines=2 + -(-len(ids) // _LEGEND_COLUMNS),
+    footer_lines=legend_lines(ids),
     group=len(drawn),
   )
   for i, axis in enumerate(axes):
     row, column = divmod(i, len(drawn))
-    _show(axis, images[row], drawn[column][row], len(class_names))
+    show_mask(axis, images[row], drawn[column][row], len(class_names))
     panels.caption(axis, captions[row] if column == 0 else '', loc='left')
-  _add_legend(figure, ids, class_names)
+  add_legend(figure, ids, class_names)
   return figure
 
 
@@ -92,19 +92,25 @@ def mask_figure(image: np.ndarray, mask: np.ndarray, class_names: Sequence[str])
   figure = Figure(figsize=(_WIDTH, height + legend))
   share = legend / (height + legend)
   axis = figure.add_axes((0, share, 1, 1 - share), xticks=[], yticks=[])
-  _show(axis, image, mask, len(class_names))
-  _add_legend(figure, ids, class_names)
+  show_mask(axis, image, mask, len(class_names))
+  add_legend(figure, ids, class_names)
   return figure
 
 
-def _show(axis: Axes, image: np.ndarray, mask: np.ndarray, num_classes: int) -> None:
+def show_mask(axis: Axes, image: np.ndarray, mask: np.ndarray, num_classes: int) -> None:
   """Draws a mask over an image in grey, which shows alone where the mask is void."""
   panels.show(axis, image.mean(axis=-1, keepdims=True).astype(np.uint8))
   visible = np.where(mask == VOID, 0, _COVERAGE)[..., None]
   axis.imshow(np.concatenate([colors(num_classes)[mask] / 255, visible], axis=-1))
 
 
-def _add_legend(figure: Figure, ids: Sequence[int], class_names: Sequence[str]) -> None:
+def legend_lines(ids: Sequence[int]) -> int:
+  """Returns the lines of small text that a legend of classes takes; 0 of none."""
+  return 2 + -(-len(ids) // _LEGEND_COLUMNS) if ids else 0
+
+
+def add_legend(figure: Figure, ids: Sequence[int], class_names: Sequence[str]) -> None:
+  """Puts the names and colours of some classes at the foot of a figure."""
   table = colors(len(class_names)) / 255
   handles = [Patch(color=table[i], label=class_names[i]) for i in ids]
   options = {'ncols': _LEGEND_COLUMNS, 'fontsize': panels.SMALL, 'frameon': False}
