@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from vit_jax import cli, weight_flags
+from vit_jax import cli, preview, weight_flags
 from vit_jax.data import Preprocess, augment, kinds
 from vit_jax.errors import UsageError, check_choice, field_prefix, nearest
 from vit_jax.explain import runs
@@ -30,6 +30,7 @@ from vit_jax.explain.masks import evaluate as evaluate_masks
 from vit_jax.explain.pictures import PICTURES, WITHOUT_IMAGES
 from vit_jax.models import ModelConfig
 from vit_jax.predictor import Predictor, preparation
+from vit_jax.train.experiment import Experiment
 
 
 def _curves(context: Context) -> Figure | str:
@@ -40,15 +41,38 @@ def _curves(context: Context) -> Figure | str:
   return runs.curves(Path(_WORKDIR.value))
 
 
+def _data(context: Context) -> Figure | str:
+  """Training images as the model gets them."""
+  del context
+  return preview.data(_experiment()) if _WORKDIR.value else 'only of a run, as --workdir'
+
+
+def _classes(context: Context) -> Figure | str:
+  """How many examples of each class the data of the run have."""
+  del context
+  return preview.classes(_experiment()) if _WORKDIR.value else 'only of a run, as --workdir'
+
+
+@functools.cache
+def _experiment() -> Experiment:
+  return preview.experiment_of(Path(_WORKDIR.value))
+
+
 # Name of the file -> what draws it.
-_PICTURES = PICTURES | {'curves': _curves}
-_WITHOUT_IMAGES = (*WITHOUT_IMAGES, 'curves')
+_OF_ALL = PICTURES | {'curves': _curves}
+_ON_DEMAND = {'data': _data, 'classes': _classes}  # which read the training data
+_PICTURES = _OF_ALL | _ON_DEMAND
+_WITHOUT_IMAGES = (*WITHOUT_IMAGES, 'curves', *_ON_DEMAND)
 _PIXELS_PER_INCH = 100  # for a README, which is about 900 wide
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; its best checkpoint is explained.')
 _WEIGHTS = flags.DEFINE_string('weights', None, 'In place of --workdir: a file, folder or hf:NAME.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write to. Default: plots/explain of the run.')
-_CHOSEN = flags.DEFINE_list('pictures', list(_PICTURES), 'What to draw of these, else all.')
+_CHOSEN = flags.DEFINE_list(
+  'pictures',
+  list(_OF_ALL),
+  f'What to draw of these, else all; and of {" and ".join(_ON_DEMAND)}.',
+)
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 8, 'At most.', lower_bound=1, upper_bound=64)
 _LAYER = flags.DEFINE_integer('layer', None, 'Of the picture `attention`, from 0. Default: last.')
 _HEAD_FUSION = flags.DEFINE_enum('head_fusion', 'mean', list(HEAD_FUSIONS), 'Of rollouts.')
