@@ -1,16 +1,21 @@
-"""Trains or evaluates one experiment: python train.py --config=configs/digits.py."""
+"""Trains or evaluates one experiment: python train.py --config=configs/digits.py.
 
-import functools
+Before it is trained, --mode=preview draws its data as the model gets them, and --mode=describe says
+what it will be: layers, parameters, operations, memory, schedule.
+"""
+
 import os
 from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vit_jax import cli
 from vit_jax.errors import UsageError
+from vit_jax.train import describe as describe_lib
 from vit_jax.train import loop
+from vit_jax.train.experiment import Experiment
 
 _CONFIG = cli.DEFINE_experiment(
   'config', 'Experiment, as configs/digits.py or configs/vit.py:Ti/4,cifar10.'
@@ -18,9 +23,21 @@ _CONFIG = cli.DEFINE_experiment(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run directory; starting again in it resumes. Default: runs/<config name>.'
 )
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train, or evaluate what is there.')
+_MODE = flags.DEFINE_enum(
+  'mode',
+  'train',
+  ['train', 'eval', 'preview', 'describe'],
+  'Train; evaluate what is there; draw the training data into WORKDIR-preview; or print what the '
+  'experiment is. The last two start no run.',
+)
 _PREDICTIONS = flags.DEFINE_string(
   'predictions', None, 'With --mode=eval: a .csv, .json or .npz file for all that is predicted.'
+)
+_STEP = flags.DEFINE_integer(
+  'step', None, 'With --mode=preview: whose batch is drawn. Default: 1.', lower_bound=1
+)
+_COMPILE = flags.DEFINE_boolean(
+  'compile', None, 'With --mode=describe: compile, to know the memory that a step takes.'
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
   'distributed', None, 'Several processes. Default: where Slurm or a Cloud TPU slice has several.'
@@ -64,17 +81,45 @@ def start_distributed() -> None:
     raise UsageError(f'--distributed: {str(e).splitlines()[0]}') from e
 
 
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+  """Evaluates the best checkpoint."""
+  loop.evaluate(config, workdir, _PREDICTIONS.value)
+
+
+def preview(config: ConfigDict, workdir: Path) -> None:
+  """Draws what the model is trained on, beside the run directory, which stays as it is."""
+  from vit_jax import preview  # Matplotlib, which takes a second to import
+
+  experiment = Experiment(config, workdir)
+  preview.write(experiment, Path(f'{workdir}-preview'), (_STEP.value or 1) - 1)
+
+
+def describe(config: ConfigDict, workdir: Path) -> None:
+  """Prints what the experiment is."""
+  experiment = Experiment(config, workdir)
+  print(describe_lib.describe(experiment, compile=bool(_COMPILE.value)))
+
+
+_MODES = {
+  'train': loop.train_and_evaluate,
+  'eval': evaluate,
+  'preview': preview,
+  'describe': describe,
+}
+
+
 def main() -> None:
   """Runs the mode that the flags ask for."""
   if _CONFIG.value is None:
     raise UsageError('--config: give an experiment, as --config=configs/digits.py')
+  given = (_PREDICTIONS, 'eval'), (_STEP, 'preview'), (_COMPILE, 'describe')
+  for flag, mode in given:
+    if flag.value is not None and _MODE.value != mode:
+      raise UsageError(f'--{flag.name}: only with --mode={mode}')
   start_distributed()
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)
-  if _PREDICTIONS.value and _MODE.value != 'eval':
-    raise UsageError('--predictions: goes with --mode=eval')
-  evaluate = functools.partial(loop.evaluate, path=_PREDICTIONS.value)
-  {'train': loop.train_and_evaluate, 'eval': evaluate}[_MODE.value](_CONFIG.value, workdir)
+  _MODES[_MODE.value](_CONFIG.value, workdir)
 
 
 if __name__ == '__main__':
