@@ -106,7 +106,7 @@ MISTAKES = {
   ),
   'predictions of training': (
     [DIGITS, '--predictions=a.csv'],
-    r'--predictions: goes with --mode=eval',
+    r'--predictions: only with --mode=eval',
   ),
   'unknown dtype': ([DIGITS, '--config.dtype=float16'], r"config.dtype: 'float16'"),
   'negative batch': ([DIGITS, '--config.batch_size=-1'], r'config.batch_size: '),

@@ -12,7 +12,7 @@ from conftest import tiny_config
 from image_files import make_folder, pixels, save
 from sklearn.neighbors import KNeighborsClassifier
 
-from vit_jax import models, tasks, weights
+from vit_jax import tasks, weights
 from vit_jax.data import load_source
 from vit_jax.errors import UsageError
 from vit_jax.run import plots
@@ -194,47 +194,6 @@ def test_features_that_are_not_finite_end_in_no_accuracy():
   variables = jax.tree.map(lambda x: x * np.nan, experiment.initial_state().eval_variables)
   found = experiment.evaluators(['knn'], put_on_devices(variables))
   assert np.isnan(found['knn/accuracy'])
-
-
-@pytest.mark.parametrize('classifier', ['gap', 'none'])
-def test_what_is_read_of_tokens(classifier):
-  sizes = {'hidden_size': 16, 'mlp_dim': 16, 'num_layers': 1, 'num_heads': 2}
-  fields = {'name': 'vit', 'patches': {'size': (4, 4)}, 'classifier': classifier, **sizes}
-  model = models.build({**fields, 'class_token': True, 'dropout_rate': 0.0}, num_classes=0)
-  images = jax.random.normal(jax.random.key(0), (3, 8, 12, 1))
-  asked = [('head', None), ('token', None), ('mean', None), ('head', 0), ('mean', 0)]
-
-  @jax.jit
-  def compute(images):
-    variables = model.init(jax.random.key(1), images)
-    features = model.apply(variables, images, layers=(0,), method='features')
-    read = [evaluators.read_features(model, variables, images, *options) for options in asked]
-    return features, read
-
-  features, read = compute(images)
-  tokens, first = features.tokens, features.layers[0]
-  mean = tokens[:, 1:].mean(axis=1)
-  head = mean if classifier == 'gap' else tokens[:, 0]
-  expected = head, tokens[:, 0], mean, first[:, 0], first[:, 1:].mean(axis=1)
-  for found, right in zip(read, expected, strict=True):
-    np.testing.assert_allclose(found, right, atol=1e-6)
-
-
-class Pyramid(models.Backbone, kw_only=True):
-  """Two maps of an image, of which the head reads the largest values."""
-
-  def features(self, x, *, train=False, layers=()):
-    coarse = x[:, ::2, ::2].astype(jnp.bfloat16)
-    return models.Features(pooled=coarse.max(axis=(1, 2)), maps=(x, coarse))
-
-
-def test_what_is_read_of_maps():
-  images = jnp.arange(96.0).reshape(2, 4, 6, 2)
-  coarse = images[:, ::2, ::2]
-  for pooling, expected in (('head', coarse.max((1, 2))), ('mean', coarse.mean((1, 2)))):
-    found = evaluators.read_features(Pyramid(), {}, images, pooling, None)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,15 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.data import Preprocess, Source, augment, load_source, resolve_resident
 from vit_jax.data.sources import depends_on_dir
-from vit_jax.errors import FieldError, UsageError, check_choice, field_prefix
-from vit_jax.models import Backbone, ModelConfig
+from vit_jax.errors import FieldError, check_choice, field_prefix
+from vit_jax.models import ModelConfig
 from vit_jax.models import fields as fields_lib
-from vit_jax.models.backbone import Features
+from vit_jax.models.features import POOLING, read_features
 from vit_jax.tasks import Metric
 from vit_jax.train import feeds, step
 from vit_jax.train.knn import KNN
@@ -28,7 +27,6 @@ from vit_jax.train.linear_probe import LinearProbe
 
 # What config.evaluators has.
 EVALUATORS = {'knn': KNN, 'linear': LinearProbe}
-POOLING = ('head', 'token', 'mean')
 
 _SPLITS = ('train', 'test')
 
@@ -37,49 +35,6 @@ def metrics(config: ConfigDict) -> dict[str, Metric]:
   """Returns the metrics of the evaluators that `config` turns on, by name: 'knn/accuracy'."""
   accuracy = Metric(unit='%', higher_is_better=True, label='accuracy')
   return {f'{name}/accuracy': accuracy for name in EVALUATORS if config.evaluators[name].enabled}
-
-
-def read_features(
-  backbone: Backbone, variables: Any, inputs: jax.Array, pooling: str, layer: int | None
-) -> jax.Array:
-  """Returns a vector of each input, float32 [B, D].
-
-  Args:
-    backbone: the model without a task's head.
-    variables: its own.
-    inputs: normalised.
-    pooling: 'head': what the backbone's own head reads; where that is nothing, or of a layer, the
-      class token if there is one, else the mean. 'token': the class token. 'mean': the mean of the
-      tokens of patches, or of the last map.
-    layer: whose tokens are read, from 0; None for what comes after the last layer and its norm.
-
-  Raises:
-    FieldError: of `pooling` or `layer`: the model has no class token, or no such layer.
-  """
-  found = _apply(backbone, variables, inputs, layer)
-  if pooling == 'head' and layer is None and found.pooled is not None:
-    return found.pooled.astype(jnp.float32)
-  if pooling == 'token' and not found.num_prefix:
-    raise FieldError('pooling', "'token', but the model has no class token")
-  tokens = found.tokens if layer is None else found.layers[0]  # [B, num_prefix + N, D]
-  if tokens is None:
-    tokens = found.maps[-1].reshape(len(inputs), -1, found.maps[-1].shape[-1])  # [B, N, D]
-  if found.num_prefix and pooling != 'mean':
-    return tokens[:, 0].astype(jnp.float32)
-  return tokens[:, found.num_prefix :].astype(jnp.float32).mean(axis=1)
-
-
-def _apply(backbone: Backbone, variables: Any, inputs: jax.Array, layer: int | None) -> Features:
-  features = functools.partial(backbone.apply, variables, inputs, train=False, method='features')
-  if layer is None:
-    return features()
-  last = backbone.layer_of('output_projection/kernel')  # the layers, and what precedes them
-  if last is not None and not 0 <= layer < last - 1:
-    raise FieldError('layer', f'{layer} is not from 0 to {last - 2}, as the layers of the model')
-  try:
-    return features(layers=(layer,))
-  except UsageError as e:
-    raise FieldError('layer', str(e)) from e
 
 
 @dataclasses.dataclass(frozen=True)
