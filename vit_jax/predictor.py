@@ -21,7 +21,7 @@ from vit_jax.models.backbone import AXES
 from vit_jax.models.heads.head import Head
 from vit_jax.tasks import task_for
 
-_BATCHES_AHEAD = 2  # decoded while the devices work
+BATCHES_AHEAD = 2  # decoded while the devices work
 
 # What the model's task predicts (`vit_jax.tasks`) of one input or, with a first axis more, of N. Of
 # a classifier probabilities, float32 [num_classes]; of a model that localizes objects, a dict of
@@ -164,7 +164,7 @@ class Predictor:
     pool = ThreadPoolExecutor()
     try:
       try_to_read = functools.partial(self._try_to_read, read)
-      inputs = _map_ahead(pool, try_to_read, items, (1 + _BATCHES_AHEAD) * size)
+      inputs = map_ahead(pool, try_to_read, items, (1 + BATCHES_AHEAD) * size)
       while batch := list(itertools.islice(inputs, size)):
         good = [prepared for _, prepared in batch if not isinstance(prepared, Exception)]
         rows = iter(self._compute(good, size) if good else ())
@@ -209,7 +209,9 @@ def _row(values: Any, row: int) -> Any:
   return jax.tree.map(operator.itemgetter(row), values)
 
 
-def _map_ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int):
+def map_ahead(
+  pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int
+) -> Iterator[Any]:
   """Yields function(item) of each item, in order, with up to `ahead` of them under way."""
   items = iter(items)
   futures = collections.deque(pool.submit(function, i) for i in itertools.islice(items, ahead))
