@@ -1,12 +1,11 @@
 """What pictures need of a run directory: curves, options, and the images that it is tested on."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from vit_jax.data import load_source, title
+from vit_jax.data import Source, load_source, title
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.models import ModelConfig, fields
 from vit_jax.run import directory, metrics, plots, writers
@@ -41,17 +40,26 @@ def task_options(path: Path, config: ModelConfig) -> dict[str, Any]:
     raise UsageError(f'--workdir: {path} holds no run (config.json names no loss)') from e
 
 
-def test_split(workdir: Path) -> tuple[Sequence[Mapping[str, Any]], str]:
+def test_split(workdir: Path) -> tuple[Source, str]:
   """Returns the records that the run is tested on, and their name, as 'mnist, test'.
 
   Raises:
     UsageError: it holds no run, or the data can't be read.
   """
+  return read_split(workdir, 'test_split')
+
+
+def read_split(workdir: Path, field: str) -> tuple[Source, str]:
+  """Returns the records of a split that a field of the run's `config.data` names, and their name.
+
+  Raises:
+    UsageError: as `test_split`.
+  """
   try:
     data = directory.read_config(workdir)['data']
-    name, split, folder = data['name'], data['test_split'], data['dir']
+    name, split, folder = data['name'], data[field], data['dir']
     options = data.get('options')  # earlier versions had none
   except (KeyError, TypeError) as e:
     raise UsageError(f'--workdir: {workdir} holds no run (config.json names no data)') from e
-  with field_prefix('config.data.', {'split': 'test_split'}):
+  with field_prefix('config.data.', {'split': field}):
     return load_source(name, split, folder, options), f'{title(name, folder)}, {split}'
