@@ -18,6 +18,11 @@ def explain() -> None:
   _run('vit_jax.explain')
 
 
+def features() -> None:
+  """Runs `python -m vit_jax.features`."""
+  _run('vit_jax.features')
+
+
 def predict() -> None:
   """Runs `python -m vit_jax.predict`."""
   _run('vit_jax.predict')
