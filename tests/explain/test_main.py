@@ -109,6 +109,14 @@ def test_pictures_are_chosen_and_those_of_weights_need_no_images(explain, place,
   assert sorted(path.stem for path in tmp_path.iterdir()) == ['curves', 'filters', 'positions']
 
 
+def test_the_training_data_of_a_run_are_drawn_where_they_are_asked_for(explain, place, tmp_path):
+  flags = f'--out={tmp_path}', '--pictures=data,classes'
+  assert drawn(explain(f'--workdir={place}/run', *flags)) == ['data', 'classes']
+  assert sorted(path.stem for path in tmp_path.iterdir()) == ['classes', 'data']
+  result = explain(f'--weights={place}/gap.msgpack', *flags)
+  assert drawn(result) == [f'{name}: only of a run, as --workdir' for name in ('data', 'classes')]
+
+
 def test_data_are_not_read_for_pictures_without_images(explain, place, tmp_path):
   shutil.copytree(place / 'run', tmp_path / 'run')
   path = tmp_path / 'run' / 'config.json'

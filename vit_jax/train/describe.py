@@ -95,7 +95,7 @@ def _cut(text: str) -> str:
 
 def called_modules(
   model: nn.Module, input_shape: Sequence[int]
-) -> dict[tuple[str, ...], tuple[str, Any]]:
+) -> dict[tuple[str, ...], tuple[str, list[tuple[int, ...]]]]:
   """Returns path -> (class, shapes of the output) of a model's modules, as they are called.
 
   Args:
@@ -112,7 +112,7 @@ def called_modules(
     outputs = call(*args, **kwargs)
     found[path] = found[path] or (
       type(context.module).__name__,
-      jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), outputs),
+      [np.shape(x) for x in jax.tree.leaves(outputs) if np.ndim(x)],
     )
     return outputs
 
@@ -129,8 +129,8 @@ def _below(params: Mapping[str, Any], path: tuple[str, ...]) -> int:
   return sum(math.prod(x.shape) for name, x in params.items() if name.startswith(start))
 
 
-def _shape(output: Any) -> str:
-  shapes = ['x'.join(map(str, x.shape[1:])) for x in jax.tree.leaves(output)]
+def _shape(output: Sequence[tuple[int, ...]]) -> str:
+  shapes = ['x'.join(map(str, shape[1:])) for shape in output]
   return ', '.join(shapes[:2]) + (', …' if len(shapes) > 2 else '')
 
 
