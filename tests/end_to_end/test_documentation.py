@@ -196,7 +196,7 @@ def test_every_picture_of_a_model_is_explained():
 
   page = PAGES['docs/explaining.md']
   listed = {name for row in table(page) for name in re.findall(r'`(\w+)`', row[0] or row[1])}
-  assert listed == {*PICTURES, 'curves'}
+  assert listed == {*PICTURES, 'curves', 'data', 'classes'}
   drawn = re.findall(r'--pictures=(\S+) .*--out=docs', page)
   shown = re.findall(r'!\[.*?\]\((\w+)\.png\)', page)
   assert shown == [name for names in drawn for name in names.split(',')]
