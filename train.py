@@ -119,6 +119,8 @@ def main() -> None:
   start_distributed()
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)
+  if _MODE.value in ('preview', 'describe') and jax.process_index():
+    return  # process 0 does it
   _MODES[_MODE.value](_CONFIG.value, workdir)
 
 
