@@ -76,7 +76,7 @@ class RootBlock(nn.Module):
     )(x)
     # Zeros, and not the least of all numbers, which `max_pool` itself would put there.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return nn.max_pool(x, (3, 3), (2, 2))
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
 
 
 class ResidualUnit(nn.Module):

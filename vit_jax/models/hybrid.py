@@ -175,7 +175,7 @@ class HybridViT(ViT, kw_only=True):
     filters = bit.check_width(self.resnet['width_factor'], 'resnet.width_factor')
     x = conv(filters, 7, 2, name='conv_root')(x)
     x = nn.relu(norm(epsilon=numerics.root_epsilon, name='gn_root')(x))
-    x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')  # [B, H / 4, W / 4, F]
+    x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='SAME')  # [B, H / 4, W / 4, F]
     for i, depth in enumerate(self.resnet['num_layers']):
       name, stride = f'block{i + 1}', 2 if i else 1
       stage = ResNetStage(depth, filters * 2**i, stride, numerics, self.dtype, name=name)

@@ -150,7 +150,8 @@ class ResNet(Backbone, kw_only=True):
     common = {'dtype': self.dtype, 'axis_name': self.axis_name}
     x = _conv(self.num_filters, 7, 2, dtype=self.dtype, name='conv1')(x)
     x = nn.relu(layers.BatchNorm(**common, name='bn1')(x, train))  # [B, H / 2, W / 2, C]
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # [B, H / 4, W / 4, C]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))  # [B, H / 4, W / 4, C]
     maps, kind = [], Bottleneck if self.bottleneck else BasicBlock
     for stage, num_blocks in enumerate(self.stage_sizes):
       for i in range(num_blocks):
