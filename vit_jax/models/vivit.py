@@ -439,7 +439,7 @@ class VideoTransformer(Backbone, kw_only=True):
     """
     if self.has_class_token:
       token = self.param(cls, nn.initializers.zeros, (1, 1, x.shape[-1]))
-      token = jnp.tile(token.astype(x.dtype), [len(x), 1, 1])
+      token = jnp.tile(token.astype(x.dtype), [x.shape[0], 1, 1])
       x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
     return Encoder(
       dropout_rate=self.dropout_rate,

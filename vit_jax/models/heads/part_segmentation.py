@@ -49,7 +49,7 @@ class PartSegmenter(Head, kw_only=True):
       raise UsageError('parts are read from a token of each point, and the model gives none')
     cloud = tokens.max(axis=1) if found.pooled is None else found.pooled  # [B, D]
     if self.category:
-      given = jnp.zeros((len(x), self.num_classes)) if label is None else label
+      given = jnp.zeros((x.shape[0], self.num_classes)) if label is None else label
       cloud = jnp.concatenate([cloud, given.astype(cloud.dtype)], axis=-1)
     size, dtype = self.hidden_size, self.dtype
     y = nn.Dense(size, dtype=dtype, name='token_layer')(tokens)  # [B, N, hidden_size]

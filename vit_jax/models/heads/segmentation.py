@@ -16,7 +16,12 @@ PIXELS = ('logits', 'scores')  # outputs [B, H, W, num_classes]
 
 def upsample(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
   """Returns maps [..., h, w] in (height, width), bilinear as PyTorch's of align_corners=False."""
-  return jax.image.resize(maps, (*maps.shape[:-2], *size), 'linear', antialias=False)
+  shape, axes = (*maps.shape[:-2], *size), (maps.ndim - 2, maps.ndim - 1)
+  scale = jnp.float32([new / old for new, old in zip(size, maps.shape[-2:], strict=True)])
+  # What jax.image.resize does, for a number of maps that may be unknown while this is traced.
+  return jax.image.scale_and_translate(
+    maps, shape, axes, scale, jnp.zeros(2), 'linear', antialias=False
+  )
 
 
 class Segmenter(Head, kw_only=True):
@@ -67,7 +72,7 @@ class Segmenter(Head, kw_only=True):
     corners, (height, width) = self._corners(x.shape[1:3])
     windows = [x[:, top : top + height, left : left + width] for top, left in corners]
     outputs = self.segment(jnp.stack(windows, axis=1).reshape(-1, *windows[0].shape[1:]), train)
-    outputs = {n: y.reshape(len(x), len(corners), *y.shape[1:]) for n, y in outputs.items()}
+    outputs = {n: y.reshape(x.shape[0], len(corners), *y.shape[1:]) for n, y in outputs.items()}
     (name,) = (name for name in outputs if name in PIXELS)
     found = outputs.pop(name)  # [B, windows, h, w, K]
     if len(corners) == 1:
@@ -81,8 +86,8 @@ class Segmenter(Head, kw_only=True):
       {name: total / count}
       | outputs
       | {
-        'rows': jnp.tile(tops + np.arange(height, dtype=np.int32), (len(x), 1, 1)),
-        'columns': jnp.tile(lefts + np.arange(width, dtype=np.int32), (len(x), 1, 1)),
+        'rows': jnp.tile(tops + np.arange(height, dtype=np.int32), (x.shape[0], 1, 1)),
+        'columns': jnp.tile(lefts + np.arange(width, dtype=np.int32), (x.shape[0], 1, 1)),
       }
     )
 
@@ -117,7 +122,7 @@ class LinearSegmenter(Segmenter, kw_only=True):
     ]
     if not maps and found.grid is not None:
       tokens = found.tokens[:, found.num_prefix :]
-      maps, covered = [tokens.reshape(len(x), *found.grid, -1)], [size]
+      maps, covered = [tokens.reshape(x.shape[0], *found.grid, -1)], [size]
     if not maps:
       raise UsageError('classes of pixels are read from tokens on a grid, or maps; there are none')
     logits = 0.0

@@ -133,7 +133,7 @@ class SegViT(Segmenter, kw_only=True):
     if width % self.num_heads:
       raise FieldError('head.num_heads', f'{self.num_heads} heads do not divide a width of {width}')
     queries = self.param('q', nn.initializers.normal(1.0), (self.num_classes, width))
-    queries = jnp.tile(queries.astype(self.dtype), (len(x), 1, 1))  # [B, K, D]
+    queries = jnp.tile(queries.astype(self.dtype), (x.shape[0], 1, 1))  # [B, K, D]
     states, masks = [], []
     for i, tokens in enumerate(reversed(found.layers), 1):
       tokens = tokens[:, found.num_prefix :]  # [B, N, backbone's D]

@@ -200,7 +200,7 @@ class Tokenizer:
 
   def _join(self, prefix: jax.Array, frames: jax.Array) -> jax.Array:
     """[B, P, D] and [B * t, n, D] to [B, P + t * n, D]."""
-    return jnp.concatenate([prefix, frames.reshape(len(prefix), -1, frames.shape[-1])], axis=1)
+    return jnp.concatenate([prefix, frames.reshape(prefix.shape[0], -1, frames.shape[-1])], axis=1)
 
 
 def learns_tokens(options: Mapping[str, Any] | None) -> bool:
