@@ -92,7 +92,7 @@ class Predictor:
       self._preprocess.check_averaged(task.TARGETS)
       name, self._input_shape = kinds.views_of(name), (num_views, *self._input_shape)
     self._entry = name  # of a batch
-    model = _with_dtype(config.model, jnp.dtype(dtype))
+    model = with_dtype(config.model, jnp.dtype(dtype))
 
     def apply(variables, inputs, **options):
       return task.name_outputs(model.apply(variables, inputs, train=False, **options))
@@ -221,7 +221,7 @@ def map_ahead(
     yield result
 
 
-def _with_dtype(model: Backbone | Head, dtype: Any) -> Backbone | Head:
+def with_dtype(model: Backbone | Head, dtype: Any) -> Backbone | Head:
   """Returns a model that computes in `dtype`."""
   if isinstance(model, Head):
     model = model.clone(backbone=model.backbone.clone(dtype=dtype))
