@@ -64,6 +64,7 @@ SLOW = (
   'test_compare.py',
   'test_convert.py',
   'test_experiment_configs.py',
+  'test_export.py',
   'test_features.py',
   'test_no_tensorflow.py',
   'test_predict.py',

@@ -63,7 +63,7 @@ def _summary(path: Path, description: dict) -> str:
   taken, size = description['input'], description['size']
   outputs = ', '.join(f'{n} {_shape(x)}' for n, x in description['outputs'].items())
   return (
-    f'{path}: {description["model"]}, {path.stat().st_size / 2**20:.1f} MiB\n'
+    f'{path}: {description["model"]}, {path.stat().st_size / 1e6:.3g} MB\n'
     f'  takes {taken["name"]} {_shape(taken)}: {taken["values"]}; {size}\n'
     f'  gives {outputs}'
   )

@@ -18,6 +18,11 @@ def explain() -> None:
   _run('vit_jax.explain')
 
 
+def export() -> None:
+  """Runs `python -m vit_jax.export`."""
+  _run('vit_jax.export')
+
+
 def features() -> None:
   """Runs `python -m vit_jax.features`."""
   _run('vit_jax.features')

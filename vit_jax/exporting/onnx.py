@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 
 import jax
@@ -28,9 +29,14 @@ def write(path: str | os.PathLike, function: Function) -> float:
   """
   missing = [name for name in ('jax2onnx', 'onnxruntime') if not importlib.util.find_spec(name)]
   if missing:
-    raise UsageError(f'{" and ".join(missing)} not installed; pip install "vit_jax[onnx]"')
+    raise UsageError(
+      f'{" and ".join(missing)} not installed; pip install {" ".join(missing)} '
+      '(the extra onnx of this package)'
+    )
   import jax2onnx
   import onnxruntime
+
+  logging.getLogger('onnx_ir').setLevel(logging.ERROR)  # tells of shapes that it infers later
 
   names = list(function.description['outputs'])
 
