@@ -48,6 +48,7 @@ SLOW = (
   'data/test_loader.py',
   'end_to_end',
   'explain',
+  'exporting',
   'models/heads',
   'models/layers/test_vector_neurons.py',
   'models/test_bit.py',

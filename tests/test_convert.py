@@ -9,8 +9,15 @@ from vit_jax import models, weights
 
 
 @pytest.fixture(scope='module')
-def convert():
-  """Runs the command; returns its exit code, output and errors."""
+def convert(tmp_path_factory):
+  """Runs the command, where nobody is logged in; returns its exit code, output and errors."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv('HF_TOKEN', raising=False)
+    patch.setenv('HF_HOME', str(tmp_path_factory.mktemp('home')))
+    yield from _convert()
+
+
+def _convert():
   with command_server('vit_jax.convert', 'SRC', 'DST') as run:
     yield run
 
@@ -33,6 +40,7 @@ def test_a_model_goes_through_three_formats(convert, tmp_path):
       f'{target}: ViT, 1 layers of width 8, 2 heads, 4x2 patches, 8x6 images, 3 classes\n'
     )
     source = target
+  assert '# folder' in (tmp_path / 'folder' / 'README.md').read_text()
   variables, config = weights.load(source)
   assert config == WIDE
   assert_same(variables, random_variables(WIDE))
@@ -89,6 +97,9 @@ def without_config(folder):
     ),
     (('m.npz', 'm.npz', '--to=scenic'), 'm.npz: there already; remove it or give another name'),
     (('m.npz', 'b', '--to=scenic', '--image_size=8'), '--image_size: 8 is not HEIGHT,WIDTH'),
+    (('m.npz', 'b', '--to=scenic', '--push=a/b'), '--push: is for --to=huggingface'),
+    (('m.npz', 'b', '--to=huggingface', '--private'), '--private: is of --push'),
+    (('m.npz', 'b', '--to=huggingface', '--push=a/b'), '--push: no login to the hub; run `hf auth'),
     (('text.npz', 'b', '--to=scenic'), 'text.npz: cannot be read as an .npz file of arrays'),
   ],
 )

@@ -7,8 +7,12 @@ from absl import flags
 from vit_jax import cli, weight_flags, weights
 from vit_jax.data import kinds
 from vit_jax.errors import UsageError, field_prefix
+from vit_jax.weights import hub
 
 _TO = flags.DEFINE_enum('to', None, list(weights.WRITABLE), 'Format of DST.')
+_PUSH = flags.DEFINE_string('push', None, 'OWNER/NAME on the hub, for --to=huggingface.')
+_PRIVATE = flags.DEFINE_bool('private', False, 'With --push: a new model is not public.')
+_LICENSE = flags.DEFINE_string('license', None, 'Of the weights, for the card: as apache-2.0.')
 
 
 def main(source: str, destination: str) -> None:
@@ -17,12 +21,29 @@ def main(source: str, destination: str) -> None:
     raise UsageError(f'--to: give the format to write: {", ".join(weights.WRITABLE)}')
   if Path(destination).exists():
     raise UsageError(f'{destination}: there already; remove it or give another name')
+  has_card = _TO.value == 'huggingface'  # whose folders are what the hub shows
+  for flag in (_PUSH, _PRIVATE, _LICENSE):
+    if flag.value and not has_card:
+      raise UsageError(f'--{flag.name}: is for --to=huggingface')
+  if _PRIVATE.value and not _PUSH.value:
+    raise UsageError('--private: is of --push')
+  if has_card:
+    from vit_jax.exporting import card  # huggingface_hub, which other formats don't need
+  with field_prefix('--'):
+    if _PUSH.value is not None:
+      hub.check_push(_PUSH.value)
   variables, config = weight_flags.load(source)
   with field_prefix('--', {'format': 'to'}):
     weights.save(variables, config, destination, format=_TO.value, allow=flags.FLAGS.allow)
+  if has_card:
+    name = _PUSH.value or Path(destination).name
+    card.write(Path(destination), config, source, name, _LICENSE.value)
   size = 'x'.join(map(str, config.input_size or '?'))
   summary, inputs = config.backbone.summary(), kinds.kind_of(config.model.INPUT).plural
   print(f'{destination}: {summary}, {size} {inputs}, {config.num_classes} classes')
+  if _PUSH.value is not None:
+    with field_prefix('--'):
+      print(hub.push(destination, _PUSH.value, _PRIVATE.value))
 
 
 if __name__ == '__main__':

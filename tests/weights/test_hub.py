@@ -1,15 +1,19 @@
-"""Hugging Face folders whose weights are in several files, and what is asked of the hub."""
+"""Folders whose weights are in several files, and what is asked of the hub and sent to it."""
 
+import base64
+import http.server
 import json
+import threading
 
 import huggingface_hub
 import pytest
 from small_vits import SQUARE, assert_same, random_variables
 
 from vit_jax import weights
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import Preprocessing
 from vit_jax.weights import files
+from vit_jax.weights import hub as hub_lib
 
 SHARDS = ('model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors')
 INDEX = 'model.safetensors.index.json'
@@ -260,3 +264,82 @@ def test_folders_may_be_named_like_files(tmp_path, name):
   (tmp_path / name / 'checkpoint_5').mkdir(parents=True)
   (tmp_path / name / 'config.json').write_text('{"model_type": "vit"}')
   assert weights.detect(tmp_path / name) == 'huggingface'
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+  """The part of the hub's interface that an upload of small files asks."""
+
+  protocol_version = 'HTTP/1.1'
+
+  def log_message(self, *args):
+    del args
+
+  def do_POST(self):
+    body = self.rfile.read(int(self.headers['Content-Length']))
+    self.server.asked[self.path] = body, self.headers['Authorization']
+    url = f'http://localhost:{self.server.server_port}/owner/m'
+    if self.path == '/api/repos/create':
+      answer = {'url': url}
+    elif self.path.endswith('/preupload/main'):
+      paths = [file['path'] for file in json.loads(body)['files']]
+      answer = {
+        'files': [{'path': p, 'uploadMode': 'regular', 'shouldIgnore': False} for p in paths]
+      }
+    else:
+      answer = {'commitOid': '0', 'commitUrl': f'{url}/commit/0', 'success': True}
+    self._answer(200, json.dumps(answer).encode())
+
+  def do_GET(self):
+    self._answer(404, b'{}')
+
+  def _answer(self, code, data):
+    self.send_response(code)
+    self.send_header('Content-Length', str(len(data)))
+    self.send_header('Content-Type', 'application/json')
+    self.end_headers()
+    self.wfile.write(data)
+
+
+@pytest.fixture
+def hub_server(monkeypatch):
+  """A hub on this machine; `asked` is path -> (body, authorization) of what it was sent."""
+  server = http.server.ThreadingHTTPServer(('localhost', 0), _Hub)
+  server.asked = {}
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  url = f'http://localhost:{server.server_port}'
+  monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', url)
+  monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+  yield server
+  server.shutdown()
+  server.server_close()
+
+
+def test_a_folder_is_pushed(hub_server, tmp_path):
+  (tmp_path / 'config.json').write_text('{"a": 1}')
+  (tmp_path / 'README.md').write_text('# m')
+  hub_lib.check_push('owner/m')
+  assert hub_lib.push(tmp_path, 'owner/m', private=True).endswith('/owner/m')
+  created, authorization = hub_server.asked['/api/repos/create']
+  assert authorization == 'Bearer hf_secret'
+  created = json.loads(created)
+  assert (created['name'], created['organization']) == ('m', 'owner')
+  assert created.get('private') is True or created.get('visibility') == 'private'
+  (commit,) = (body for path, (body, _) in hub_server.asked.items() if '/commit/' in path)
+  lines = [json.loads(line) for line in commit.splitlines()]
+  files_sent = {x['value']['path']: x['value'] for x in lines if x['key'] == 'file'}
+  assert files_sent.keys() == {'config.json', 'README.md'}
+  assert base64.b64decode(files_sent['config.json']['content']) == b'{"a": 1}'
+
+
+def test_a_hub_that_is_not_there_is_one_line(monkeypatch, tmp_path):
+  monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://localhost:9')
+  monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+  with pytest.raises(FieldError, match=r'^push: owner/m cannot be uploaded \(.*\); .* is whole$'):
+    hub_lib.push(tmp_path, 'owner/m', private=False)
+
+
+@pytest.mark.parametrize('name', ['m', 'a/b/c', 'a/', 'a b/c'])
+def test_names_that_the_hub_refuses_are_told_before(monkeypatch, name):
+  monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+  with pytest.raises(FieldError, match=r'^push: .* is not OWNER/NAME'):
+    hub_lib.check_push(name)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.weights import files
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
@@ -65,6 +65,41 @@ def _folder(path: str | os.PathLike, patterns: list[str]) -> Path:
   name = name.removeprefix('hf:')
   with files.reading(name, 'a folder or a model on the Hugging Face hub'):
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+
+
+def check_push(name: str) -> None:
+  """Raises FieldError unless a folder can be pushed under OWNER/NAME: by its form and a login."""
+  import huggingface_hub  # as above
+  from huggingface_hub.errors import HFValidationError
+  from huggingface_hub.utils import validate_repo_id
+
+  try:
+    validate_repo_id(name)
+    is_valid = name.count('/') == 1
+  except HFValidationError:
+    is_valid = False
+  if not is_valid:
+    raise FieldError('push', f'{name!r} is not OWNER/NAME, as the hub names models')
+  if huggingface_hub.get_token() is None:
+    raise FieldError('push', 'no login to the hub; run `hf auth login`, or set HF_TOKEN')
+
+
+def push(folder: str | os.PathLike, name: str, private: bool) -> str:
+  """Makes OWNER/NAME on the hub where there is none, and uploads a folder; returns its address.
+
+  Raises:
+    FieldError: the hub can't be reached or refuses.
+  """
+  import huggingface_hub  # as above
+
+  api = huggingface_hub.HfApi()
+  try:
+    made = api.create_repo(name, private=private, exist_ok=True)
+    api.upload_folder(repo_id=name, folder_path=folder, commit_message='Upload with vit_jax')
+  except Exception as e:  # of requests or httpx, by the version of huggingface_hub
+    reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+    raise FieldError('push', f'{name} cannot be uploaded ({reason}); {folder} is whole') from e
+  return str(made)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

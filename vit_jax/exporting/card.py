@@ -1,0 +1,155 @@
+"""The model card of a folder for Hugging Face: README.md, with metadata that the hub reads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from vit_jax import weights
+from vit_jax.data import kinds
+from vit_jax.models import ModelConfig
+from vit_jax.run.metrics import format_value
+from vit_jax.weights import files
+
+CARD, PICTURE = 'README.md', 'curves.png'
+
+
+def write(folder: Path, config: ModelConfig, source: str, name: str, license: str | None) -> None:
+  """Writes the card of a model, and of a run its curves.
+
+  The card of a run has its metrics and its configuration; paths of this machine in it are left to
+  their last part.
+
+  Args:
+    folder: as the format `huggingface` wrote it.
+    config: of the model.
+    source: where the model is from; a run, or weights, of which less is known.
+    name: of the model: OWNER/NAME on the hub, or the folder's.
+    license: of the weights, as the hub calls it; None where it isn't stated.
+
+  Raises:
+    UsageError: it can't be written.
+  """
+  run = Path(source)
+  is_run = (run / 'model.json').exists()
+  experiment = _without_paths(_read(run / 'config.json')) if is_run else {}
+  results = _read(run / 'results.json') if is_run else {}
+  task = (
+    f'{config.model.INPUT}-classification' if config.num_classes else 'image-feature-extraction'
+  )
+  started_from = experiment.get('init_from') or ''
+  data = ModelCardData(
+    license=license,
+    library_name='transformers',
+    pipeline_tag=task,
+    tags=['vit_jax', 'jax', config.name],
+    base_model=started_from.removeprefix('hf:') if started_from.startswith('hf:') else None,
+    model_name=name.rpartition('/')[2],
+    eval_results=_evaluations(results, task) or None,
+  )
+  has_curves = is_run and _draw(run, folder, name, results)
+  parts = [
+    f'# {name}',
+    _model(config),
+    f'![Curves of the run]({PICTURE})' if has_curves else '',
+    _metrics(results),
+    _use(config, name, folder),
+    _training(experiment, results),
+  ]
+  text = '\n\n'.join(part for part in parts if part)
+  files.write(folder / CARD, f'---\n{data.to_yaml()}\n---\n\n{text}\n'.encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _without_paths(value: Any) -> Any:
+  """Returns a configuration in which no text tells where its user keeps files."""
+  if isinstance(value, dict):
+    return {name: _without_paths(item) for name, item in value.items()}
+  if isinstance(value, list):
+    return [_without_paths(item) for item in value]
+  is_path = isinstance(value, str) and value.startswith(('/', '~', './', '../'))
+  return Path(value).name if is_path else value
+
+
+def _measured(results: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the best checkpoint's metrics of evaluations, those of single classes left out."""
+  best = results.get('best', {})
+  return {n: v for n, v in best.items() if n.count('/') == 1 and not n.startswith('train/')}
+
+
+def _evaluations(results: Mapping[str, Any], task: str) -> list[EvalResult]:
+  return [
+    EvalResult(
+      task_type=task,
+      dataset_type=results['dataset'],
+      dataset_name=results['dataset'],
+      dataset_split=name.partition('/')[0],
+      metric_type=name.partition('/')[2],
+      metric_value=value,
+    )
+    for name, value in _measured(results).items()
+  ]
+
+
+def _model(config: ModelConfig) -> str:
+  size = 'x'.join(map(str, config.input_size or '?'))
+  inputs = kinds.kind_of(config.model.INPUT).plural
+  lines = f'{config.backbone.summary()}, for {inputs} of {size}'
+  if config.num_classes:
+    lines += f', {config.num_classes} classes'
+  return lines + '. Made with vit_jax.'
+
+
+def _metrics(results: Mapping[str, Any]) -> str:
+  if not (measured := _measured(results)):
+    return ''
+  units = results.get('metrics', {})
+  rows = '\n'.join(f'| {n} | {format_value(n, value, units)} |' for n, value in measured.items())
+  where = f'On {results["dataset"]}, after step {results["best"]["step"]}:'
+  return f'## Metrics\n\n{where}\n\n| metric | value |\n| --- | --- |\n{rows}'
+
+
+def _use(config: ModelConfig, name: str, folder: Path) -> str:
+  kind = weights.transformers_class(config, folder) if config.num_classes else 'AutoModel'
+  return (
+    '## Use\n\nWith transformers:\n\n```python\n'
+    f"from transformers import {kind}\n\nmodel = {kind}.from_pretrained('{name}')\n```\n\n"
+    'With vit_jax:\n\n```python\nfrom vit_jax import weights\n\n'
+    f"variables, config = weights.load('{name}')\n"
+    'outputs = config.model.apply(variables, inputs, train=False)\n```'
+  )
+
+
+def _training(experiment: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+  if not experiment:
+    return ''
+  known = {
+    'steps': results.get('step'),
+    'epochs': results.get('epochs'),
+    'device': (results.get('device') or {}).get('kind'),
+    'versions': ', '.join(f'{n} {v}' for n, v in results.get('versions', {}).items()),
+  }
+  lines = [f'- {name}: {value}' for name, value in known.items() if value]
+  text = json.dumps(experiment, indent=2)
+  return (
+    '\n'.join(['## Training', '', *lines]).rstrip()
+    + '\n\n<details><summary>Configuration of the run, the fields of `--config` of `train.py`'
+    f'</summary>\n\n```json\n{text}\n```\n\n</details>'
+  )
+
+
+def _draw(run: Path, folder: Path, name: str, results: Mapping[str, Any]) -> bool:
+  """Draws the run's curves; returns whether there are any."""
+  from vit_jax.run import plots, writers  # Matplotlib, which takes a second to import
+
+  path = run / 'metrics.jsonl'
+  if not path.exists() or not (history := writers.read_history(path)):
+    return False
+  figure = plots.curves(history, name, results.get('metrics'))
+  figure.savefig(folder / PICTURE, dpi=120)
+  return True
