@@ -27,6 +27,7 @@ import numpy as np
 from vit_jax.errors import FieldError
 from vit_jax.models import layers
 from vit_jax.models.backbone import AttentionMaps, Backbone, Features
+from vit_jax.models.layers.resize import interpolate
 
 # (neck_hidden_sizes, hidden_sizes, expand_ratio), table 4 of arXiv 2110.02178.
 SIZES = {
@@ -59,8 +60,7 @@ def fold(x: jax.Array, side: int, size: tuple[int, int]) -> jax.Array:
 
 def resize_maps(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   """Interpolates [B, H, W, C] bilinearly, as PyTorch with align_corners=False, to `size`."""
-  shape = x.shape[0], *size, x.shape[-1]
-  return x if shape == x.shape else jax.image.resize(x, shape, 'bilinear', antialias=False)
+  return interpolate(x, (1, 2), size)
 
 
 def whole_patches(size: Sequence[int], side: int) -> tuple[int, int]:

@@ -10,18 +10,14 @@ import numpy as np
 
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models.heads.head import Head
+from vit_jax.models.layers.resize import interpolate
 
 PIXELS = ('logits', 'scores')  # outputs [B, H, W, num_classes]
 
 
 def upsample(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
   """Returns maps [..., h, w] in (height, width), bilinear as PyTorch's of align_corners=False."""
-  shape, axes = (*maps.shape[:-2], *size), (maps.ndim - 2, maps.ndim - 1)
-  scale = jnp.float32([new / old for new, old in zip(size, maps.shape[-2:], strict=True)])
-  # What jax.image.resize does, for a number of maps that may be unknown while this is traced.
-  return jax.image.scale_and_translate(
-    maps, shape, axes, scale, jnp.zeros(2), 'linear', antialias=False
-  )
+  return interpolate(maps, (maps.ndim - 2, maps.ndim - 1), size)
 
 
 class Segmenter(Head, kw_only=True):
