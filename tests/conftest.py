@@ -85,6 +85,8 @@ SWEEPS = (
   'end_to_end/test_mobilevit.py',
   'end_to_end/test_notebook.py::test_it_runs_to_its_end',
   'explain/test_main.py::test_a_model_that_localizes_is_explained',
+  'exporting/test_onnx.py::test_every_model_is_exported',
+  'exporting/test_onnx.py::test_what_the_converter',
   'models/test_swin.py::test_any_image_goes_through_and_has_gradients',
   'test_experiment_configs.py::test_trains_and_cites',
   'train/test_describe.py::test_every_config_is_described',
