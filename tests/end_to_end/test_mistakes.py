@@ -259,4 +259,4 @@ def test_a_file_that_cannot_be_decoded_is_named_and_skipped(train, tmp_path):
   )
   assert result.returncode == 0, result.stderr
   assert 'broken.jpg' in result.stderr
-  assert '8 train and 8 test images of 8x12x3, 2 classes' in result.stdout
+  assert '7 train, 1 val and 8 test images of 8x12x3, 2 classes' in result.stdout
