@@ -23,6 +23,12 @@ def run(tmp_path_factory):
   config['data']['dir'] = '/home/somebody/pictures'
   config['init_from'] = '~/weights/m.npz'
   (run / 'config.json').write_text(json.dumps(config))
+  results = json.loads((run / 'results.json').read_text())
+  results['command'] = (
+    "python /home/somebody/train.py '--config=configs/resnet.py:resnet18,/home/somebody/my images' "
+    '--workdir=~/runs/a --config.init_from=../somebody/m.npz --config.batch_size=16'
+  )
+  (run / 'results.json').write_text(json.dumps(results))
   return run
 
 
@@ -41,6 +47,8 @@ def test_the_card_of_a_run_has_metrics_curves_and_configuration(run, tmp_path):
   assert stated['batch_size'] == json.loads((run / 'config.json').read_text())['batch_size']
   assert stated['data']['dir'] == 'pictures'
   assert Image.open(tmp_path / 'curves.png').width > 300
+  command = "python train.py '--config=configs/resnet.py:resnet18,my images' --workdir=a "
+  assert f'```sh\n{command}--config.init_from=m.npz --config.batch_size=16\n```' in read.text
   for private in ('somebody', '~', str(run)):
     assert private not in read.content
 

@@ -1,6 +1,7 @@
 """The model card of a folder for Hugging Face: README.md, with metadata that the hub reads."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from vit_jax.run.metrics import format_value
 from vit_jax.weights import files
 
 CARD, PICTURE = 'README.md', 'curves.png'
+# A path from the root, from a home or from the current folder, within a command.
+_PATH = re.compile(r"""(?<![\w.])(~\w*|\.{0,2})/[^\s,:'"]*""")
 
 
 def write(folder: Path, config: ModelConfig, source: str, name: str, license: str | None) -> None:
   """Writes the card of a model, and of a run its curves.
 
-  The card of a run has its metrics and its configuration; paths of this machine in it are left to
-  their last part.
+  The card of a run has its metrics, its command and its configuration; of paths of this machine
+  only the last part is left.
 
   Args:
     folder: as the format `huggingface` wrote it.
@@ -135,6 +138,9 @@ def _training(experiment: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     'versions': ', '.join(f'{n} {v}' for n, v in results.get('versions', {}).items()),
   }
   lines = [f'- {name}: {value}' for name, value in known.items() if value]
+  if command := results.get('command'):  # runs of earlier versions recorded none
+    command = _PATH.sub(lambda path: Path(path[0]).name, command)
+    lines += ['', '```sh', command, '```']
   text = json.dumps(experiment, indent=2)
   return (
     '\n'.join(['## Training', '', *lines]).rstrip()

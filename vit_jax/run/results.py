@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def collect(
   best, config = run.meta['best'], run.config
   steps_per_second = run.timed_steps / run.seconds if run.timed_steps else None
   return {
+    'command': shlex.join(['python', *sys.argv]),
     'model': config.model.name,
     'dataset': run.experiment.data_title,
     'step': run.step,
