@@ -59,3 +59,11 @@ def test_mistakes_name_the_field(name, options, message):
 def test_labels_of_more_classes_than_have_a_name_are_refused(labels):
   with pytest.raises(UsageError, match='labels are of 3 classes, and 2 have a name'):
     ArraySource({'image': np.zeros((3, 4, 4, 1), np.uint8), 'label': labels}, ['a', 'b'])
+
+
+@pytest.mark.parametrize('name', ['os:popen', 'shutil:rmtree', 'vit_jax.data:load_source'])
+def test_functions_that_no_one_wrote_to_load_data_are_never_called(name, tmp_path):
+  """A run directory from elsewhere may name them."""
+  with pytest.raises(FieldError, match=f"^name: '{name}' (is of a module|does not take)"):
+    load_source(name, 'touch made', str(tmp_path))
+  assert not list(tmp_path.iterdir())

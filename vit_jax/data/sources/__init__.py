@@ -115,8 +115,24 @@ def depends_on_dir(name: str) -> bool:
 def _own(name: str) -> tuple[Callable[..., Source], dict[str, Any]]:
   """Returns a function of the user's own that loads data, and its options with their defaults."""
   function = user_code.find_function(name)
+  if not _knows_sources(function):
+    raise FieldError('name', f'{name!r} is of a module that imports nothing of vit_jax.data')
   parameters = [*inspect.signature(function).parameters.values()]
   options = {p.name: p.default for p in parameters[2:]}
   if len(parameters) < 2 or inspect.Parameter.empty in options.values():
     raise FieldError('name', f'{name!r} does not take (split, dir, option=default, ...)')
   return function, options
+
+
+def _knows_sources(function: Callable[..., Any]) -> bool:
+  """Whether the module that defines a function imports vit_jax.data or a source, or defines one.
+
+  A run directory from elsewhere may name any function that Python finds, and this one is called
+  with texts from there: os:popen would run them as a command.
+  """
+  known = getattr(inspect.unwrap(function), '__globals__', {})  # none of what C defines
+  if known.get('__name__', '').startswith('vit_jax.'):
+    return False
+  modules = [x.__name__ for x in known.values() if inspect.ismodule(x)]
+  has_source = any(isinstance(x, type) and issubclass(x, Source) for x in known.values())
+  return has_source or any(name.partition('.')[0] == 'vit_jax' for name in modules)
