@@ -54,6 +54,14 @@ def test_a_package_that_is_too_old_is_told_with_the_version_that_is_needed(monke
   requirements.check_versions()
 
 
+def test_an_installed_package_leaves_the_tools_of_tests_alone(monkeypatch, tmp_path):
+  lines = ['jax>=0.7.2', 'av>=14.2; extra == "video"', 'torch==2.13.0; extra == "test"']
+  monkeypatch.setattr(requirements, '__file__', str(tmp_path / 'vit_jax' / 'requirements.py'))
+  monkeypatch.setattr(requirements.metadata, 'requires', lambda name: lines)
+  found = requirements._requirements.__wrapped__()
+  assert [requirement.name for requirement in found] == ['jax', 'av']
+
+
 def test_a_missing_module_is_told_with_the_extra_that_brings_it(monkeypatch):
   monkeypatch.setattr(requirements.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ImportError, match=r"pip install 'vit_jax\[plots\]'"):

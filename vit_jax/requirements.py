@@ -20,13 +20,22 @@ EXTRAS = {
 
 @functools.cache
 def _requirements() -> tuple[Requirement, ...]:
-  """Returns those in a checkout's requirements.txt, or else of the installed package."""
+  """Returns those in a checkout's requirements.txt, or else of the installed package.
+
+  Those of extras that aren't in `EXTRAS`, as `test`, are left out.
+  """
   root = Path(__file__).resolve().parent.parent
   if (root / 'pyproject.toml').exists():
     lines = (root / 'requirements.txt').read_text().splitlines()
   else:
     lines = metadata.requires('vit_jax') or ()
-  return tuple(map(Requirement, lines))
+  extras = ('', *EXTRAS.values())
+  return tuple(
+    requirement
+    for requirement in map(Requirement, lines)
+    if requirement.marker is None
+    or any(requirement.marker.evaluate({'extra': extra}) for extra in extras)
+  )
 
 
 def check_versions() -> None:
@@ -49,13 +58,13 @@ def advice(module: str) -> str | None:
   """Returns what installs a module that is missing; None where it is not one of `EXTRAS`."""
   extra = EXTRAS.get(module.partition('.')[0])
   return extra and (
-    f"{module} isn't installed; pip install 'vit_jax[{extra}]' brings it, or "
-    'pip install -r requirements.txt all'
+    f"{module} isn't installed; pip install 'vit_jax[{extra}]' brings it, or in a checkout "
+    'pip install -r requirements.txt'
   )
 
 
 def need(*modules: str) -> None:
-  """Raises ImportError where one of these modules, of `EXTRAS`, isn't installed."""
+  """Raises ModuleNotFoundError where one of these modules, of `EXTRAS`, isn't installed."""
   for module in modules:
     if importlib.util.find_spec(module) is None:
-      raise ImportError(advice(module), name=module)
+      raise ModuleNotFoundError(advice(module), name=module)
