@@ -41,7 +41,6 @@ class ClassSampler:
     return rng.permutation(np.concatenate(drawn))
 
 
-@functools.lru_cache(maxsize=2)  # asked for once to check the configuration, and once to train
 def make_sampler(sampling: str, source: Source) -> ClassSampler | None:
   """Returns what draws the examples of an epoch; None where each is drawn once.
 
@@ -49,8 +48,11 @@ def make_sampler(sampling: str, source: Source) -> ClassSampler | None:
     FieldError: of `sampling`: an unknown value, or examples that aren't of one class each.
   """
   check_choice('sampling', sampling, SAMPLING)
-  if sampling == 'uniform':
-    return None
+  return None if sampling == 'uniform' else _read_sampler(sampling, source)
+
+
+@functools.lru_cache(maxsize=2)  # asked for once to check the configuration, and once to train
+def _read_sampler(sampling: str, source: Source) -> ClassSampler:
   labels = source.labels()
   if labels is None or labels.ndim > 1:
     has = 'have no labels' if labels is None else 'may have several'

@@ -133,7 +133,7 @@ def load(
 
   Args:
     split: in TFDS syntax; 'val', 'valid', 'validation' and 'test' stand for each other where there
-      is but one.
+      is but one. Where images have one class each, a slice takes each class in proportion.
     directory: the folder.
     file: see `OPTIONS`, as for the others.
 
@@ -170,7 +170,12 @@ def load(
     checked[name] = images.check_images(root, order, found.stamp)
     if not checked[name].files:
       raise FieldError('dir', f'{root}: no image of the split {name!r} can be decoded')
-  ranges = split_ranges(split, {name: len(checked[name].files) for name in names})
+
+  def classes(name):
+    return [encoded[name][image] for image in checked[name].files]
+
+  sizes = {name: len(checked[name].files) for name in names}
+  ranges = split_ranges(split, sizes, None if labels.several else classes)
   chosen = [(name, checked[name].files[i]) for name, r in ranges for i in r]
   return FolderSource(
     root,

@@ -90,7 +90,8 @@ def overlap(first: str, second: str) -> bool:
 
   So it is if both are alike, or if a whole split is in one of them and a part of it in the other.
   """
-  splits = [[_PART.fullmatch(part) for part in split.split('+')] for split in (first, second)]
+  # Splits of the user's own data may be any text, of which nothing is known but whether it's alike.
+  splits = [[*filter(None, map(_PART.fullmatch, s.split('+')))] for s in (first, second)]
 
   def shares(parts, others):
     whole = {part[1] for part in parts if not part[2]}
