@@ -120,7 +120,7 @@ def check(
     if name != 'optimizer.no_decay' or (old[name], new[name]) != alike
     if not name.startswith('reference.')
   ]
-  if config.data.name in _FORMERLY_CONTIGUOUS and is_former and not only:
+  if config.data.name in _FORMERLY_CONTIGUOUS and is_former:
     for name in ('data.train_split', 'data.test_split'):
       if '[' in str(old.get(name)):
         raise UsageError(

@@ -518,7 +518,7 @@ class Experiment:
     if (warmup := self.config.schedule.warmup_steps) != self._warmup_asked_for:
       lines.append(
         f'config.schedule.warmup_steps: cut from {self._warmup_asked_for:,} to {warmup:,}, half of '
-        'the run, which is no longer'
+        'the run, which is not longer than the warmup asked for'
       )
     if self._pretrained:
       lines += [f'starting from {self.config.init_from}', *(f'  {note}' for note in self._notes)]

@@ -97,9 +97,7 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
 
   def __call__(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Any, int]:
     """Runs up to `limit` steps from `step`; returns (state, sums of each step, how many)."""
-    if self._arrays is None:
-      self._arrays = put_on_devices(self._loader.arrays)
-      del self._loader.arrays  # the devices have it now
+    self._load()
     num_steps = min(self._pace(), limit)
     # At a boundary, what comes next isn't training, and says nothing about the pace.
     self._last = (time.monotonic(), num_steps) if num_steps < limit else None
@@ -112,6 +110,18 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
     }
     state, metrics = self._steps.result()(state, rows, (self._arrays, np.int32(num_steps)))
     return state, metrics, num_steps
+
+  def _load(self) -> None:
+    """Waits for the data, and puts them on the devices."""
+    if self._arrays is None:
+      self._arrays = put_on_devices(self._loader.arrays)
+      del self._loader.arrays  # the devices have it now
+
+  def __enter__(self):
+    """Waits for the data and the compiled step: nothing is trained yet that a signal could lose."""
+    self._load()
+    self._steps.result()
+    return self
 
   def __exit__(self, *unused):
     self._arrays = None
@@ -141,6 +151,11 @@ class StreamedTrainFeed(contextlib.AbstractContextManager):
     if self._batches is not None:
       self._batches.close()
     self._batches = self._next_step = None
+
+  def __enter__(self):
+    """Waits for the compiled step: nothing is trained yet that a signal could lose."""
+    self._step.result()
+    return self
 
   def __exit__(self, *unused):
     self._stop()

@@ -294,6 +294,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       print(f'{workdir}: complete after step {run.step}{early}, nothing is left to train')
       print(results.table(summary, workdir), flush=True)
       return summary
+    if _is_main() and not is_complete:  # those of a shorter run, which now goes on
+      (workdir / 'results.json').unlink(missing_ok=True)
     writer = stack.enter_context(writers.MetricWriter(workdir, run.config, run.step, _is_main()))
     shown = writers.Progress(run.config.num_steps, experiment.descriptions, _is_main())
     progress = stack.enter_context(shown)
@@ -310,7 +312,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
           run.train(train_feed, eval_feed, writer, progress, stop_signal, profiler)
       train_feed = eval_feed = None  # their data make room for those of the test split
       tested = {} if is_complete else run.test()
-      if tested and not any(tested['final'].keys() <= line.keys() for line in writer.history):
+      lines = [line for line in writer.history if line['step'] == run.step]
+      if tested and not any(tested['final'].keys() <= line.keys() for line in lines):
         writer.write(run.step, tested['final'])
     except NonFiniteError as e:
       kept = run.checkpointer.latest_step()

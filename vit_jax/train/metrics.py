@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import user_code
+from vit_jax import requirements, user_code
 from vit_jax.errors import FieldError, check_choice, field_prefix
 from vit_jax.run.ending import NonFiniteError
 from vit_jax.tasks import Metric, Sums, Task
@@ -72,6 +72,8 @@ def further(
       raise FieldError('metrics', f'{name!r}: there is another metric {own!r}; rename yours')
     several = np.ndim(record['label']) > 0
     found[own] = _users(name, user_code.find(name, 'metrics'), task.num_classes, several)
+  if found:
+    requirements.need('sklearn')
   return found
 
 

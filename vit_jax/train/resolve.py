@@ -68,7 +68,9 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   with field_prefix('config.'):
     for name in c.writers:
       writers.find(name)
-  if c.profile and not (len(c.profile) == 2 and 1 <= c.profile[0] <= c.profile[1] <= c.num_steps):
+  if c.profile and not (
+    [*map(type, c.profile)] == [int, int] and 1 <= c.profile[0] <= c.profile[1] <= c.num_steps
+  ):
     raise UsageError(
       f'config.profile: {c.profile} is not (first, last) of the steps 1 to {c.num_steps}'
     )
