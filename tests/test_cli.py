@@ -11,6 +11,9 @@ from vit_jax.cli import _ExperimentParser
 from vit_jax.errors import UsageError
 from vit_jax.models.vit import ViT
 
+# Options of the task.
+CLASSIFICATION = {'name', 'label_smoothing', 'class_weights', 'threshold'}
+
 
 @pytest.fixture
 def parse(monkeypatch):
@@ -26,7 +29,7 @@ def parse(monkeypatch):
 def test_without_flags_it_is_the_file_s_and_locked(parse):
   config = parse('configs/digits.py')
   assert config.is_locked
-  assert set(config.loss) == {'name', 'label_smoothing'}
+  assert set(config.loss) == CLASSIFICATION
   assert 'head' not in config.model
   assert config.model.hidden_size == 64
 
@@ -38,6 +41,8 @@ def test_a_task_brings_its_options_and_its_head(parse, flag):
   assert config.loss.to_dict() == {
     'name': 'softmax_twice',  # the file's
     'label_smoothing': 0.0,
+    'class_weights': (),
+    'threshold': None,
     'box': 'mse',
     'class_divisor': 1.0,
   }
@@ -52,7 +57,7 @@ def test_a_task_brings_its_options_and_its_head(parse, flag):
 
 def test_another_task_takes_them_away(parse):
   config = parse('configs/asl_letters.py:vit', '--config.task=classification')
-  assert set(config.loss) == {'name', 'label_smoothing'}
+  assert set(config.loss) == CLASSIFICATION
   assert 'head' not in config.model
   same = parse('configs/asl_letters.py:vit', '--config.task=localization')
   assert same.loss.class_divisor == 100.0
@@ -113,6 +118,8 @@ def test_a_run_with_flags_of_a_task_that_the_file_does_not_have(train, tmp_path)
   assert config['loss'] == {
     'name': 'softmax',
     'label_smoothing': 0.0,
+    'class_weights': [],
+    'threshold': None,
     'box': 'l1',
     'class_divisor': 1.0,
   }

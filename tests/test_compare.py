@@ -148,7 +148,10 @@ MISTAKES = {
     ['--weights=good.npz', '--dataset=digts'],
     r"--dataset: 'digts' is not .*did you mean 'digits'\?",
   ),
-  'a wrong flag': (['--weights=good.npz', '--dtype=float16'], r'--dtype=float16.*bfloat16'),
+  'a wrong flag': (
+    ['--weights=good.npz', '--dtype=float16'],
+    r"--dtype: 'float16' is not one of float32, bfloat16",
+  ),
 }
 
 

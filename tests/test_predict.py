@@ -235,13 +235,13 @@ MISTAKES = {
     ['--workdir=TMP/huggingface', 'IMAGE'],
     '--workdir: TMP/huggingface holds no run (config.json names no loss)',
   ),
-  'top': (['WEIGHTS', 'IMAGE', '--top=0'], 'flag --top=0: 0 is not a positive integer'),
+  'top': (['WEIGHTS', 'IMAGE', '--top=0'], "--top: '0' is not a positive integer"),
   'threshold': (
     ['WEIGHTS', 'IMAGE', '--threshold=0.4'],
     "--threshold: 0.4, but 'softmax' predicts one class",
   ),
-  'batch': (['WEIGHTS', 'IMAGE', '--batch_size=0'], 'flag --batch_size=0: 0 is not a positive'),
-  'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], '<resize|central>'),
+  'batch': (['WEIGHTS', 'IMAGE', '--batch_size=0'], "--batch_size: '0' is not a positive"),
+  'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], "--crop: 'centre' is not one of resize, central"),
   'no margin': (
     ['WEIGHTS', 'IMAGE', '--crop_fraction=0.9'],
     '--crop_fraction: only --crop=central leaves a margin out',

@@ -16,10 +16,10 @@ import builtins, os, select, signal
 lacking = ('fcntl', 'grp', 'pwd', 'resource', 'termios')
 real = builtins.__import__
 
-def import_module(name, globals=None, *args):
+def import_module(name, globals=None, locals=None, fromlist=(), level=0):
   if name in lacking and (globals or {}).get('__name__', '').startswith('vit_jax'):
     raise ModuleNotFoundError(name)
-  return real(name, globals, *args)
+  return real(name, globals, locals, fromlist, level)
 
 builtins.__import__ = import_module
 del os.getloadavg, select.poll, signal.SIGPIPE, signal.SIGKILL, signal.SIGHUP

@@ -64,7 +64,7 @@ def test_a_metric_of_the_users_own_is_monitored(finished):
 
 def test_they_are_in_the_table_and_the_curves(finished):
   _, workdir, found = finished
-  table = results.table(found)
+  table = results.table(found, workdir)
   assert f'test/macro_f1 {100 * found["final"]["test/macro_f1"]:.2f} %' in table
   assert 'best recall  0 ' in table
   figure = plots.curves(read_history(workdir / 'metrics.jsonl'), '', found['metrics'])

@@ -100,7 +100,7 @@ METRICS = ('accuracy', 'loss', 'top5_accuracy')
 
 def test_summary_and_comparison_say_which_is_which(finished):
   workdir, found, _ = finished
-  table = results.table(found)
+  table = results.table(found, workdir)
   rows = dict(re.split(r'\s{2,}', line.strip(), maxsplit=1) for line in table.splitlines())
   assert rows['final'].startswith('val/accuracy')
   assert 'test/' not in rows['final']
