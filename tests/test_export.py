@@ -262,7 +262,8 @@ def test_missing_packages_name_the_extra(monkeypatch, tmp_path):
     (('m.onnx', '--dtype=bfloat16'), '--dtype: .onnx has no such choice'),
     (('m.onnx', '--platforms=cpu'), '--platforms: .onnx has no such choice'),
     (('m.stablehlo', '--platforms=gpu'), "--platforms: 'gpu' is not one of cpu, cuda, rocm, tpu"),
-    ((), 'FILE is missing; give RUN_OR_WEIGHTS FILE'),
+    (('m.stablehlo', '--platforms='), '--platforms: give one or more of cpu, cuda, rocm, tpu'),
+    ((), 'FILE is missing, as in: python -m vit_jax.export RUN|WEIGHTS FILE.onnx|FILE.stablehlo'),
   ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(export, tmp_path, args, message):

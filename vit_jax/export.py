@@ -57,6 +57,8 @@ def main(source: str, destination: str) -> None:
       f'  largest difference from vit_jax: {difference:.1e} of the largest output '
       f'(batches of {batches})'
     )
+  else:
+    print('  not compared with vit_jax: this device is of none of the platforms')
 
 
 def _summary(path: Path, description: dict) -> str:

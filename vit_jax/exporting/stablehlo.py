@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.export
 
-from vit_jax.errors import check_choice
+from vit_jax.errors import FieldError, check_choice
 from vit_jax.exporting.function import Function
 from vit_jax.weights import files
 
@@ -40,6 +40,8 @@ def write(
   Raises:
     UsageError: it can't be written, or what was read back computes something else.
   """
+  if not platforms:
+    raise FieldError('platforms', f'give one or more of {", ".join(PLATFORMS)}')
   for platform in platforms:
     check_choice('platforms', platform, PLATFORMS)
   (batch,) = jax.export.symbolic_shape('batch')
