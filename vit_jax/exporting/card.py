@@ -96,6 +96,7 @@ def _evaluations(results: Mapping[str, Any], task: str) -> list[EvalResult]:
       metric_value=value,
     )
     for name, value in _measured(results).items()
+    if name.startswith(('val/', 'test/'))  # knn/accuracy is of no split called knn
   ]
 
 
