@@ -180,7 +180,7 @@ def _evaluator(**options: float) -> ConfigDict:
   c.data.name = ''  # '' here and in dir: as the run's data
   c.data.dir = ''
   c.data.train_split = ''  # to learn from; '' = the run's, or train of other data
-  c.data.test_split = ''  # to be judged on; '' = the run's, or test of other data
+  c.data.test_split = ''  # to be judged on; '' = the run's val, else test; or test of other data
   c.update(options)
   return c
 

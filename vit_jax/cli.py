@@ -51,10 +51,8 @@ class _ExperimentParser(ConfigFileFlagParser):
     return config
 
   def _complete(self, config: ConfigDict) -> None:
-    from vit_jax import (
-      config_fields,
-      user_code,
-    )  # imports JAX and the models, which not every command needs
+    # They import JAX and the models, which not every command needs.
+    from vit_jax import config_fields, user_code
 
     fields = ('model.name', 'task', 'data.name', 'model.head.name')
     model, task, data, head = (_flag_value(f'{self.name}.{field}') for field in fields)

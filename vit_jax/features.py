@@ -203,9 +203,7 @@ def _judge(features: np.ndarray, data: _Data) -> str:
   k = min(_K.value, len(features) - 1)
   judged = _sample(len(features), _MOST_JUDGED)
   accuracy = leave_one_out(features, data.labels, judged, k, len(data.class_names))
-  of = (
-    f'{len(judged):,} of {len(features):,}' if len(judged) < len(features) else f'{len(judged):,}'
-  )
+  of = _count(len(judged), len(features))
   return f'k-NN accuracy, each of {of} by the {k} nearest others: {accuracy:.2%}'
 
 

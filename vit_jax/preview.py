@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from vit_jax.data import FOLDERS
 from vit_jax.errors import UsageError
 from vit_jax.explain import training_data
 from vit_jax.run import directory
@@ -50,13 +49,8 @@ def data(experiment: Experiment, steps_done: int = 0) -> Figure:
     source.class_names,
     config.data.mean,
     config.data.std,
-    f'{_name(experiment)}: as the model is trained on it in step {steps_done + 1:,}',
+    f'{experiment.data_title}: as the model is trained on it in step {steps_done + 1:,}',
   )
-
-
-def _name(experiment: Experiment) -> str:
-  data = experiment.config.data
-  return Path(data.dir).resolve().name if data.name in FOLDERS else data.name
 
 
 def classes(experiment: Experiment) -> Figure | str:
@@ -66,7 +60,7 @@ def classes(experiment: Experiment) -> Figure | str:
     counts[split] = training_data.count_classes(source, experiment.config.data.num_threads)
     if isinstance(counts[split], str):
       return counts[split]
-  title = f'{_name(experiment)}: classes'
+  title = f'{experiment.data_title}: classes'
   return training_data.classes_figure(counts, source.class_names, title)
 
 

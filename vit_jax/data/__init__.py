@@ -13,14 +13,13 @@ from vit_jax.data.loader import (
   train_loader,
 )
 from vit_jax.data.preprocess import Preprocess, make_preprocess
-from vit_jax.data.sources import FOLDER_OF, FOLDERS, load_source, title
+from vit_jax.data.sources import FOLDER_OF, load_source, title
 from vit_jax.data.sources.held_out import hold_out, percentage
 from vit_jax.data.sources.records import ArraySource, Record, Source
 from vit_jax.data.sources.splits import overlap
 from vit_jax.data.views import Views
 
 __all__ = [
-  'FOLDERS',
   'FOLDER_OF',
   'ArraySource',
   'Preprocess',

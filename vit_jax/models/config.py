@@ -120,8 +120,10 @@ class ModelConfig(Mapping[str, Any]):
   task: Mapping[str, Any] | None = None
 
   def __post_init__(self):
-    if self.task is not None and (
-      not isinstance(self.task, Mapping) or {*self.task} != {'name', 'options'}
+    if self.task is not None and not (
+      isinstance(self.task, Mapping)
+      and {*self.task} == {'name', 'options'}
+      and isinstance(self.task['options'], Mapping)
     ):
       raise FieldError('task', f'{self.task!r} is not a name and options')
     if self.image_size is not None:
