@@ -36,7 +36,9 @@ _POOLING = flags.DEFINE_enum(
   "What the backbone's own head reads; the class token; the mean of the patches'; or all tokens.",
 )
 _LAYER = flags.DEFINE_integer('layer', None, 'Whose tokens, from 0. Default: after the last norm.')
-_SPLIT = flags.DEFINE_enum('split', 'test', ['train', 'test'], "Of a run's data, without images.")
+_SPLIT = flags.DEFINE_enum(
+  'split', 'test', ['train', 'val', 'test'], "Of a run's data, without images."
+)
 _K = flags.DEFINE_integer('k', 20, 'Neighbours that vote.', lower_bound=1)
 _MAP = flags.DEFINE_string('map', None, 'MAP.png to draw: PCA, then t-SNE, to two dimensions.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
@@ -134,7 +136,7 @@ def _of_run(workdir: Path) -> _Data:
   """Returns a split of the data of a run."""
   if not (workdir / 'config.json').exists():
     raise UsageError(f'{workdir} is no run, which would have data of its own; give images')
-  source, name = runs.read_split(workdir, f'{_SPLIT.value}_split')
+  source, name = runs.read_split(workdir, _SPLIT.value)
   labels = source.labels()
   return _Data(
     items=range(len(source)),

@@ -159,7 +159,7 @@ def _examples(
     return _read(files, config), f'the {kinds.kind_of(config.model.INPUT).plural} given'
   if _WEIGHTS.value or set(_CHOSEN.value) <= set(_WITHOUT_IMAGES):
     return [], ''
-  return runs.test_split(Path(_WORKDIR.value))
+  return runs.read_split(Path(_WORKDIR.value), 'test')
 
 
 def _sample(files: Sequence[Path], count: int) -> list[Path]:

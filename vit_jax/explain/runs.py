@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vit_jax.data import Source, load_source, title
+from vit_jax.data import Source, hold_out, load_source, percentage, title
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.models import ModelConfig, fields
 from vit_jax.run import directory, metrics, plots, writers
@@ -40,26 +40,32 @@ def task_options(path: Path, config: ModelConfig) -> dict[str, Any]:
     raise UsageError(f'--workdir: {path} holds no run (config.json names no loss)') from e
 
 
-def test_split(workdir: Path) -> tuple[Source, str]:
-  """Returns the records that the run is tested on, and their name, as 'mnist, test'.
+def read_split(workdir: Path, split: str) -> tuple[Source, str]:
+  """Returns the records of a split of a run, and their name, as 'mnist, test'.
+
+  Args:
+    workdir: of the run.
+    split: 'train', less what the run holds out; 'val', what it holds out; or 'test'.
 
   Raises:
-    UsageError: it holds no run, or the data can't be read.
+    UsageError: it holds no run, the run has no such split, or the data can't be read.
   """
-  return read_split(workdir, 'test_split')
-
-
-def read_split(workdir: Path, field: str) -> tuple[Source, str]:
-  """Returns the records of a split that a field of the run's `config.data` names, and their name.
-
-  Raises:
-    UsageError: as `test_split`.
-  """
+  config = directory.read_config(workdir)
   try:
-    data = directory.read_config(workdir)['data']
-    name, split, folder = data['name'], data[field], data['dir']
-    options = data.get('options')  # earlier versions had none
+    data = config['data']
+    share = data.get('val_split', '')  # earlier versions had none, nor options
+    percent = percentage(share) if split != 'test' else None
+    field = 'train_split' if percent else f'{split}_split'
+    name = share if field == 'val_split' else data[field]
+    place = data['name'], name, data['dir'], data.get('options')
   except (KeyError, TypeError) as e:
     raise UsageError(f'--workdir: {workdir} holds no run (config.json names no data)') from e
+  if split == 'val' and not share:
+    raise UsageError(f'--split: {workdir} has no validation split')
   with field_prefix('config.data.', {'split': field}):
-    return load_source(name, split, folder, options), f'{title(name, folder)}, {split}'
+    source = load_source(*place)
+  name = f'{title(place[0], place[2])}, {place[1]}'
+  if not percent:
+    return source, name
+  left, held_out, _ = hold_out(source, percent, config['seed'])
+  return (held_out, f'{name}, {share} held out') if split == 'val' else (left, name)
