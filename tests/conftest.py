@@ -91,8 +91,10 @@ SWEEPS = (
   'test_experiment_configs.py::test_trains_and_cites',
   'train/test_describe.py::test_every_config_is_described',
   'train/test_devices.py::test_two_processes_start_from_the_weights_of_a_run_and_stream',
+  'train/test_dino_runs.py::test_eight_devices',
   'train/test_loop.py::test_named_configs_train',
   'train/test_point_runs.py::test_a_run_is_explained',
+  'train/test_segmentation_runs.py::test_eight_devices',
 )
 
 
