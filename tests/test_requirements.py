@@ -62,6 +62,15 @@ def test_an_installed_package_leaves_the_tools_of_tests_alone(monkeypatch, tmp_p
   assert [requirement.name for requirement in found] == ['jax', 'av']
 
 
+def test_a_copy_of_the_package_alone_needs_nothing_by_name(monkeypatch, tmp_path):
+  def requires(name):
+    raise requirements.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(requirements, '__file__', str(tmp_path / 'vit_jax' / 'requirements.py'))
+  monkeypatch.setattr(requirements.metadata, 'requires', requires)
+  assert requirements._requirements.__wrapped__() == ()
+
+
 def test_a_missing_module_is_told_with_the_extra_that_brings_it(monkeypatch):
   monkeypatch.setattr(requirements.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ImportError, match=r"pip install 'vit_jax\[plots\]'"):

@@ -25,10 +25,13 @@ def _requirements() -> tuple[Requirement, ...]:
   Those of extras that aren't in `EXTRAS`, as `test`, are left out.
   """
   root = Path(__file__).resolve().parent.parent
-  if (root / 'pyproject.toml').exists():
+  if (root / 'train.py').exists():
     lines = (root / 'requirements.txt').read_text().splitlines()
   else:
-    lines = metadata.requires('vit_jax') or ()
+    try:
+      lines = metadata.requires('vit_jax') or ()
+    except metadata.PackageNotFoundError:  # a copy of the package alone
+      lines = ()
   extras = ('', *EXTRAS.values())
   return tuple(
     requirement
