@@ -1,9 +1,7 @@
 """`FeatureReader`: what a model's backbone makes of images, videos, points and their files."""
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,7 +13,7 @@ from vit_jax.data import augment, kinds
 from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import ModelConfig
 from vit_jax.models.features import POOLING, read_features, read_tokens
-from vit_jax.predictor import BATCHES_AHEAD, map_ahead, preparation
+from vit_jax.predictor import map_batches, preparation
 
 ALL = 'all'
 
@@ -99,27 +97,10 @@ class FeatureReader:
       UsageError: the model gives something else than finite numbers.
     """
     size = -(-batch_size // jax.local_device_count()) * jax.local_device_count()
-    pool = ThreadPoolExecutor()
-    try:
-      inputs = map_ahead(
-        pool, functools.partial(self._try_to_read, read), items, (1 + BATCHES_AHEAD) * size
-      )
-      while batch := list(itertools.islice(inputs, size)):
-        good = [value for _, value in batch if not isinstance(value, Exception)]
-        rows = iter(self._compute(good, size) if good else ())
-        for item, value in batch:
-          yield item, value if isinstance(value, Exception) else next(rows)
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+    yield from map_batches(read, self.prepare, self._compute, items, size)
 
   def _batch(self, size: int) -> np.ndarray:
     return np.zeros((size, *self._input_shape), self._kind.dtype)
-
-  def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, np.ndarray | Exception]:
-    try:
-      return item, self.prepare(read(item))
-    except Exception as e:  # Pillow raises many types on damaged files
-      return item, e
 
   def _compute(self, inputs: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Returns the features of up to `size` inputs."""

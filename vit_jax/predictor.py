@@ -21,7 +21,7 @@ from vit_jax.models.backbone import AXES
 from vit_jax.models.heads.head import Head
 from vit_jax.tasks import task_for
 
-BATCHES_AHEAD = 2  # decoded while the devices work
+_BATCHES_AHEAD = 2  # decoded while the devices work
 
 # What the model's task predicts (`vit_jax.tasks`) of one input or, with a first axis more, of N. Of
 # a classifier probabilities, float32 [num_classes]; of a model that localizes objects, a dict of
@@ -161,17 +161,7 @@ class Predictor:
       UsageError: as a call.
     """
     size = self._batch_size(len(items), batch_size)
-    pool = ThreadPoolExecutor()
-    try:
-      try_to_read = functools.partial(self._try_to_read, read)
-      inputs = map_ahead(pool, try_to_read, items, (1 + BATCHES_AHEAD) * size)
-      while batch := list(itertools.islice(inputs, size)):
-        good = [prepared for _, prepared in batch if not isinstance(prepared, Exception)]
-        rows = iter(self._compute(good, size) if good else ())
-        for item, prepared in batch:
-          yield item, prepared if isinstance(prepared, Exception) else next(rows)
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+    yield from map_batches(read, self._prepare, self._compute, items, size)
 
   def _batch_size(self, num_inputs: int, most: int) -> int:
     wanted = min(most, 2 ** math.ceil(math.log2(max(num_inputs, 1))))
@@ -188,12 +178,6 @@ class Predictor:
     window = self._preprocess.window(*size)
     return _Prepared(taken, functools.partial(self.task.to_image, window=window, size=size))
 
-  def _try_to_read(self, read: Callable, item: Any) -> tuple[Any, _Prepared | Exception]:
-    try:
-      return item, self._prepare(read(item))
-    except Exception as e:  # Pillow raises many types on damaged files
-      return item, e
-
   def _compute(self, inputs: Sequence[_Prepared], size: int) -> list[Prediction]:
     """Returns the prediction of each of up to `size` inputs."""
     batch = self._batch(size)
@@ -209,7 +193,42 @@ def _row(values: Any, row: int) -> Any:
   return jax.tree.map(operator.itemgetter(row), values)
 
 
-def map_ahead(
+def map_batches(
+  read: Callable[[Any], np.ndarray],
+  prepare: Callable[[np.ndarray], Any],
+  compute: Callable[[Sequence[Any], int], Iterable[Any]],
+  items: Sequence[Any],
+  size: int,
+) -> Iterator[tuple[Any, Any | Exception]]:
+  """Yields, in order, each item with what is computed of its input, or why it can't be read.
+
+  Args:
+    read: item to input; threads call it, and `prepare`, ahead of the devices.
+    prepare: input to what `compute` takes.
+    compute: (up to `size` of these, `size`) to a result of each.
+    items: what inputs are read by, such as their paths.
+    size: inputs computed at once.
+  """
+
+  def try_to_read(item):
+    try:
+      return item, prepare(read(item))
+    except Exception as e:  # Pillow raises many types on damaged files
+      return item, e
+
+  pool = ThreadPoolExecutor()
+  try:
+    inputs = _map_ahead(pool, try_to_read, items, (1 + _BATCHES_AHEAD) * size)
+    while batch := list(itertools.islice(inputs, size)):
+      good = [prepared for _, prepared in batch if not isinstance(prepared, Exception)]
+      rows = iter(compute(good, size) if good else ())
+      for item, prepared in batch:
+        yield item, prepared if isinstance(prepared, Exception) else next(rows)
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _map_ahead(
   pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int
 ) -> Iterator[Any]:
   """Yields function(item) of each item, in order, with up to `ahead` of them under way."""
