@@ -84,12 +84,8 @@ def reference_gradient(params, batch):
   return jax.value_and_grad(loss)(params)
 
 
-@pytest.mark.parametrize('parts', [1, 2, 4])
-@pytest.mark.parametrize('weight', [None, [[1, 1, 0, 1, 0, 0, 1, 1]]])
-def test_gradient_is_that_of_the_weighted_mean_loss(parts, weight):
-  """Also where micro-batches hold different numbers of real examples."""
-  batch = make_batch(weight and np.float32(weight))
-  params, new, metrics = sgd_step(batch, grad_accum_steps=parts)
+def assert_follows_the_gradient(params, new, metrics, batch):
+  """Of the reference's loss of `batch`, which the metrics have, too; returns its gradient."""
   loss, grads = reference_gradient(params, batch)
   jax.tree.map(
     lambda p, q, g: np.testing.assert_allclose(p - q, g, rtol=2e-4, atol=2e-6),
@@ -98,6 +94,16 @@ def test_gradient_is_that_of_the_weighted_mean_loss(parts, weight):
     grads,
   )
   assert metrics['loss'][0] / metrics['loss'][1] == pytest.approx(float(loss), rel=1e-5)
+  return grads
+
+
+@pytest.mark.parametrize('parts', [1, 2, 4])
+@pytest.mark.parametrize('weight', [None, [[1, 1, 0, 1, 0, 0, 1, 1]]])
+def test_gradient_is_that_of_the_weighted_mean_loss(parts, weight):
+  """Also where micro-batches hold different numbers of real examples."""
+  batch = make_batch(weight and np.float32(weight))
+  params, new, metrics = sgd_step(batch, grad_accum_steps=parts)
+  grads = assert_follows_the_gradient(params, new, metrics, batch)
   assert metrics['loss'][1] == batch['weight'].sum()
   norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
   assert metrics['grad_norm'][0] == pytest.approx(norm, rel=1e-4)
@@ -108,14 +114,7 @@ def test_weights_of_classes_are_divided_by_those_of_the_whole_batch():
   options = {'class_weights': tuple(of_classes.tolist())}
   params, new, metrics = sgd_step(batch, grad_accum_steps=4, loss=options)
   weighted = batch | {'weight': np.float32(of_classes)[batch['label']]}
-  loss, grads = reference_gradient(params, weighted)
-  jax.tree.map(
-    lambda p, q, g: np.testing.assert_allclose(p - q, g, rtol=2e-4, atol=2e-6),
-    params,
-    jax.device_get(new.params),
-    grads,
-  )
-  assert metrics['loss'][0] / metrics['loss'][1] == pytest.approx(float(loss), rel=1e-5)
+  assert_follows_the_gradient(params, new, metrics, weighted)
 
 
 @pytest.mark.parametrize('parts', [1, 2])
