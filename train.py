@@ -7,15 +7,14 @@ what it will be: layers, parameters, operations, memory, schedule.
 import os
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax import cli
 from vit_jax.errors import UsageError
-from vit_jax.train import describe as describe_lib
-from vit_jax.train import loop
-from vit_jax.train.experiment import Experiment
+
+# Nothing else is imported before it is needed: JAX and the rest take seconds, for which --help
+# would wait, and in which Ctrl-C would be a traceback.
 
 _CONFIG = cli.DEFINE_experiment(
   'config', 'Experiment, as configs/digits.py or configs/vit.py:Ti/4,cifar10.'
@@ -74,6 +73,8 @@ def start_distributed() -> None:
     wanted = any(given) or _several_processes()
   if not wanted:
     return
+  import jax
+
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
     jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -81,14 +82,24 @@ def start_distributed() -> None:
     raise UsageError(f'--distributed: {str(e).splitlines()[0]}') from e
 
 
+def train(config: ConfigDict, workdir: Path) -> None:
+  """Trains, or goes on where a run stopped."""
+  from vit_jax.train import loop
+
+  loop.train_and_evaluate(config, workdir)
+
+
 def evaluate(config: ConfigDict, workdir: Path) -> None:
   """Evaluates the best checkpoint."""
+  from vit_jax.train import loop
+
   loop.evaluate(config, workdir, _PREDICTIONS.value)
 
 
 def preview(config: ConfigDict, workdir: Path) -> None:
   """Draws what the model is trained on, beside the run directory, which stays as it is."""
-  from vit_jax import preview  # Matplotlib, which takes a second to import
+  from vit_jax import preview
+  from vit_jax.train.experiment import Experiment
 
   experiment = Experiment(config, workdir)
   preview.write(experiment, Path(f'{workdir}-preview'), (_STEP.value or 1) - 1)
@@ -96,16 +107,13 @@ def preview(config: ConfigDict, workdir: Path) -> None:
 
 def describe(config: ConfigDict, workdir: Path) -> None:
   """Prints what the experiment is."""
-  experiment = Experiment(config, workdir)
-  print(describe_lib.describe(experiment, compile=bool(_COMPILE.value)))
+  from vit_jax.train.describe import describe
+  from vit_jax.train.experiment import Experiment
+
+  print(describe(Experiment(config, workdir), compile=bool(_COMPILE.value)))
 
 
-_MODES = {
-  'train': loop.train_and_evaluate,
-  'eval': evaluate,
-  'preview': preview,
-  'describe': describe,
-}
+_MODES = {'train': train, 'eval': evaluate, 'preview': preview, 'describe': describe}
 
 
 def main() -> None:
@@ -116,6 +124,8 @@ def main() -> None:
   for flag, mode in given:
     if flag.value is not None and _MODE.value != mode:
       raise UsageError(f'--{flag.name}: only with --mode={mode}')
+  import jax
+
   start_distributed()
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)

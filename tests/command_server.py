@@ -10,6 +10,7 @@ from conftest import ROOT
 # Not in the tests' process: commands define flags of equal names.
 _SERVER = """
 import gc, importlib, json, os, sys, tempfile
+import grain  # defines flags, which would be removed with those of a command
 from absl import flags
 from absl.testing import flagsaver
 from vit_jax import cli

@@ -7,11 +7,13 @@ stands what the line must contain then: the field that the user has to change.
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from command_server import command_server
-from conftest import TINY
+from conftest import ROOT, TINY
 from PIL import Image
 
 DIGITS = '--config=configs/digits.py'
@@ -192,6 +194,13 @@ def test_help_with_a_config_lists_its_fields(train):
   assert "  --config.model.patches.size='(2, 2)'" in lines
   assert '  --config.model.tokenizer.num_tokens=8' in lines
   assert train('--config=configs/digit.py', '--help').returncode == 2
+
+
+def test_nothing_slow_is_imported_before_ctrl_c_ends_in_a_line():
+  """And --help need not wait for it."""
+  code = 'import sys, train; print(*{"jax", "flax", "numpy"} & sys.modules.keys())'
+  result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert (result.returncode, result.stdout) == (0, '\n')
 
 
 def test_nothing_is_lost_or_left(outcomes):
