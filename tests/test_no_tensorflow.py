@@ -1,4 +1,4 @@
-"""What is not imported: TensorFlow by a run, even where it is installed; training by models."""
+"""What isn't imported: TensorFlow and PyTorch by a run, training by models, wherever they are."""
 
 import os
 import subprocess
@@ -20,29 +20,33 @@ SETS = {
 }
 
 
+PACKAGES = 'tensorflow', 'torch'
+
+
 @pytest.fixture
 def spied(tmp_path):
-  """An installed 'tensorflow' that leaves a mark when it is imported."""
-  package = tmp_path / 'site' / 'tensorflow'
-  package.mkdir(parents=True)
-  mark = tmp_path / 'imported'
-  (package / '__init__.py').write_text(
-    f'import traceback; open({str(mark)!r}, "a").write("".join(traceback.format_stack()))\n'
-  )
-  return package.parent, mark
+  """Installed packages of these names, which leave a mark when they are imported."""
+  site, mark = tmp_path / 'site', tmp_path / 'imported'
+  for name in PACKAGES:
+    (site / name).mkdir(parents=True)
+    (site / name / '__init__.py').write_text(
+      f'import traceback; open({str(mark)!r}, "a").write("".join(traceback.format_stack()))\n'
+    )
+  return site, mark
 
 
-def test_the_spy_works(spied):
-  """The test below can fail: an import of the spy leaves the mark."""
+@pytest.mark.parametrize('name', PACKAGES)
+def test_the_spies_work(spied, name):
+  """The test below can fail: an import of a spy leaves the mark."""
   site, mark = spied
   subprocess.run(
-    [sys.executable, '-c', 'import tensorflow'], env={'PYTHONPATH': str(site)}, check=True
+    [sys.executable, '-c', f'import {name}'], env={'PYTHONPATH': str(site)}, check=True
   )
   assert mark.exists()
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_a_run_imports_no_tensorflow(spied, tmp_path, request, name):
+def test_a_run_imports_neither(spied, tmp_path, request, name):
   site, mark = spied
   args = [f'--workdir={tmp_path}/run', *SETS[name]]
   if name == 'mnist':

@@ -82,14 +82,25 @@ class TensorBoard(Writer):
 
   @functools.cached_property
   def _writer(self) -> Any:
-    from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed: seconds
-
     purge_step = self._start_step and self._start_step + 1
-    return SummaryWriter(self._folder, purge_step=purge_step, write_to_disk=True)
+    return _summary_writer()(self._folder, purge_step=purge_step, write_to_disk=True)
 
   def close(self) -> None:
     if '_writer' in vars(self):
       self._writer.close()
+
+
+def _summary_writer() -> type:
+  """Imports tensorboardX without PyTorch, which it would import for seconds, and needs not."""
+  hides = 'torch' not in sys.modules
+  if hides:
+    sys.modules['torch'] = None
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if hides:
+      del sys.modules['torch']
+  return SummaryWriter
 
 
 class WeightsAndBiases(Writer):
