@@ -321,16 +321,18 @@ class Experiment:
     fields = ('unit', 'higher_is_better', 'label')
     return {name: {f: getattr(m, f) for f in fields} for name, m in self.metrics.items()}
 
-  def _init(self) -> dict[str, Any]:
-    return init(self.model, self.config.seed, (1, *self._input_shape))
-
   def _apply(self, variables: Any, inputs: jax.Array) -> Any:
     return self.model.apply(variables, inputs, train=False)
 
   def initial_state(self) -> TrainState:
     """Returns the state before the first step as NumPy arrays, the same in every process."""
-    flat = models.flatten(jax.jit(self._init)()) | self._pretrained
-    return jax.device_get(jax.jit(self._create_state)(models.unflatten(flat, tuple(self._shapes))))
+
+    def create(pretrained):
+      variables = init(self.model, self.config.seed, (1, *self._input_shape))
+      flat = models.flatten(variables) | pretrained
+      return self._create_state(models.unflatten(flat, tuple(self._shapes)))
+
+    return jax.device_get(jax.jit(create)(self._pretrained))
 
   def _create_state(self, variables: Any) -> TrainState:
     params, model_state = variables['params'], {n: v for n, v in variables.items() if n != 'params'}

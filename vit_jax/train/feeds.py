@@ -47,14 +47,14 @@ def max_in_flight() -> int:
 
 
 def _compile(step: Callable, *arguments: Any) -> Future:
-  """Starts to compile a mapped function, in the background, for arguments of these shapes."""
+  """Traces a mapped function for arguments of these shapes, and compiles it in the background."""
   if jax.process_count() > 1:  # where pmap compiles for arrays alone, at the first call
     called = Future()
     called.set_result(step)
     return called
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-  background = ThreadPoolExecutor(1)
-  compiled = background.submit(lambda: step.lower(*shapes).compile())
+  lowered, background = step.lower(*shapes), ThreadPoolExecutor(1)
+  compiled = background.submit(lowered.compile)
   background.shutdown(wait=False)
   return compiled
 

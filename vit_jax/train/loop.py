@@ -86,13 +86,13 @@ class Run:
   def __init__(self, experiment: Experiment, workdir: Path):
     self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
     self.checkpointer = Checkpointer(workdir / 'checkpoints')
-    self.state, self.step = experiment.initial_state(), 0
     # What a checkpoint holds besides the state: the best evaluation, evaluations since, ...
     self.meta = {'best': None, 'waited': 0, 'stopped': False, 'window': {}}
-    if found := self.checkpointer.restore(self.state):
-      self.state, self.meta = found
-      self.step = int(self.state.step)
-    self.state = feeds.put_on_devices(self.state)
+    if found := self.checkpointer.restore(experiment.state_shapes):
+      state, self.meta = found
+    else:
+      state = experiment.initial_state()
+    self.state, self.step = feeds.put_on_devices(state), int(state.step)
     self.window = metrics.Window(experiment.task.metrics, self.meta['window'])
     self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
 
@@ -353,7 +353,7 @@ def _evaluate_best(
     only = _READ_BACK + (_HELD_OUT if experiment.judged == 'val' else ())
     directory.check(workdir, experiment.config, only)
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
-  template = experiment.initial_state()
+  template = experiment.state_shapes
   found = checkpointer.restore(template)
   if found and found[1]['best']:
     found = checkpointer.restore(template, found[1]['best']['step'])

@@ -95,7 +95,8 @@ def check_train_size(
 
 def init(model: nn.Module, seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
   """Returns new variables of a model of float inputs of a `shape`, as [1, H, W, C] of images."""
-  return model.init(jax.random.key(seed), jnp.zeros(shape), train=False)
+  inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return model.lazy_init(jax.random.key(seed), inputs, train=False)
 
 
 @contextlib.contextmanager
