@@ -222,6 +222,16 @@ def _endings() -> Iterator[None]:
     os._exit(128 + _SIGPIPE)
 
 
+def _compile_faster() -> None:
+  """Has XLA compile for CPU as LLVM's -O2 does, unless $XLA_FLAGS says how.
+
+  Its default, -O3, takes up to a fourth more time, and its programs are as fast.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  if 'xla_backend_optimization_level' not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=2'.strip()
+
+
 def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> None:
   """Runs `command`, with every way to end that a person can cause as a line.
 
@@ -251,5 +261,6 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
       sys.exit()
     if host_memory.runs_on_cpu():
       host_memory.reuse_freed_memory()
+      _compile_faster()
     doc = sys.modules[command.__module__].__doc__
     app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments, doc=doc))
