@@ -88,6 +88,7 @@ SWEEPS = (
   'exporting/test_onnx.py::test_every_model_is_exported',
   'exporting/test_onnx.py::test_what_the_converter',
   'models/test_swin.py::test_any_image_goes_through_and_has_gradients',
+  'test_benchmark.py::test_the_time_to_the_first_step',
   'test_experiment_configs.py::test_trains_and_cites',
   'train/test_describe.py::test_every_config_is_described',
   'train/test_devices.py::test_two_processes_start_from_the_weights_of_a_run_and_stream',

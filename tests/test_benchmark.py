@@ -87,3 +87,16 @@ def test_the_share_of_the_peak(benchmark):
   assert examples == pytest.approx(64 * found['config'][0], rel=0.01)
   assert rate * 1e12 == pytest.approx(examples * 2 * (3 * (OUTSIDE + BLOCK) - IMAGE), rel=0.01)
   assert percent == pytest.approx(100 * rate / peak, abs=0.06)
+
+
+def test_the_time_to_the_first_step(benchmark):
+  result = benchmark(*TINY, '--what', 'start', '--turns=1')
+  assert result.returncode == 0, result.stderr
+  found = dict(re.findall(r'^(cold|warm) +([\d.]+) s ', result.stdout, re.MULTILINE))
+  assert float(found['cold']) > float(found['warm']) > 0
+
+
+def test_the_start_of_a_run_that_fails_is_told(benchmark):
+  result = benchmark(*TINY, '--what=start', '--turns=1', '--config.batch_size=0')
+  message = 'benchmark.py: train.py: config.batch_size: 0 is not positive\n'
+  assert (result.returncode, result.stderr) == (2, message)

@@ -5,9 +5,13 @@ or only as config.data.resident is set; with --against, two experiments, as
 `configs/token_learner.py:mnist` and `:mnist,plain`. Both sides train in one process, in turns, so
 that what else the machine does falls on both; compilation is left out. Fields of the second
 experiment are set by --against.FIELD.
+
+--what=start measures the time from the start of train.py to its first step instead, in processes
+of their own: with nothing compiled yet, and with what the start before has left in the cache.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -15,13 +19,14 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from vit_jax import cli, peaks
+from vit_jax import cli, peaks, start_time
 from vit_jax.errors import UsageError
 from vit_jax.train import feeds
 from vit_jax.train.experiment import Experiment
 
 _CONFIG = cli.DEFINE_experiment('config', 'Experiment, as for train.py.')
 _AGAINST = cli.DEFINE_experiment('against', 'Another experiment.')
+_WHAT = flags.DEFINE_enum('what', 'train', ['train', 'start'], 'Training, or its start.')
 _TURNS = flags.DEFINE_integer('turns', 7, 'How often each side is timed.', lower_bound=1)
 _SECONDS = flags.DEFINE_float('seconds', 3.0, 'Shortest time of a turn.', lower_bound=0.0)
 
@@ -75,13 +80,13 @@ def _experiments() -> dict[str, ConfigDict]:
   return sides
 
 
-def _print_speeds(speeds: Mapping[str, Sequence[float]]) -> None:
-  """Prints steps/s of each side, and the ratio of two, as median and range over the turns."""
-  rows = dict(speeds)
-  if len(speeds) == 2:
-    rows['ratio'] = [a / b for a, b in zip(*speeds.values(), strict=True)]
+def _print_rows(rows: Mapping[str, Sequence[float]], unit: str) -> None:
+  """Prints the values of two sides, or of one, and their ratio, as median and range over turns."""
+  rows = dict(rows)
+  if len(rows) == 2:
+    rows['ratio'] = [a / b for a, b in zip(*rows.values(), strict=True)]
   for name, values in rows.items():
-    unit = '' if name == 'ratio' else ' steps/s'
+    unit = '' if name == 'ratio' else unit
     low, middle, high = min(values), statistics.median(values), max(values)
     print(f'{name:<9} {middle:8.2f}{unit}  ({low:.2f} to {high:.2f}, {len(values)} turns)')
 
@@ -102,9 +107,32 @@ def _print_use(sides: Mapping[str, _Side], speeds: Mapping[str, Sequence[float]]
     )
 
 
+def _print_start() -> None:
+  """Prints the seconds to the first step."""
+  if _AGAINST.value is not None:
+    raise UsageError('--against: not with --what=start')
+  seconds = start_time.first_step(_without_own_flags(sys.argv[1:]), _TURNS.value)
+  _print_rows(seconds, ' s')
+
+
+def _without_own_flags(arguments: Sequence[str]) -> list[str]:
+  """Returns what is left for train.py; values may stand in words of their own."""
+  own, rest, arguments = {'what', 'turns', 'seconds'}, [], iter(arguments)
+  for argument in arguments:
+    name, equals, _ = argument.lstrip('-').partition('=')
+    if name not in own:
+      rest.append(argument)
+    elif not equals:
+      next(arguments)
+  return rest
+
+
 def main() -> None:
   """Prints speeds and their share of the peak, and with --against the ratio that FLOPs allow."""
   experiments = _experiments()
+  if _WHAT.value == 'start':
+    _print_start()
+    return
   sides = {name: _Side(config) for name, config in experiments.items()}
   speeds = {name: [] for name in sides}
   for _ in range(_TURNS.value):
@@ -112,7 +140,7 @@ def main() -> None:
       speeds[name].append(side.steps_per_second(_SECONDS.value))
   sizes = ' and '.join(str(size) for size in {c.batch_size: 0 for c in experiments.values()})
   print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, batch {sizes}')
-  _print_speeds(speeds)
+  _print_rows(speeds, ' steps/s')
   _print_use(sides, speeds)
   if _AGAINST.value is not None:
     ours, theirs = (side.flops for side in sides.values())
