@@ -37,8 +37,9 @@ class Nothing(writers.Writer):
   pass
 
 
-def write(workdir, start_step, steps, **changes):
-  with writers.MetricWriter(workdir, tiny_config(**changes), start_step) as writer:
+def write(workdir, start_step, steps, is_kept=lambda name: True, **changes):
+  config = tiny_config(**changes)
+  with writers.MetricWriter(workdir, config, start_step, is_kept=is_kept) as writer:
     for step in steps:
       writer.write(step, {'train/loss': 1.0 / step})
 
@@ -56,6 +57,20 @@ def read_events(data):
 @pytest.fixture(autouse=True)
 def _no_calls():
   calls.clear()
+
+
+@pytest.mark.parametrize('start', [1, 2])
+def test_metrics_that_are_not_kept_are_gone(tmp_path, start):
+  lines = [{'step': step, 'train/loss': 1.0, 'test/loss': 2.0} for step in range(start + 2)]
+  lines.insert(start, {'step': start, 'test/accuracy': 0.5})
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  write(tmp_path, start, [], lambda name: name == 'train/loss', writers=(NAME,))
+  kept = {'step': start, 'train/loss': 1.0}
+  assert writers.read_history(path) == [*lines[:start], kept]
+  first = [(0, {'train/loss': 1.0, 'test/loss': 2.0})] if start == 1 else []
+  told = [*first, (start, {'train/loss': 1.0})]
+  assert calls == [('open', tmp_path.name, 64, start - 1), *told, 'close']
 
 
 def test_a_writer_of_the_user_s_own_is_told_everything_and_closed(tmp_path):

@@ -151,13 +151,13 @@ def _entries(state: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _KeepBest(preservation_policy.PreservationPolicy):
-  """Keeps the checkpoint of one step, the best so far."""
+  """Keeps the checkpoints of some steps, those of the best evaluation so far."""
 
-  step: int | None = None
+  steps: set[int] = dataclasses.field(default_factory=set)
 
   def should_preserve(self, checkpoints, *, context):
     del context
-    return [checkpoint.step == self.step for checkpoint in checkpoints]
+    return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
 class Checkpointer:
@@ -195,7 +195,7 @@ class Checkpointer:
     Args:
       state: a TrainState; arrays on devices or host.
       meta: what the run carries on the host, JSON-able; `meta['best']`, where it isn't None, has
-        the `step` of the best checkpoint, which is kept.
+        the `step` of the best checkpoint, which is kept. So is that of `meta['best_if_longer']`.
     """
     if self._manager is None:
       return
@@ -203,7 +203,8 @@ class Checkpointer:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    self._best.step = meta['best'] and meta['best']['step']
+    found = (meta.get(name) for name in ('best', 'best_if_longer'))
+    self._best.steps = {best['step'] for best in found if best}
     self._manager.save(
       step,
       args=ocp.args.Composite(

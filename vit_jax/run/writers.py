@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -161,11 +161,25 @@ def find(name: str) -> type[Writer]:
 class MetricWriter(contextlib.AbstractContextManager):
   """Appends metrics to metrics.jsonl, tells them writers, and draws plots/curves.png from them."""
 
-  def __init__(self, workdir: Path, config: ConfigDict, start_step: int, enabled: bool = True):
+  def __init__(
+    self,
+    workdir: Path,
+    config: ConfigDict,
+    start_step: int,
+    enabled: bool = True,
+    is_kept: Callable[[str], bool] = lambda name: True,
+  ):
     """Opens the files, and the writers that `config.writers` names.
 
-    Lines after `start_step`, which a resumed run writes again, are dropped. Only the history is
-    kept where not `enabled`: one process of several writes.
+    Lines after `start_step`, which a resumed run writes again, are dropped.
+
+    Args:
+      workdir: the run directory.
+      config: the experiment, resolved.
+      start_step: that the run goes on from.
+      enabled: else only the history is kept: one process of several writes.
+      is_kept: whether a metric of `start_step` is, by its name. A run that goes on from its former
+        end had more there.
     """
     self._workdir, self._enabled, self.history = workdir, enabled, []
     self._writers, self._stack = [], contextlib.ExitStack()
@@ -174,17 +188,28 @@ class MetricWriter(contextlib.AbstractContextManager):
     path = workdir / 'metrics.jsonl'
     if start_step:  # else the first evaluation will be written again, too
       self.history = [line for line in read_history(path) if line['step'] <= start_step]
+    last, again = [line for line in self.history if line['step'] == start_step], []
+    kept = [{k: v for k, v in line.items() if k == 'step' or is_kept(k)} for line in last]
+    if kept != last:
+      self.history[-len(last) :] = [line for line in kept if len(line) > 1]
+      start_step -= 1  # writers drop what they have of that step
+      again = [line for line in self.history if line['step'] > start_step or not start_step]
     directory.write_text(path, ''.join(json.dumps(line) + '\n' for line in self.history))
     self._file = self._stack.enter_context(path.open('a', buffering=1))
     for name in config.writers:
       self._writers.append(find(name)(workdir, config, start_step))
       self._stack.callback(self._writers[-1].close)
+    for line in again:
+      self._tell(line['step'], {name: value for name, value in line.items() if name != 'step'})
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Appends one line; `values` maps names like 'train/loss' to numbers."""
     self.history.append({'step': step, **values})
     if self._enabled:
       self._file.write(json.dumps(self.history[-1]) + '\n')
+    self._tell(step, values)
+
+  def _tell(self, step: int, values: dict[str, float]) -> None:
     for writer in self._writers:
       writer.write(step, values)
 

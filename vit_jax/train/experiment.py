@@ -299,11 +299,18 @@ class Experiment:
       needed=self.config.monitor.rpartition('/')[2],
     )
 
-  @property
-  def monitor_period(self) -> int:
-    """Steps from one evaluation of that metric to the next."""
-    evaluator = self.config.monitor.partition('/')[0]
-    return self.evaluators.periods.get(evaluator, self.config.eval_every)
+  def period(self, name: str) -> int | None:
+    """Returns steps from one value of a metric to the next; None where it is due at the end alone.
+
+    Args:
+      name: as in metrics.jsonl, 'train/loss', 'val/loss', 'knn/accuracy', 'images_per_second'.
+    """
+    judge = name.partition('/')[0]
+    if judge == self.judged:
+      return self.config.eval_every
+    if judge == 'test':
+      return None
+    return self.evaluators.periods.get(judge, self.config.log_every)
 
   @property
   def input_shape(self) -> tuple[int, ...]:

@@ -95,6 +95,8 @@ class Run:
     self.state, self.step = feeds.put_on_devices(state), int(state.step)
     self.window = metrics.Window(experiment.task.metrics, self.meta['window'])
     self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
+    if self.step < self.config.num_steps and 'best_if_longer' in self.meta:
+      self.meta['best'] = self.meta.pop('best_if_longer')
 
   @property
   def done(self) -> bool:
@@ -128,6 +130,11 @@ class Run:
     _check_finite(found, self.step)
     return found
 
+  def is_regular(self, name: str) -> bool:
+    """Whether a metric is due after this step, were it not the last."""
+    period = self.experiment.period(name)
+    return self.done or (period is not None and self.step % period == 0)
+
   def test(self) -> dict[str, dict[str, float]]:
     """Evaluates on the test split what has been judged on another, at the end of the run.
 
@@ -160,8 +167,10 @@ class Run:
     is_better = best is None or value * sign > best['value'] * sign
     if is_better:
       self.meta['best'] = {'step': self.step, 'value': value}
-    if self.step % self.experiment.monitor_period:
-      return  # due at the end alone, which a longer run wouldn't have here
+    if self.step % self.experiment.period(self.config.monitor):
+      # Due at the end alone. A longer run, which this may become, doesn't have it here.
+      self.meta['best_if_longer'] = best
+      return
     self.meta['waited'] = 0 if is_better else self.meta['waited'] + 1
     patience = self.config.early_stopping_patience
     self.meta['stopped'] = bool(patience) and self.meta['waited'] >= patience
@@ -214,7 +223,8 @@ class Run:
         raise Interrupted(f'stopped and saved after step {self.step}', signum)
 
   def _log(self, writer, progress, logged: tuple[float, int]) -> tuple[float, int]:
-    values = self.window.report()
+    # A longer run may have no report here, and goes on adding.
+    values = self.window.report(keep=self.step % self.config.log_every > 0)
     seconds, steps = self.seconds - logged[0], self.timed_steps - logged[1]
     if steps:
       values['images_per_second'] = steps * self.config.batch_size / seconds
@@ -296,7 +306,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       return summary
     if _is_main() and not is_complete:  # those of a shorter run, which now goes on
       (workdir / 'results.json').unlink(missing_ok=True)
-    writer = stack.enter_context(writers.MetricWriter(workdir, run.config, run.step, _is_main()))
+    writer = stack.enter_context(
+      writers.MetricWriter(workdir, run.config, run.step, _is_main(), run.is_regular)
+    )
     shown = writers.Progress(run.config.num_steps, experiment.descriptions, _is_main())
     progress = stack.enter_context(shown)
     progress.note(experiment.describe())

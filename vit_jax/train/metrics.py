@@ -175,10 +175,14 @@ class Window:
         totals = self._totals.get(name, [0.0] * len(arrays))
         self._totals[name] = [total + x[i] for total, x in zip(totals, arrays, strict=True)]
 
-  def report(self) -> dict[str, float]:
-    """Returns the numbers by the names that they have in metrics.jsonl; starts a new window."""
+  def report(self, keep: bool = False) -> dict[str, float]:
+    """Returns the numbers by the names that they have in metrics.jsonl.
+
+    It starts a new window unless `keep`.
+    """
     numbers = values(self._metrics, self._totals)
-    self._totals = {}
+    if not keep:
+      self._totals = {}
     return {n if n in _STEP_METRICS else f'train/{n}': value for n, value in numbers.items()}
 
   def to_json(self) -> dict[str, list[Any]]:
