@@ -84,16 +84,18 @@ def start_distributed() -> None:
 
 def train(config: ConfigDict, workdir: Path) -> None:
   """Trains, or goes on where a run stopped."""
+  from configs import common
   from vit_jax.train import loop
 
-  loop.train_and_evaluate(config, workdir)
+  loop.train_and_evaluate(config, workdir, common.defaults)
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
   """Evaluates the best checkpoint."""
+  from configs import common
   from vit_jax.train import loop
 
-  loop.evaluate(config, workdir, _PREDICTIONS.value)
+  loop.evaluate(config, workdir, _PREDICTIONS.value, common.defaults)
 
 
 def preview(config: ConfigDict, workdir: Path) -> None:

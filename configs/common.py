@@ -169,6 +169,18 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   return c
 
 
+def defaults(config: ConfigDict) -> ConfigDict:
+  """Returns the defaults of the fields of `config`: these, its model's, task's, data set's, head's.
+
+  Runs of a version that had no such field did as its default says.
+  """
+  c = get_config(config.model.name, config.task)
+  config_fields.set_data(c, config.data.name)
+  if 'head' in config.model:
+    config_fields.set_head(c, config.model.head.name)
+  return c
+
+
 def _evaluator(**options: float) -> ConfigDict:
   """Returns the fields that every evaluator has, off, and its own."""
   c = ConfigDict()

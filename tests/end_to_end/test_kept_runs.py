@@ -98,6 +98,23 @@ def test_a_finished_run_is_known_again(train, tmp_path, name):
     assert float(shown[metric]) == pytest.approx(float(expected[metric]), rel=1e-3), metric
 
 
+@pytest.mark.parametrize(
+  ('mode', 'flag', 'message'),
+  [
+    ('train', '--config.data.sampling=balanced', "data.sampling 'uniform' there, 'balanced' now"),
+    (
+      'eval',
+      '--config.optimizer.weight_decay_end=0.1',
+      'optimizer.weight_decay_end None there, 0.1 now',
+    ),
+  ],
+)
+def test_fields_that_a_run_lacks_have_their_defaults(train, mode, flag, message):
+  result = train(*RUN, f'--mode={mode}', flag, f'--workdir={KEPT}/run', tiny=False)
+  assert result.returncode == 2
+  assert f'holds a run of another configuration ({message})' in result.stderr
+
+
 def test_results_that_record_no_units_are_formatted_by_the_metrics_names():
   assert read_descriptions(KEPT / 'resnet') == {}
   folder = KEPT / 'resnet'

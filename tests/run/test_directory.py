@@ -1,15 +1,19 @@
 """The run directory: which configurations are the same."""
 
+import functools
 import json
+import re
 
 import pytest
 from conftest import tiny_config
 
+from configs import common
 from vit_jax import config_fields
 from vit_jax.errors import UsageError
 from vit_jax.models import Backbone
 from vit_jax.models.vit import ViT
 from vit_jax.run import directory
+from vit_jax.train.experiment import Experiment
 
 FORMER = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'
 
@@ -92,14 +96,48 @@ def test_slices_of_folders_that_an_earlier_version_cut_are_refused(there):
     directory.check(workdir, config, only=('model',))
 
 
-def test_a_run_of_a_version_without_validation_has_none(there):
-  workdir = there()
+def check_as_former(workdir, without, **changes):
+  """Checks a config against that of a run of a version that had not these fields."""
   content = json.loads((workdir / 'config.json').read_text())
-  del content['data']['val_split']
+  for name in without:
+    *path, last = name.split('.')
+    del functools.reduce(dict.__getitem__, path, content)[last]
   (workdir / 'config.json').write_text(json.dumps(content))
-  directory.check(workdir, tiny_config())
-  with pytest.raises(UsageError, match=r"data\.val_split '' there, '10%' now"):
-    directory.check(workdir, tiny_config(**{'data.val_split': '10%'}))
+  given = tiny_config(**changes)
+  resolved = Experiment(given).config
+  unset = directory.unset_values(resolved, given, common.defaults(resolved))
+  directory.check(workdir, resolved, unset=unset)
+
+
+LATER = (
+  'data.val_split',
+  'data.sampling',
+  'model.class_token',
+  'loss.label_smoothing',
+  'evaluators',
+  'writers',
+)
+
+
+def test_fields_that_a_run_lacks_had_their_defaults(tmp_path):
+  (tmp_path / 'config.json').write_text(Experiment(tiny_config()).config.to_json_best_effort())
+  check_as_former(tmp_path, LATER, writers=())
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'message'),
+  [
+    ('data.val_split', '10%', "data.val_split '' there, '10%' now"),
+    ('data.sampling', 'balanced', "data.sampling 'uniform' there, 'balanced' now"),
+    ('model.class_token', True, 'model.class_token None there, True now'),
+    ('loss.label_smoothing', 0.1, 'loss.label_smoothing 0.0 there, 0.1 now'),
+    ('evaluators.knn.enabled', True, 'evaluators.knn.enabled False there, True now'),
+  ],
+)
+def test_and_no_other_values(tmp_path, name, value, message):
+  (tmp_path / 'config.json').write_text(Experiment(tiny_config()).config.to_json_best_effort())
+  with pytest.raises(UsageError, match=re.escape(message)):
+    check_as_former(tmp_path, LATER, **{name: value})
 
 
 def test_how_a_run_is_followed_may_change(there):

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ try:
 except ImportError:  # Windows, where nothing keeps two processes from training in a folder
   fcntl = None
 
-# Fields that change how fast or from where a run reads, and what it reports, not what it computes;
-# beside `reference`.
+# Fields that change what a run reports, not what it computes; and how fast it reads.
+_REPORTED = ('metrics', 'profile', 'reference', 'writers')
 _FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
-_FREE_FIELDS |= {'metrics', 'writers', 'profile'}
 
 # Those that a run may have another value of when it goes on, where its steps so far don't depend on
 # it; log_every follows from num_steps.
@@ -89,15 +89,34 @@ def _steps_done(workdir: Path) -> int:
   return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
+def unset_values(config: ConfigDict, given: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
+  """Returns field -> the value that it stands for in runs of versions that didn't have it.
+
+  It is the default. Where that is what a run is given now, it is what that is resolved to.
+
+  Args:
+    config: the resolved configuration.
+    given: the configuration before that; None in it stands for a default.
+    defaults: those of all fields.
+  """
+  resolved, asked, unset = (_flatten(_as_json(c)) for c in (config, given, defaults))
+  return {
+    name: resolved[name] if asked.get(name) in (None, default) else default
+    for name, default in unset.items()
+    if name in resolved
+  }
+
+
 def check(
   workdir: Path,
   config: ConfigDict,
   only: tuple[str, ...] = (),
   depending: Callable[[int, int], list[str]] | None = None,
+  unset: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
   """Raises UsageError unless `workdir` holds a run of the same configuration.
 
-  Fields that only one of the two versions of the project has are left out.
+  Fields that only one of the two versions of the project has, and `unset` hasn't, are left out.
 
   Args:
     workdir: the run directory.
@@ -105,10 +124,11 @@ def check(
     only: compares just these sections, for those who only read the run.
     depending: (num_steps, done) -> what in the steps done would have been another, were the run of
       that length; where it is nothing, the length may differ. None where it mustn't.
+    unset: values of fields that the run may lack; see `unset_values`.
   """
   old, new = _flatten(read_config(workdir)), _flatten(_as_json(config))
   is_former = 'data.val_split' not in old  # of a version that had none
-  old['data.val_split'] = old.get('data.val_split', '')
+  old = {**unset, **old}
   # A TFDS data set is the same wherever it is; a folder of images is known by its place.
   is_place = depends_on_dir(config.data.name)
   free = _FREE_FIELDS if is_place else _FREE_FIELDS | {'data.dir'}
@@ -118,7 +138,7 @@ def check(
     for name in sorted((old.keys() & new.keys()) - free)
     if old[name] != new[name] and (not only or name.startswith(only))
     if name != 'optimizer.no_decay' or (old[name], new[name]) != alike
-    if not name.startswith('reference.')
+    if not name.startswith(_REPORTED)
   ]
   if config.data.name in _FORMERLY_CONTIGUOUS and is_former:
     for name in ('data.train_split', 'data.test_split'):
@@ -165,6 +185,7 @@ def claimed(
   config: ConfigDict,
   model_config: ModelConfig,
   depending: Callable[[int, int], list[str]] | None = None,
+  unset: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Iterator[None]:
   """Makes `workdir` this experiment's, and no other process's until the end of the context.
 
@@ -175,13 +196,14 @@ def claimed(
     config: the resolved configuration, which is written to config.json.
     model_config: of the model that trains, which is written to model.json for those who load it.
     depending: as for `check`.
+    unset: as for `check`.
 
   Raises:
     UsageError: it can't be written, is in use, or holds something else.
   """
   if (workdir / 'config.json').exists():
     if has_checkpoints(workdir):
-      check(workdir, config, depending=depending)
+      check(workdir, config, depending=depending, unset=unset)
   elif workdir.is_dir() and any(workdir.iterdir()):
     raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
   try:

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from vit_jax.train.length import differing_schedules
 from vit_jax.train.profiler import Profiler
 from vit_jax.train.signals import StopSignal
 from vit_jax.train.state import make_plateau
+
+# The configuration -> the defaults of its fields.
+Defaults = Callable[[ConfigDict], ConfigDict]
 
 # What the shapes of a checkpoint depend on.
 _READ_BACK = ('model', 'task', 'optimizer', 'plateau', 'ema_decay', 'freeze', 'grad_clip_norm')
@@ -269,12 +272,23 @@ def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
   return summary if summary['step'] == step else None
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def _unset_values(
+  experiment: Experiment, given: ConfigDict, defaults: Defaults | None
+) -> dict[str, Any]:
+  config = experiment.config
+  return directory.unset_values(config, given, defaults(config)) if defaults else {}
+
+
+def train_and_evaluate(
+  config: ConfigDict, workdir: Path, defaults: Defaults | None = None
+) -> dict[str, Any]:
   """Trains the experiment in `workdir`, or goes on where a run there stopped.
 
   Args:
     config: the experiment, see configs/common.py.
     workdir: the run directory.
+    defaults: of the fields of a configuration. Fields that the run there lacks, as an earlier
+      version had none, must have them; without, they may have any value.
 
   Returns:
     The content of results.json.
@@ -289,8 +303,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stack.enter_context(_disk_errors(workdir))
     if _is_main():
       depending = functools.partial(differing_schedules, experiment.config)
-      claimed = directory.claimed(workdir, experiment.config, experiment.model_config, depending)
-      stack.enter_context(claimed)
+      unset = _unset_values(experiment, config, defaults)
+      configs = experiment.config, experiment.model_config
+      stack.enter_context(directory.claimed(workdir, *configs, depending, unset))
     # Decodes and compiles in the background; a run with results has likely nothing left to train.
     is_new = not (workdir / 'results.json').exists()
     train_feed = experiment.train_feed() if is_new else None
@@ -342,28 +357,32 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   return summary
 
 
-def evaluate(config: ConfigDict, workdir: Path, path: str | None = None) -> dict[str, Any]:
+def evaluate(
+  config: ConfigDict, workdir: Path, path: str | None = None, defaults: Defaults | None = None
+) -> dict[str, Any]:
   """Evaluates the best checkpoint in `workdir` (the last, where there is none) and prints it.
 
   Args:
     config: the experiment.
     workdir: the run directory.
     path: of a file for what is predicted of each example; see `predictions.writer`.
+    defaults: as for `train_and_evaluate`.
 
   Raises:
     UsageError: no run or checkpoint there, or all are damaged; `path` can't be written.
   """
   experiment = Experiment(config, workdir)
   with predictions.writer(experiment, path) as write:
+    if _is_main():
+      only = _READ_BACK + (_HELD_OUT if experiment.judged == 'val' else ())
+      unset = _unset_values(experiment, config, defaults)
+      directory.check(workdir, experiment.config, only, unset=unset)
     return _evaluate_best(experiment, workdir, write)
 
 
 def _evaluate_best(
   experiment: Experiment, workdir: Path, write: predictions.Write | None
 ) -> dict[str, Any]:
-  if _is_main():
-    only = _READ_BACK + (_HELD_OUT if experiment.judged == 'val' else ())
-    directory.check(workdir, experiment.config, only)
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
   template = experiment.state_shapes
   found = checkpointer.restore(template)
