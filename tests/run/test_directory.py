@@ -142,7 +142,9 @@ def test_and_no_other_values(tmp_path, name, value, message):
 
 def test_how_a_run_is_followed_may_change(there):
   workdir = there(writers=('tensorboard',), profile=(1, 2))
-  directory.check(workdir, tiny_config(writers=('wandb',), profile=()))
+  config = tiny_config(writers=('wandb',), profile=(), metrics=('f1',))
+  directory.check(workdir, config)
+  assert directory.changed_reports(workdir, config, {}) == ['metrics', 'profile', 'writers']
 
 
 @pytest.mark.parametrize(('name', 'alike'), [('mnist', True), ('folder', False), ('a:b', False)])

@@ -11,6 +11,7 @@ from accuracies import assert_accuracy
 from conftest import tiny_config
 from PIL import Image
 
+from configs import common
 from vit_jax import weights
 from vit_jax.errors import UsageError
 from vit_jax.run import directory
@@ -74,6 +75,20 @@ def test_results_are_those_of_the_last_checkpoint(finished):
   }
   assert results['parameters'] == sum(x.size for x in jax.tree.leaves(state.params))
   assert results['training']['images_per_second'] > 0
+
+
+def test_a_complete_run_says_what_is_asked_of_it_too_late(finished, capsys):
+  config, workdir, _ = finished
+  config = config.copy_and_resolve_references()
+  config.update(metrics=('f1',), profile=(1, 2), reference={'test/accuracy': 0.5})
+  before = (workdir / 'config.json').read_text()
+  loop.train_and_evaluate(config, workdir, common.defaults)
+  line = capsys.readouterr().out.splitlines()[1]
+  assert line == (
+    f'{workdir}: config.metrics, config.profile, config.reference: changed too late to have an '
+    'effect; --mode=eval gives these metrics'
+  )
+  assert (workdir / 'config.json').read_text() == before
 
 
 def test_curves_show_something(finished):

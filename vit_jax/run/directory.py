@@ -107,6 +107,18 @@ def unset_values(config: ConfigDict, given: ConfigDict, defaults: ConfigDict) ->
   }
 
 
+def changed_reports(workdir: Path, config: ConfigDict, unset: Mapping[str, Any]) -> list[str]:
+  """Returns the fields of what a run reports in which `config` differs from the run in `workdir`.
+
+  Args:
+    workdir: the run directory.
+    config: the resolved configuration.
+    unset: as `unset_values` returns them.
+  """
+  old, new = {**unset, **read_config(workdir)}, _as_json(config)
+  return [name for name in _REPORTED if name in old and old[name] != new[name]]
+
+
 def check(
   workdir: Path,
   config: ConfigDict,
@@ -167,6 +179,12 @@ def check(
   raise UsageError(f'--workdir: {workdir} {problem}; {_ANOTHER.format(workdir)}')
 
 
+def write_configs(workdir: Path, config: ConfigDict, model_config: ModelConfig) -> None:
+  """Writes config.json, and model.json for those who load the model."""
+  write_json(workdir / 'config.json', _as_json(config))
+  write_json(workdir / 'model.json', model_config.to_dict())
+
+
 def _lock(workdir: Path) -> int | None:
   """Locks `workdir` until this process ends; returns what closes it, None on Windows."""
   if fcntl is None:
@@ -189,28 +207,30 @@ def claimed(
 ) -> Iterator[None]:
   """Makes `workdir` this experiment's, and no other process's until the end of the context.
 
-  It must be new or empty, or hold a run of the same configuration, or one that saved nothing.
+  It must be new or empty, or hold a run of the same configuration, or one that saved nothing. What
+  `write_configs` writes is there then, of a run that saved something that run's.
 
   Args:
     workdir: the run directory.
-    config: the resolved configuration, which is written to config.json.
-    model_config: of the model that trains, which is written to model.json for those who load it.
+    config: the resolved configuration.
+    model_config: of the model that trains.
     depending: as for `check`.
     unset: as for `check`.
 
   Raises:
     UsageError: it can't be written, is in use, or holds something else.
   """
+  is_begun = has_checkpoints(workdir)
   if (workdir / 'config.json').exists():
-    if has_checkpoints(workdir):
+    if is_begun:
       check(workdir, config, depending=depending, unset=unset)
   elif workdir.is_dir() and any(workdir.iterdir()):
     raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(workdir)
-    write_json(workdir / 'config.json', _as_json(config))
-    write_json(workdir / 'model.json', model_config.to_dict())
+    if not is_begun:
+      write_configs(workdir, config, model_config)
   except OSError as e:
     raise UsageError(f'--workdir: {workdir} cannot be written ({e.strerror})') from e
   try:

@@ -317,10 +317,15 @@ def train_and_evaluate(
     if summary:
       early = ', where it stopped early' if run.meta['stopped'] else ''
       print(f'{workdir}: complete after step {run.step}{early}, nothing is left to train')
+      if changed := directory.changed_reports(workdir, run.config, unset):
+        names = ', '.join(f'config.{name}' for name in changed)
+        advice = '; --mode=eval gives these metrics' if 'metrics' in changed else ''
+        print(f'{workdir}: {names}: changed too late to have an effect{advice}')
       print(results.table(summary, workdir), flush=True)
       return summary
-    if _is_main() and not is_complete:  # those of a shorter run, which now goes on
-      (workdir / 'results.json').unlink(missing_ok=True)
+    if _is_main() and not is_complete:
+      directory.write_configs(workdir, *configs)
+      (workdir / 'results.json').unlink(missing_ok=True)  # of a shorter run, which now goes on
     writer = stack.enter_context(
       writers.MetricWriter(workdir, run.config, run.step, _is_main(), run.is_regular)
     )
