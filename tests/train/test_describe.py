@@ -3,12 +3,14 @@
 import importlib
 import re
 
+import jax
 import mask_folders
 import pytest
 import yolo_folders
 from conftest import tiny_config
 
 from vit_jax import weights
+from vit_jax.errors import UsageError
 from vit_jax.train import describe
 from vit_jax.train.experiment import Experiment
 
@@ -39,6 +41,14 @@ def number(cells):
   """FLOPs in a line."""
   value, unit = cells[0].split()[:2]
   return float(value) * 1000 ** ' kMGTPE'.index(unit.removesuffix('FLOP') or ' ')
+
+
+def test_several_processes_compile_nothing(monkeypatch):
+  experiment = Experiment(tiny_config())
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  assert 'such as activations: --compile' in describe.describe(experiment)
+  with pytest.raises(UsageError, match='--compile: not with several processes'):
+    describe.describe(experiment, compile=True)
 
 
 def test_numbers_are_those_by_hand():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax import models
+from vit_jax.errors import UsageError
 from vit_jax.train import partition
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.state import TrainState
@@ -27,7 +28,12 @@ def describe(experiment: Experiment, compile: bool = False) -> str:
   Args:
     experiment: built, not started.
     compile: compile the training step, which may take minutes, to ask how much memory it takes.
+
+  Raises:
+    UsageError: `compile` with several processes.
   """
+  if compile and jax.process_count() > 1:
+    raise UsageError('--compile: not with several processes; describe the experiment in one')
   state = experiment.state_shapes
   sections = {
     'layers': _layers(experiment),
