@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -53,20 +54,29 @@ def enlarge(config: ConfigDict, size: int) -> None:
     config.augment[name] = round(config.augment[name] * factor)
 
 
-def split_arg(arg: str, default_size: str | None) -> tuple[str | None, str]:
+def split_arg(
+  arg: str, default_size: str | None, sizes: Collection[str] = (), example: str = 'cifar10'
+) -> tuple[str | None, str]:
   """Splits 'SIZE,DATASET', or 'DATASET' alone, into the two.
+
+  Args:
+    arg: of a config.
+    default_size: where `arg` has none.
+    sizes: those that might be the name of a data set, for their small letters.
+    example: a data set for the messages.
 
   Raises:
     UsageError: more parts than two, or an empty one, or a size alone.
   """
   parts = arg.split(',')
   if len(parts) > 2 or not all(parts):
-    raise UsageError(f"--config: {arg!r} is not 'SIZE,DATASET', as in 'Ti/4,cifar10'")
+    size = default_size or 'B/16'
+    raise UsageError(f"--config: {arg!r} is not 'SIZE,DATASET', as in '{size},{example}'")
   # Names of data sets are of small letters, and paths start with a dot, mostly; sizes with neither.
-  if len(parts) == 1 and re.match(r'[A-Z]|g/', arg) and not os.path.isdir(arg):
+  is_size = re.match(r'[A-Z\d]|g/|swin-', arg) or arg in sizes
+  if len(parts) == 1 and is_size and not os.path.isdir(arg):
     raise UsageError(
-      f'--config: {arg!r} is no folder; a size needs a data set after it, as in '
-      "'Ti/4,cifar10' or 'B/16,./images'"
+      f"--config: {arg!r} is no folder; a size needs a data set after it, as in '{arg},{example}'"
     )
   return parts[0] if len(parts) == 2 else default_size, parts[-1]
 

@@ -15,10 +15,13 @@ from vit_jax.errors import check_choice
 _STRIDES_OF_SMALL_IMAGES = (1, 1, 2, 2, 2)
 
 
+_SIZES = ('large', 'small')
+
+
 def get_config(arg: str = 'small,cifar10') -> ConfigDict:
   """Returns a recipe for ImageNet, with a cosine in place of torchvision's steps."""
-  size, dataset = datasets.split_arg(arg, default_size='small')
-  check_choice('--config: MobileNetV3 size', size, ('large', 'small'))
+  size, dataset = datasets.split_arg(arg, default_size='small', sizes=_SIZES)
+  check_choice('--config: MobileNetV3 size', size, _SIZES)
   c = common.get_config(f'mobilenet_v3_{size}')
   datasets.apply(c, dataset)
   if dataset in datasets.STORED_SIZES:

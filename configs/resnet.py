@@ -14,7 +14,7 @@ _DEPTHS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
 
 def get_config(arg: str = 'resnet18,cifar10') -> ConfigDict:
   """Returns torchvision's recipe for ImageNet, with a cosine in place of steps."""
-  depth, dataset = datasets.split_arg(arg, default_size='resnet18')
+  depth, dataset = datasets.split_arg(arg, default_size='resnet18', sizes=_DEPTHS)
   check_choice('--config: model', depth, _DEPTHS)
   c = common.get_config(model=depth)
   datasets.apply(c, dataset)

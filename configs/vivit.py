@@ -29,11 +29,14 @@ _TEMPORAL_LAYERS = 4  # of model 2, as published for B
 
 def get_config(arg: str = '1,moving_mnist') -> ConfigDict:
   """Returns a ViViT's configuration; `arg` is 'SIZE-MODEL,DATASET' or 'MODEL,moving_mnist'."""
-  variant, dataset = datasets.split_arg(arg, default_size='1')
+  variant, dataset = datasets.split_arg(arg, default_size='1', example='moving_mnist')
   size, _, number = variant.rpartition('-')
   match = re.fullmatch(r'(\w+/\d+)x([1-9]\d*)', size)
   if number not in _MODELS or not (match or (not size and dataset == 'moving_mnist')):
-    raise UsageError(f"--config: {variant!r} is not 'SIZE-MODEL', as in 'B/16x2-1'")
+    raise UsageError(
+      f"--config: {arg!r} is not 'SIZE-MODEL,DATASET', as in 'B/16x2-1,ucf101', or "
+      "'MODEL,moving_mnist'"
+    )
   name, attention = _MODELS[number]
   c = common.get_config(name)
   datasets.apply(c, dataset)

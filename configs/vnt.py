@@ -28,7 +28,9 @@ SIZES = {
 
 def get_config(arg: str = 'small,digits_in_space', model: str = 'vnt') -> ConfigDict:
   """Returns the configuration; `arg` is 'SIZE,DATASET', `model` a backbone with these fields."""
-  size, dataset = datasets.split_arg(arg, default_size='small')
+  size, dataset = datasets.split_arg(
+    arg, default_size='small', sizes=SIZES, example='digits_in_space'
+  )
   check_choice('--config: size', size, SIZES)
   c = common.get_config(model)
   datasets.apply(c, dataset)

@@ -7,7 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar10, digits, finetune, mae, mnist, simmim, token_learner, vit, vivit
+from configs import (
+  cifar10,
+  digits,
+  finetune,
+  mae,
+  mnist,
+  mobilenet,
+  part_segmentation,
+  point_transformer,
+  resnet,
+  simmim,
+  token_learner,
+  vit,
+  vivit,
+)
 from vit_jax import models
 from vit_jax.errors import UsageError
 from vit_jax.train import loop
@@ -174,6 +188,23 @@ def test_the_token_learner_comes_after_the_first_of_four_layers():
 def test_mistaken_arguments(name, arg, message):
   with pytest.raises(UsageError, match=message):
     get_config(name, arg)
+
+
+@pytest.mark.parametrize(
+  ('config', 'arg', 'expected'),
+  [
+    (resnet, 'resnet50', 'resnet50,cifar10'),
+    (mobilenet, 'large', 'large,cifar10'),
+    (simmim, 'swin-B', 'swin-B,cifar10'),
+    (vivit, 'B/16x2-1', 'B/16x2-1,moving_mnist'),
+    (vivit, '2', '2,moving_mnist'),
+    (point_transformer, 'base', 'base,digits_in_space'),
+    (part_segmentation, 'small', 'small,digits_in_space'),
+  ],
+)
+def test_a_size_alone_asks_for_a_data_set(config, arg, expected):
+  with pytest.raises(UsageError, match=f"^--config: '{arg}' is no folder; .* as in '{expected}'"):
+    config.get_config(arg)
 
 
 @pytest.mark.parametrize(

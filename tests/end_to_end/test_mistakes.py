@@ -50,7 +50,7 @@ MISTAKES = {
   'no regex': ([DIGITS, '--config.freeze=8'], r'config.freeze: 8 is not a regular expression'),
   'a size without a data set': (
     ['--config=configs/vit.py:S/16'],
-    r"--config: 'S/16' is no folder; a size needs a data set after it, as in 'Ti/4,cifar10'",
+    r"--config: 'S/16' is no folder; a size needs a data set after it, as in 'S/16,cifar10'",
   ),
   'no truth value': ([DIGITS, '--config.augment.flip=2'], r"flip: '2' is not true or false"),
   'a flag without its value': ([DIGITS, '--workdir'], r'Missing value for flag --workdir'),

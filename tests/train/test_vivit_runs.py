@@ -127,5 +127,5 @@ def test_configs_of_published_sizes():
 
 @pytest.mark.parametrize('arg', ['B/16-1,ucf101', '5,moving_mnist', '1,ucf101', 'B/16x2,ucf101'])
 def test_mistaken_arguments(arg):
-  with pytest.raises(UsageError, match=r"is not 'SIZE-MODEL', as in 'B/16x2-1'"):
+  with pytest.raises(UsageError, match=rf"--config: '{arg}' is not 'SIZE-MODEL,DATASET', as in"):
     vivit.get_config(arg)

@@ -29,12 +29,13 @@ def parse(variant: str) -> dict[str, Any]:
   """
   size, _, patch = variant.partition('/')
   if size not in SIZES:
-    raise UsageError(f'model size {size!r} is not one of {", ".join(SIZES)}{_nearest_size(size)}')
+    names = ', '.join(SIZES)
+    raise UsageError(f'--config: model size {size!r} is not one of {names}{_nearest_size(size)}')
   sides = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', patch)
   if not sides:
     nearest = 'x'.join(re.findall(r'[1-9]\d*', patch)[:2]) or '16'
     raise UsageError(
-      f'model patch {patch!r} is not a number of pixels or HEIGHTxWIDTH; '
+      f'--config: model patch {patch!r} is not a number of pixels or HEIGHTxWIDTH; '
       f"did you mean '{size}/{nearest}'?"
     )
   height = int(sides[1])
