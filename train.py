@@ -100,19 +100,26 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 
 def preview(config: ConfigDict, workdir: Path) -> None:
   """Draws what the model is trained on, beside the run directory, which stays as it is."""
+  import jax
+
   from vit_jax import preview
   from vit_jax.train.experiment import Experiment
 
   experiment = Experiment(config, workdir)
-  preview.write(experiment, Path(f'{workdir}-preview'), (_STEP.value or 1) - 1)
+  if not jax.process_index():
+    preview.write(experiment, Path(f'{workdir}-preview'), (_STEP.value or 1) - 1)
 
 
 def describe(config: ConfigDict, workdir: Path) -> None:
   """Prints what the experiment is."""
+  import jax
+
   from vit_jax.train.describe import describe
   from vit_jax.train.experiment import Experiment
 
-  print(describe(Experiment(config, workdir), compile=bool(_COMPILE.value)))
+  text = describe(Experiment(config, workdir), compile=bool(_COMPILE.value))
+  if not jax.process_index():
+    print(text)
 
 
 _MODES = {'train': train, 'eval': evaluate, 'preview': preview, 'describe': describe}
@@ -126,13 +133,9 @@ def main() -> None:
   for flag, mode in given:
     if flag.value is not None and _MODE.value != mode:
       raise UsageError(f'--{flag.name}: only with --mode={mode}')
-  import jax
-
   start_distributed()
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)
-  if _MODE.value in ('preview', 'describe') and jax.process_index():
-    return  # process 0 does it
   _MODES[_MODE.value](_CONFIG.value, workdir)
 
 

@@ -2,10 +2,12 @@
 
 import json
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import start_training
+from conftest import ROOT, start_training
 
 RUN = (
   '--config.num_steps=20',
@@ -107,6 +109,17 @@ def test_two_processes_of_four_devices_give_the_losses_of_one_and_resume(one_dev
   assert 'going on after step 13' in outputs[0]
   np.testing.assert_allclose(column(tmp_path, 'train/loss'), expected, rtol=1e-4)
   assert_same_evaluation(tmp_path, one_device)
+
+
+def test_every_process_meets_the_mistakes_of_a_preview(tmp_path):
+  """Were it process 0 alone, the others would wait for it until they are aborted."""
+  code = (
+    'import jax, pathlib, sys, train; from configs import digits; jax.process_index = lambda: 1; '
+    'c = digits.get_config(); c.data.name = "x"; train.preview(c, pathlib.Path(sys.argv[1]))'
+  )
+  command = [sys.executable, '-c', code, tmp_path / 'run']
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert "config.data.name: 'x' is not " in result.stderr.splitlines()[-1]
 
 
 def test_two_processes_start_from_the_weights_of_a_run_and_stream(one_device, train, tmp_path):
