@@ -11,7 +11,7 @@ from vit_jax.models.registry import (
   head_config,
   open_config,
 )
-from vit_jax.models.variables import flatten, unflatten
+from vit_jax.models.variables import flatten, num_entries, unflatten
 
 __all__ = [
   'BACKBONES',
@@ -25,6 +25,7 @@ __all__ = [
   'default_config',
   'flatten',
   'head_config',
+  'num_entries',
   'open_config',
   'unflatten',
 ]

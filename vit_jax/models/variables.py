@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax
+import jax
 
 Variables = dict[str, Any]
 
@@ -29,3 +30,8 @@ def unflatten(
     for name, leaf in flat.items()
   }
   return {'params': {}} | flax.traverse_util.unflatten_dict(paths, sep='/')
+
+
+def num_entries(tree: Any) -> int:
+  """Returns how many numbers a tree of arrays has, or of their shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))

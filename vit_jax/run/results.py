@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from vit_jax import host_memory
+from vit_jax import host_memory, models
 from vit_jax.run.metrics import Descriptions, format_classes, format_value, format_values
 
 
@@ -58,7 +58,7 @@ def collect(
     'monitor': config.monitor,
     'metrics': run.experiment.descriptions,
     'reference': config.reference.to_dict(),
-    'parameters': sum(x.size for x in jax.tree.leaves(run.state.params)),
+    'parameters': models.num_entries(run.state.params),
     'flops_per_image': run.experiment.flops_per_image(run.state),
     'training': {
       'seconds': run.seconds,  # of this process, without compilation and evaluation

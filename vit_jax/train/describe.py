@@ -48,10 +48,6 @@ def describe(experiment: Experiment, compile: bool = False) -> str:
   return '\n'.join(lines)
 
 
-def _size(tree: Any) -> int:
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
 def _bytes(tree: Any) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -147,13 +143,16 @@ def _parameters(experiment: Experiment, state: TrainState) -> list[str]:
   rows = [('total', state.params, trainable)]
   rows += [(name, tree, trainable[name]) for name, tree in state.params.items()]
   table = [('', 'all', 'trained')]
-  table += [(_cut(name), f'{_size(tree):,}', f'{_size(some):,}') for name, tree, some in rows]
+  table += [
+    (_cut(name), f'{models.num_entries(tree):,}', f'{models.num_entries(some):,}')
+    for name, tree, some in rows
+  ]
   lines = _align(table, right=(1, 2))
   if state.model_state:
     names = ', '.join(state.model_state)
-    lines.append(f'and {_size(state.model_state):,} other numbers ({names})')
+    lines.append(f'and {models.num_entries(state.model_state):,} other numbers ({names})')
   if freeze:
-    lines.append(f'frozen by config.freeze={freeze}: {_size(frozen):,}')
+    lines.append(f'frozen by config.freeze={freeze}: {models.num_entries(frozen):,}')
   if experiment.config.freeze_first:
     lines.append(
       f'frozen for the first {experiment.config.freeze_first_steps:,} steps: '

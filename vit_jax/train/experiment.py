@@ -54,10 +54,6 @@ from vit_jax.train.trace import check_train_size, init, trace
 _CLIPS = ('num_frames', 'frame_stride', 'temporal_views', 'spatial_crops')
 
 
-def _size(tree: Any) -> int:
-  return sum(x.size for x in jax.tree.leaves(tree))
-
-
 def _load(data: ConfigDict, split: str) -> Source:
   with field_prefix('config.data.', {'split': f'{split}_split'}):
     return load_source(data.name, data[f'{split}_split'], data.dir, data.options)
@@ -508,7 +504,7 @@ class Experiment:
     *counts, test = [f'{len(source):,} {split}' for split, (source, _) in self.sets.items()]
     inputs, shape = kinds.kind_of(self.model.INPUT).plural, 'x'.join(map(str, self._input_shape))
     where = 'resident on the device' if self.resident else 'streamed from the host'
-    count, trained = _size(self._param_shapes), _size(self._trainable)
+    count, trained = models.num_entries(self._param_shapes), models.num_entries(self._trainable)
     parameters = f'{count:,} parameters' + (f' ({trained:,} train)' if trained < count else '')
     classes = f', {self.num_classes} classes' if self.num_classes else ''
     lines = [
