@@ -11,13 +11,12 @@ from conftest import tiny_config
 from image_files import make_folder
 
 from vit_jax.comparison import runs
-from vit_jax.data import ArraySource, load_source
+from vit_jax.data import ArraySource, load_source, opening
 from vit_jax.data.sources.held_out import Subset
 from vit_jax.errors import UsageError
 from vit_jax.run import results
 from vit_jax.run.checkpoints import Checkpointer
 from vit_jax.run.writers import read_history
-from vit_jax.train import experiment as experiment_lib
 from vit_jax.train import loop, step
 from vit_jax.train.experiment import Experiment
 
@@ -114,15 +113,15 @@ def test_summary_and_comparison_say_which_is_which(finished):
 def test_shuffled_test_labels_choose_the_same_step_and_bits(finished, tmp_path, monkeypatch):
   workdir, found, _ = finished
 
-  def load(data, split):
-    source = load_source(data.name, data[f'{split}_split'])
+  def load(name, split, *rest):
+    source = load_source(name, split, *rest)
     if split == 'test':
       arrays = {'image': np.stack([record['image'] for record in source])}
       labels = np.random.default_rng(0).permutation(source.labels())
       source = ArraySource(arrays | {'label': labels}, source.class_names)
     return source
 
-  monkeypatch.setattr(experiment_lib, '_load', load)
+  monkeypatch.setattr(opening, 'load_source', load)
   shuffled = run(tmp_path / 'run')
   assert shuffled['best']['test/loss'] != found['best']['test/loss']
   for part in ('final', 'best'):

@@ -12,11 +12,10 @@ from vit_jax.data.loader import (
   resolve_resident,
   train_loader,
 )
+from vit_jax.data.opening import open_splits
 from vit_jax.data.preprocess import Preprocess, make_preprocess
 from vit_jax.data.sources import FOLDER_OF, load_source, title
-from vit_jax.data.sources.held_out import hold_out, percentage
 from vit_jax.data.sources.records import ArraySource, Record, Source
-from vit_jax.data.sources.splits import overlap
 from vit_jax.data.views import Views
 
 __all__ = [
@@ -30,11 +29,9 @@ __all__ = [
   'Views',
   'decode_image',
   'eval_loader',
-  'hold_out',
   'load_source',
   'make_preprocess',
-  'overlap',
-  'percentage',
+  'open_splits',
   'resolve_resident',
   'title',
   'train_loader',

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vit_jax.data import Source, hold_out, load_source, percentage, title
+from vit_jax.data import Source, open_splits, title
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.models import ModelConfig, fields
 from vit_jax.run import directory, metrics, plots, writers
@@ -52,20 +52,14 @@ def read_split(workdir: Path, split: str) -> tuple[Source, str]:
   """
   config = directory.read_config(workdir)
   try:
-    data = config['data']
-    share = data.get('val_split', '')  # earlier versions had none, nor options
-    percent = percentage(share) if split != 'test' else None
-    field = 'train_split' if percent else f'{split}_split'
-    name = share if field == 'val_split' else data[field]
-    place = data['name'], name, data['dir'], data.get('options')
+    data, seed = config['data'], config['seed']
+    given = {name: data[name] for name in ('name', 'dir', 'train_split', 'test_split')}
   except (KeyError, TypeError) as e:
     raise UsageError(f'--workdir: {workdir} holds no run (config.json names no data)') from e
-  if split == 'val' and not share:
+  given |= {name: data[name] for name in ('val_split', 'options') if name in data}  # came later
+  with field_prefix('config.'):
+    found = open_splits(given, seed, (split,))
+  if not found:
     raise UsageError(f'--split: {workdir} has no validation split')
-  with field_prefix('config.data.', {'split': field}):
-    source = load_source(*place)
-  name = f'{title(place[0], place[2])}, {place[1]}'
-  if not percent:
-    return source, name
-  left, held_out, _ = hold_out(source, percent, config['seed'])
-  return (held_out, f'{name}, {share} held out') if split == 'val' else (left, name)
+  source, name = found[split]
+  return source, f'{title(given["name"], given["dir"])}, {name}'

@@ -21,12 +21,9 @@ from vit_jax.data import (
   Views,
   augment,
   eval_loader,
-  hold_out,
   kinds,
-  load_source,
   make_preprocess,
-  overlap,
-  percentage,
+  open_splits,
   resolve_resident,
   title,
   train_loader,
@@ -52,32 +49,6 @@ from vit_jax.train.trace import check_train_size, init, trace
 
 # Fields of config.data that decide which frames of a video are taken, and where.
 _CLIPS = ('num_frames', 'frame_stride', 'temporal_views', 'spatial_crops')
-
-
-def _load(data: ConfigDict, split: str) -> Source:
-  with field_prefix('config.data.', {'split': f'{split}_split'}):
-    return load_source(data.name, data[f'{split}_split'], data.dir, data.options)
-
-
-def _open_sources(config: ConfigDict) -> tuple[dict[str, Source], str]:
-  """Returns split -> source, and where the validation split is from, in words."""
-  data, train, test = config.data, _load(config.data, 'train'), _load(config.data, 'test')
-  if not data.val_split:
-    return {'train': train, 'test': test}, ''
-  with field_prefix('config.', {'split': 'data.val_split'}):
-    if percent := percentage(data.val_split):
-      train, val, how = hold_out(train, percent, config.seed)
-      return {'train': train, 'val': val, 'test': test}, f'{data.val_split} of train, {how}'
-  val = _load(data, 'val')
-  for split, other in (('train', train), ('test', test)):
-    name = data[f'{split}_split']
-    if overlap(data.val_split, name) or not {*val.files}.isdisjoint(other.files):
-      raise UsageError(
-        f'config.data.val_split: {data.val_split!r} has examples of config.data.{split}_split='
-        f"{name!r}, too; give a share of what is trained on, such as '10%', or slices, as "
-        "'train[90%:]' beside --config.data.train_split='train[:90%]'"
-      )
-  return {'train': train, 'val': val, 'test': test}, data.val_split
 
 
 def _preprocess(data: ConfigDict, split: str) -> Preprocess:
@@ -125,8 +96,11 @@ class Experiment:
     """
     kind = resolve.find_task(config)
     targets = kind.TARGETS
-    sources, self._held_out = _open_sources(config)
+    with field_prefix('config.'):
+      opened = open_splits(config.data, config.seed)
+    sources = {split: source for split, (source, _) in opened.items()}
     self.judged = 'val' if 'val' in sources else 'test'
+    self._judges = opened[self.judged][1]
     channels = config.data.channels or sources['train'].channels
     self._warmup_asked_for = config.schedule.warmup_steps
     config, start = pretrained.complete(config, channels, workdir)
@@ -488,7 +462,7 @@ class Experiment:
     text = f'the best checkpoint is chosen by {monitor}, on'
     split = self.evaluators.splits.get(monitor.partition('/')[0], '')
     if self.judged == 'val' and not split:
-      return f'{text} val ({self._held_out}); test is evaluated once, at the end'
+      return f'{text} val ({self._judges}); test is evaluated once, at the end'
     text = f'{text} {split or test}'
     if self.judged == 'test' and split in ('', test):
       text += "; --config.data.val_split='10%' would choose on a part of train, and spare test"
