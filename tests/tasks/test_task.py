@@ -1,6 +1,7 @@
 """What any task can ask of training and evaluation, with tasks made for it."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from typing import ClassVar
@@ -194,7 +195,7 @@ def test_a_run_monitors_a_metric_of_arrays_and_resumes(tmp_path, resident):
   recalls = [results['best'][f'test/recall/{digit}'] for digit in range(10)]
   assert np.mean(recalls) == pytest.approx(results['best']['test/accuracy'], abs=0.05)
   assert not any(name.startswith('train/recall') for name in results['final'])
-  loop.train_and_evaluate(config, tmp_path / 'part')
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'part')
   (tmp_path / 'part' / 'checkpoints' / '6').rename(tmp_path / 'gone')
   (tmp_path / 'part' / 'results.json').unlink()
   assert loop.train_and_evaluate(config, tmp_path / 'part')['final'] == results['final']

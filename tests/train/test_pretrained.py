@@ -116,16 +116,14 @@ def test_the_moving_average_starts_there_too(source):
 def test_a_run_goes_on_without_its_weights(source, tmp_path):
   copy = tmp_path / 'm.npz'
   copy.write_bytes(source.read_bytes())
-  whole = loop.train_and_evaluate(finetuning(copy), tmp_path / 'whole')
-  part = finetuning(copy, checkpoint_every=2, eval_every=2)
-  loop.train_and_evaluate(part, tmp_path / 'part')
-  last = sorted((tmp_path / 'part' / 'checkpoints').glob('[0-9]*'))[-1]
-  assert last.name == '4'
-  last.rename(tmp_path / 'gone')
+  config = finetuning(copy, checkpoint_every=2, eval_every=2)
+  whole = loop.train_and_evaluate(config, tmp_path / 'run')
+  (tmp_path / 'run' / 'checkpoints' / '4').rename(tmp_path / 'gone')
+  (tmp_path / 'run' / 'results.json').unlink()
   copy.unlink()
-  resumed = loop.train_and_evaluate(part, tmp_path / 'part')
+  resumed = loop.train_and_evaluate(config, tmp_path / 'run')
   assert resumed['final'] == whole['final']
-  assert json.loads((tmp_path / 'part' / 'config.json').read_text())['model']['num_layers'] == 2
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['model']['num_layers'] == 2
 
 
 def test_a_run_starts_from_a_run(tmp_path):
