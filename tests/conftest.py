@@ -91,6 +91,7 @@ SWEEPS = (
   'test_benchmark.py::test_the_time_to_the_first_step',
   'test_experiment_configs.py::test_trains_and_cites',
   'train/test_describe.py::test_every_config_is_described',
+  'train/test_devices.py::test_eight_devices_stream',
   'train/test_devices.py::test_two_processes_start_from_the_weights_of_a_run_and_stream',
   'train/test_dino_runs.py::test_eight_devices',
   'train/test_loop.py::test_named_configs_train',
