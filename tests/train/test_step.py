@@ -193,7 +193,7 @@ for case in sys.argv[1:]:
   config = digits.get_config()
   config.model.update(hidden_size=16, mlp_dim=16, num_layers=1, num_heads=2)
   name, test_split, resident = case.split()
-  config.data.update(name=name, test_split=test_split, train_split='test', resident=resident)
+  config.data.update(name=name, test_split=test_split, train_split='test[:100]', resident=resident)
   config.augment.shift = 0
   experiment = Experiment(config)
   variables = put_on_devices(experiment.initial_state().eval_variables)
@@ -204,7 +204,7 @@ for case in sys.argv[1:]:
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_an_evaluation_counts_every_example_once(devices, tfds_dir):
-  sizes = {'digits all': 1797, 'mnist test': 10000}
+  sizes = {'digits all': 1797, 'mnist test[:1003]': 1003}
   cases = {f'{split} {resident}': sizes[split] for split in sizes for resident in ('yes', 'no')}
   env = virtual_devices(devices) | {'PYTHONPATH': str(ROOT)}
   command = [sys.executable, '-c', COUNT, *cases]
