@@ -1,10 +1,10 @@
 """What isn't imported: TensorFlow and PyTorch by a run, training by models, wherever they are."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+from command_server import command_server
 from conftest import ROOT, TINY
 
 # Streamed data and resident data, with TFDS and without.
@@ -23,22 +23,37 @@ SETS = {
 PACKAGES = 'tensorflow', 'torch'
 
 
-@pytest.fixture
-def spied(tmp_path):
-  """Installed packages of these names, which leave a mark when they are imported."""
-  site, mark = tmp_path / 'site', tmp_path / 'imported'
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  """A folder of packages of these names, which leave a mark when they are imported."""
+  root = tmp_path_factory.mktemp('site')
   for name in PACKAGES:
-    (site / name).mkdir(parents=True)
-    (site / name / '__init__.py').write_text(
-      f'import traceback; open({str(mark)!r}, "a").write("".join(traceback.format_stack()))\n'
+    (root / name).mkdir()
+    (root / name / '__init__.py').write_text(
+      f'import traceback; open({str(root / "mark")!r}, "a").write'
+      '("".join(traceback.format_stack()))\n'
     )
-  return site, mark
+  return root
+
+
+@pytest.fixture
+def mark(site):
+  path = site / 'mark'
+  path.unlink(missing_ok=True)
+  return path
+
+
+@pytest.fixture(scope='module')
+def train(site):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('PYTHONPATH', str(site))
+    with command_server('train') as run:
+      yield run
 
 
 @pytest.mark.parametrize('name', PACKAGES)
-def test_the_spies_work(spied, name):
+def test_the_spies_work(site, mark, name):
   """The test below can fail: an import of a spy leaves the mark."""
-  site, mark = spied
   subprocess.run(
     [sys.executable, '-c', f'import {name}'], env={'PYTHONPATH': str(site)}, check=True
   )
@@ -46,18 +61,11 @@ def test_the_spies_work(spied, name):
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_a_run_imports_neither(spied, tmp_path, request, name):
-  site, mark = spied
-  args = [f'--workdir={tmp_path}/run', *SETS[name]]
+def test_a_run_imports_neither(train, mark, tmp_path, request, name):
+  args = [*SETS[name], '--config.num_steps=3', f'--workdir={tmp_path}/run']
   if name == 'mnist':
     args += [f'--config.data.dir={request.getfixturevalue("tfds_dir")}']
-  result = subprocess.run(
-    [sys.executable, 'train.py', *TINY, *args, '--config.num_steps=3'],
-    env={**os.environ, 'PYTHONPATH': str(site)},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  result = train(*TINY, *args)
   assert result.returncode == 0, result.stderr
   assert not mark.exists(), mark.read_text()
 
