@@ -28,10 +28,18 @@ needs_pytorch = pytest.mark.skipif(
 
 
 @pytest.fixture(scope='module')
-def compare():
-  """Runs the command; returns its exit code, output and errors."""
+def hub_cache(tmp_path_factory):
+  """The folder of Hugging Face's cache."""
+  return tmp_path_factory.mktemp('hub')
+
+
+@pytest.fixture(scope='module')
+def compare(hub_cache):
+  """Runs the command, without a network; returns its exit code, output and errors."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('OMP_WAIT_POLICY', ENVIRONMENT['OMP_WAIT_POLICY'])
+    patch.setenv('HF_HUB_CACHE', str(hub_cache))
+    patch.setenv('HF_HUB_OFFLINE', '1')
     with command_server('vit_jax.compare', '[RUN...]') as run:
       yield run
 
@@ -45,8 +53,8 @@ def start_compare(*args, **env):
 
 
 @pytest.fixture
-def cached_on_the_hub(tmp_path):
-  """The environment in which 'some/vit' is in Hugging Face's cache, and no network."""
+def cached_on_the_hub(hub_cache):
+  """The name of a model in Hugging Face's cache."""
   transformers = pytest.importorskip('transformers')
   torch = pytest.importorskip('torch')
   torch.manual_seed(0)
@@ -63,21 +71,21 @@ def cached_on_the_hub(tmp_path):
       initializer_range=0.2,
     )
   )
-  folder, commit = tmp_path / 'hub' / 'models--some--vit', 'c' * 40
+  folder, commit = hub_cache / 'models--some--vit', 'c' * 40
   model.save_pretrained(folder / 'snapshots' / commit)
   (folder / 'refs').mkdir()
   (folder / 'refs' / 'main').write_text(commit)
-  return {'HF_HUB_CACHE': str(tmp_path / 'hub'), 'HF_HUB_OFFLINE': '1'}
+  return 'hf:some/vit'
 
 
 @needs_pytorch
-def test_json_of_a_hub_model_on_a_data_set(cached_on_the_hub):
-  args = ('--weights=hf:some/vit', '--dataset=digits', '--num_images=100', '--json')
-  result = start_compare(*args, *QUICK, **cached_on_the_hub)
+def test_json_of_a_hub_model_on_a_data_set(compare, cached_on_the_hub):
+  args = (f'--weights={cached_on_the_hub}', '--dataset=digits', '--num_images=100', '--json')
+  result = compare(*args, *QUICK)
   assert result.returncode == 0, result.stderr
   assert result.stderr == ''
   report = json.loads(result.stdout)
-  assert report['weights'] == 'hf:some/vit'
+  assert report['weights'] == cached_on_the_hub
   assert report['images'] == {'from': 'digits, test', 'count': 100, 'shape': [8, 8, 1]}
   assert report['logits']['largest_difference'] < 1e-4
   assert report['logits']['standard_deviation'] > 0.1
