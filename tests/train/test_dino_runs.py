@@ -1,5 +1,6 @@
 """Runs of DINO: what they resume, keep and pass on, on one device and on eight; and mistakes."""
 
+import functools
 import shutil
 
 import jax
@@ -53,9 +54,14 @@ def run(tmp_path_factory):
   return workdir, loop.train_and_evaluate(config(), workdir)
 
 
+@functools.cache
+def initial_state():
+  return Experiment(config()).initial_state()
+
+
 def state(workdir, step=6):
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
-  found, _ = checkpointer.restore(Experiment(config()).initial_state(), step)
+  found, _ = checkpointer.restore(initial_state(), step)
   checkpointer.close()
   return found
 
@@ -73,7 +79,7 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
 
 def test_what_changes_and_when(run):
   workdir, _ = run
-  start, middle, end = Experiment(config()).initial_state(), state(workdir, 3), state(workdir)
+  start, middle, end = initial_state(), state(workdir, 3), state(workdir)
   frozen = [s.params['last_layer']['kernel'] for s in (start, middle, end)]
   assert (frozen[0] != frozen[1]).all(), 'it starts after two steps'
   center = [s.model_state['batch_stats']['center'] for s in (start, middle, end)]

@@ -1,5 +1,6 @@
 """Runs that get another length: which may go on, and that they end as if they had always had it."""
 
+import functools
 import json
 import shutil
 
@@ -55,9 +56,14 @@ def run(workdir, num_steps, **changes):
   return loop.train_and_evaluate(config, workdir)
 
 
+@functools.cache
+def initial_state():
+  return Experiment(tiny_config(**FIELDS)).initial_state()
+
+
 def last_state(workdir):
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
-  state, meta = checkpointer.restore(Experiment(tiny_config(**FIELDS)).initial_state())
+  state, meta = checkpointer.restore(initial_state())
   checkpointer.close()
   return state, meta
 

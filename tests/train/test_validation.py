@@ -1,5 +1,6 @@
 """Runs with a validation split: it chooses, and the test split is evaluated once, at the end."""
 
+import functools
 import json
 import re
 import shutil
@@ -32,9 +33,14 @@ def run(workdir, **changes):
   return loop.train_and_evaluate(make_config(**changes), workdir)
 
 
+@functools.cache
+def initial_state():
+  return Experiment(make_config()).initial_state()
+
+
 def last_state(workdir):
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
-  state, meta = checkpointer.restore(Experiment(make_config()).initial_state())
+  state, meta = checkpointer.restore(initial_state())
   checkpointer.close()
   return state, meta
 
