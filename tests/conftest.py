@@ -171,6 +171,19 @@ def _forget_what_was_compiled():
     jax.clear_caches()
 
 
+@pytest.fixture
+def brief_ends(monkeypatch):
+  """Runs in this process end without counting operations and drawing curves.
+
+  For files with many runs; those that fixtures of modules keep count and draw.
+  """
+  from vit_jax.run.writers import MetricWriter
+  from vit_jax.train.experiment import Experiment
+
+  monkeypatch.setattr(Experiment, 'flops_per_image', lambda *_: {})
+  monkeypatch.setattr(MetricWriter, 'draw', lambda *_: None)
+
+
 @pytest.fixture(scope='session')
 def train():
   """Runs train.py to its end; returns its exit code, output and errors."""

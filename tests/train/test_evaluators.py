@@ -22,6 +22,8 @@ from vit_jax.train import evaluators, loop
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 ON = {'evaluators.knn.enabled': True}
 
 

@@ -17,6 +17,8 @@ from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import differing_schedules
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 FIELDS = {
   'eval_every': 4,
   'log_every': 4,

@@ -21,6 +21,8 @@ from vit_jax.run.writers import read_history
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):

@@ -16,6 +16,8 @@ from vit_jax.run.writers import read_history
 from vit_jax.train import loop, metrics, predictions
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 METRICS = ('recall', 'macro_f1', 'accuracy', 'user_metrics:cost', 'user_metrics:shares')
 
 

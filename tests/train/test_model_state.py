@@ -25,6 +25,8 @@ from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import MAX_STEPS, put_on_devices
 from vit_jax.train.state import TrainState, create_state
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 BATCH = 16
 TASK = tasks.build('classification', {}, 3)
 MODEL = ResNet(num_classes=3, stage_sizes=(1, 1), num_filters=4, axis_name='batch')

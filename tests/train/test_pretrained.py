@@ -15,6 +15,8 @@ from vit_jax.models.vit import TOKENIZER
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 SOURCE = SQUARE.replace(activation='gelu_exact', norm_epsilon=1e-5, image_size=(12, 16), channels=1)
 
 

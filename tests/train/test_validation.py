@@ -21,6 +21,8 @@ from vit_jax.run.writers import read_history
 from vit_jax.train import loop, step
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 
 def make_config(**changes):
   """Of a run whose best evaluation on the validation split isn't its last."""
