@@ -1,5 +1,6 @@
 """Running statistics through training: whose they are, what moves them, what is kept of them."""
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -146,39 +147,73 @@ def test_the_average_of_the_parameters_is_evaluated_with_the_statistics_of_now()
   assert loss / count == pytest.approx(float(losses.mean()), rel=1e-4)
 
 
-def main(path, devices):
-  """Saves what some steps with and without accumulation give."""
+CASES = {  # name -> (model, micro-batches)
+  'whole': (MODEL, 1),
+  'halves': (MODEL, 2),
+  'mobilevit': (MOBILEVIT, 1),
+}
+
+
+def main(path, devices, *cases):
+  """Saves what some steps give."""
   found = {}
-  for parts, model in ((1, MODEL), (2, MODEL), ('mobilevit', MOBILEVIT)):
-    config = step_config(grad_accum_steps=parts if model is MODEL else 1)
-    states, log = run_steps(config, 3, devices, model)
+  for case in cases:
+    model, parts = CASES[case]
+    states, log = run_steps(step_config(grad_accum_steps=parts), 3, devices, model)
     flat = {
       'model_state': states[-1].model_state,
       'params': states[-1].params,
       'log': {str(i): {n: pair[0] / pair[1] for n, pair in m.items()} for i, m in enumerate(log)},
     }
     flat = flax.traverse_util.flatten_dict(flat, sep='/')
-    found |= {f'{parts}/{name}': value for name, value in flat.items()}
+    found |= {f'{case}/{name}': value for name, value in flat.items()}
   np.savez(path, **found)
+
+
+def on_one_device_and_on_eight(folder, *cases):
+  """Returns what `main` saves of one device, after a look at what it does of eight."""
+  code = 'import sys; sys.path[:0] = sys.argv[1:3]; import test_model_state as t; '
+  code += 't.main(sys.argv[3], 8, *sys.argv[4:])'
+  command = [sys.executable, '-c', code, ROOT / 'tests' / 'train', ROOT / 'tests']
+  command += [folder / 'eight.npz', *cases]
+  eight = subprocess.Popen(command, env=virtual_devices(8), cwd=ROOT)
+  main(folder / 'one.npz', 1, *cases)
+  assert eight.wait(timeout=300) == 0
+  one, eight = (np.load(folder / f'{name}.npz') for name in ('one', 'eight'))
+  assert set(one) == set(eight)
+  for name in one:
+    np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=2e-5, err_msg=name)
+  return one
 
 
 def test_eight_devices_have_the_statistics_and_losses_of_one(tmp_path):
   """Statistics are those of the global batch, and its gradient flows through them."""
-  code = 'import sys; sys.path[:0] = sys.argv[1:3]; import test_model_state as t; '
-  code += 't.main(sys.argv[3], 8)'
-  env = virtual_devices(8)
-  command = [sys.executable, '-c', code, ROOT / 'tests' / 'train', ROOT / 'tests']
-  command += [tmp_path / 'eight.npz']
-  eight = subprocess.Popen(command, env=env, cwd=ROOT)
-  main(tmp_path / 'one.npz', 1)
-  assert eight.wait(timeout=300) == 0
-  one, eight = (np.load(tmp_path / f'{name}.npz') for name in ('one', 'eight'))
-  assert set(one) == set(eight)
-  assert any(name.startswith('mobilevit/model_state/batch_stats/layer_5_1/') for name in one)
-  for name in one:
-    np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=2e-5, err_msg=name)
-  whole, halves = (one[f'{parts}/model_state/batch_stats/bn1/var'] for parts in (1, 2))
+  one = on_one_device_and_on_eight(tmp_path, 'whole', 'halves')
+  whole, halves = (one[f'{case}/model_state/batch_stats/bn1/var'] for case in ('whole', 'halves'))
   assert np.abs(whole - halves).max() > 1e-3
+
+
+def test_eight_devices_train_a_mobilevit_as_one_does(tmp_path):
+  one = on_one_device_and_on_eight(tmp_path, 'mobilevit')
+  assert any(name.startswith('mobilevit/model_state/batch_stats/layer_5_1/') for name in one)
+
+
+def test_every_norm_of_a_mobilevit_is_of_the_global_batch():
+  """Each sums its statistics over the devices."""
+  image, alone = jax.ShapeDtypeStruct((2, 16, 16, 3), np.float32), MOBILEVIT.clone(axis_name=None)
+  variables = jax.eval_shape(alone.init, jax.random.key(0), image)
+
+  def trained(variables, image, model):
+    return model.apply(variables, image, train=True, mutable=['batch_stats'])
+
+  def count_sums(model):
+    trace = jax.make_jaxpr(functools.partial(trained, model=model), axis_env=[('batch', 8)])
+    return str(trace(variables, image)).count('psum')
+
+  norms = len(jax.tree.leaves(variables['batch_stats'])) // 2  # mean and variance
+  assert norms > 10
+  assert count_sums(MOBILEVIT) == norms
+  assert count_sums(alone) == 0
 
 
 def run_config(**changes):
