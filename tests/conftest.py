@@ -95,6 +95,7 @@ SWEEPS = (
   'train/test_devices.py::test_eight_devices_stream',
   'train/test_devices.py::test_two_processes_start_from_the_weights_of_a_run_and_stream',
   'train/test_dino_runs.py::test_eight_devices',
+  'train/test_label_runs.py::test_several_classes_an_image_of_tfds',
   'train/test_loop.py::test_named_configs_train',
   'train/test_model_state.py::test_eight_devices_train_a_mobilevit',
   'train/test_point_runs.py::test_a_run_is_explained',
