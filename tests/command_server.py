@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 
 from conftest import ROOT
+from training_process import serving_process
 
 # Not in the tests' process: commands define flags of equal names.
 _SERVER = """
@@ -43,7 +45,7 @@ for line in sys.stdin:
 
 
 @contextlib.contextmanager
-def command_server(module, *arguments):
+def command_server(module, *arguments, fresh=False):
   """Yields a function that runs the command of a module.
 
   It takes the command's arguments and flags, and returns exit code, output and errors.
@@ -51,19 +53,22 @@ def command_server(module, *arguments):
   Args:
     module: with the command's `main`.
     *arguments: the names of the command's arguments, as `vit_jax.cli.run` takes them.
+    fresh: whether the process imports all by itself, for what depends on that.
   """
-  pipe = subprocess.PIPE
-  process = subprocess.Popen(
-    [sys.executable, '-c', _SERVER, module, *arguments],
-    cwd=ROOT,
-    stdin=pipe,
-    stdout=pipe,
-    text=True,
-  )
+  start = _fresh_process if fresh else serving_process
+  with start(_SERVER, [module, *arguments], dict(os.environ), ROOT) as (requests, answers):
 
-  def run(*args):
-    print(json.dumps([str(arg) for arg in args]), file=process.stdin, flush=True)
-    return subprocess.CompletedProcess(args, *json.loads(process.stdout.readline()))
+    def run(*args):
+      print(json.dumps([str(arg) for arg in args]), file=requests, flush=True)
+      return subprocess.CompletedProcess(args, *json.loads(answers.readline()))
 
-  yield run
-  process.communicate()
+    yield run
+
+
+@contextlib.contextmanager
+def _fresh_process(code, args, environment, cwd):
+  pipe, command = subprocess.PIPE, [sys.executable, '-c', code, *args]
+  with subprocess.Popen(
+    command, env=environment, cwd=cwd, stdin=pipe, stdout=pipe, text=True
+  ) as process:
+    yield process.stdin, process.stdout

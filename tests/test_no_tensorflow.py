@@ -47,7 +47,7 @@ def mark(site):
 def train(site):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTHONPATH', str(site))
-    with command_server('train') as run:
+    with command_server('train', fresh=True) as run:
       yield run
 
 

@@ -1,9 +1,10 @@
-"""train.py in a process of its own, forked from one that has imported the libraries already.
+"""train.py and others in processes forked from one that has imported the libraries already.
 
 The imports would be most of what such a process takes.
 """
 
 import atexit
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -33,6 +34,41 @@ def _run(args, environment, cwd, outputs):
     sys.stdout.flush()
     sys.stderr.flush()
     atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+def _serve(code, args, environment, cwd, requests, answers):
+  """In the process: what the interpreter does for code that reads lines and writes some."""
+  os.chdir(cwd)
+  os.environ.update(environment)
+  os.dup2(requests.fileno(), 0)
+  os.dup2(answers.fileno(), 1)
+  requests.close()
+  answers.close()
+  sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, 'w')
+  sys.argv = ['-c', *args]
+  leave = os._exit
+  try:
+    exec(code, {'__name__': '__main__'})
+  finally:
+    os._exit = leave  # which the code may have replaced
+
+
+@contextlib.contextmanager
+def serving_process(code, args, environment, cwd):
+  """Yields (file to write requests to, file of answers) of a process that runs `code`."""
+  (read_requests, requests), (answers, write_answers) = (
+    _CONTEXT.Pipe(duplex=False) for _ in range(2)
+  )
+  ends = read_requests, write_answers
+  process = _CONTEXT.Process(target=_serve, args=(code, args, environment, cwd, *ends))
+  process.start()
+  files = os.fdopen(os.dup(requests.fileno()), 'w'), os.fdopen(os.dup(answers.fileno()))
+  for connection in (read_requests, requests, answers, write_answers):
+    connection.close()
+  with files[1]:
+    with files[0]:
+      yield files
+    process.join()
 
 
 class TrainingProcess:
