@@ -16,6 +16,8 @@ from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 TINY = {
   'model.hidden_size': 16,
   'model.mlp_dim': 16,

@@ -24,6 +24,8 @@ from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.optimizers import learning_rate_factors
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 SIX_BLOCKS = r'backbone/(embedding|cls|Transformer/(posembed_input|encoderblock_[0-5]))'
 
 

@@ -16,6 +16,8 @@ from vit_jax.run.writers import read_history
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 HEAD = {
   'model.head.hidden_size': 8,
   'model.head.num_layers': 1,

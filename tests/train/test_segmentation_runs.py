@@ -24,6 +24,8 @@ from vit_jax.run.writers import read_history
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 SEGVIT = {
   'model.head.layers': (0,),
   'model.head.num_heads': 1,

@@ -18,6 +18,8 @@ from vit_jax.run.writers import read_history
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 SWIN = {
   'model.embed_dim': 8,
   'model.depths': (1, 1),

@@ -17,6 +17,8 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.train import loop
 from vit_jax.train.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures('brief_ends')
+
 SIZES = {'mlp_dim': 16, 'num_layers': 1, 'num_heads': 2}
 SMALL = {'hidden_size': 8, **SIZES} | {
   f'{part}_{name}': size for part in ('spatial', 'temporal') for name, size in SIZES.items()
