@@ -100,6 +100,7 @@ SWEEPS = (
   'train/test_model_state.py::test_eight_devices_train_a_mobilevit',
   'train/test_point_runs.py::test_a_run_is_explained',
   'train/test_segmentation_runs.py::test_eight_devices',
+  'train/test_simmim_runs.py::test_eight_devices',
 )
 
 
