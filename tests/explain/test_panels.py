@@ -26,3 +26,8 @@ def test_rows_are_even_and_hold_whole_groups(count, columns, group, rows):
   width = figure.get_figwidth()
   assert 0 < axes[0].get_position().x0 * width < 0.1
   assert max(axis.get_position().x1 for axis in axes) <= 1
+
+
+def test_empty_captions_take_no_line():
+  assert panels.count_lines(['', '']) == 0
+  assert panels.count_lines(['a', 'b\nc', '']) == 2

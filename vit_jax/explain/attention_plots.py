@@ -76,7 +76,7 @@ def _rows(
     title,
     aspect=height / width,
     header_lines=1,
-    caption_lines=1,
+    caption_lines=panels.count_lines(captions),
     footer_lines=footer_lines,
   )
   rows = np.reshape(axes, (batch, count + 1))

@@ -73,8 +73,8 @@ def caption(axis: Axes, text: str, loc: str = 'center') -> None:
 
 
 def count_lines(captions: Sequence[str]) -> int:
-  """Returns the number of lines of the longest caption."""
-  return max(text.count('\n') for text in captions) + 1
+  """Returns the number of lines of the longest caption; 0 where all are empty."""
+  return max(len(text.splitlines()) for text in captions)
 
 
 def show(axis: Axes, image: np.ndarray) -> None:
