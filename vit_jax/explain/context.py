@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UsageError
-from vit_jax.explain import attention
+from vit_jax.explain import attention, panels
 from vit_jax.explain.evaluation import Evaluation
 from vit_jax.explain.masks import MaskEvaluation
 from vit_jax.models.backbone import Attention, Backbone, Layout
@@ -18,14 +18,8 @@ from vit_jax.models.config import ModelConfig, Preprocessing
 from vit_jax.tasks import task_for
 
 NOT_OF_MODEL = 'not of this model'
-_LONGEST = 28  # characters of a name in a caption, or of a line of several
 _MOST_LINES = 3  # of the names of an image's classes
 _T = TypeVar('_T')
-
-
-def shorten(name: str) -> str:
-  """Returns a name that fits under an image."""
-  return name if len(name) <= _LONGEST else f'{name[: _LONGEST - 1]}…'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +138,7 @@ class Context:
     """For each image, in a few lines: its file, what classes are predicted, and the true ones."""
     captions = []
     for i, file_name in enumerate(self.file_names):
-      lines = [shorten(file_name)] if file_name else []
+      lines = [panels.shorten(file_name)] if file_name else []
       if self.predictions is not None:
         lines.append(f'predicted {self._join_names(self._predicted_classes(i))}')
       if self.labels is not None:
@@ -164,10 +158,10 @@ class Context:
 
   def _join_names(self, classes: Sequence[int]) -> str:
     # A line doesn't end within a name.
-    names = [shorten(self.class_names[c]).replace(' ', '\xa0') for c in classes] or ['none']
+    names = [panels.shorten(self.class_names[c]).replace(' ', '\xa0') for c in classes] or ['none']
     options = {'break_long_words': False, 'break_on_hyphens': False}
     text = textwrap.fill(
-      ', '.join(names), _LONGEST, max_lines=_MOST_LINES, placeholder=' …', **options
+      ', '.join(names), panels.LONGEST, max_lines=_MOST_LINES, placeholder=' …', **options
     )
     return text.replace('\xa0', ' ')
 

@@ -11,7 +11,6 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from vit_jax.explain import masks, panels
-from vit_jax.explain.context import shorten
 
 _COMPONENTS = 50  # of which t-SNE makes two
 _PERPLEXITY = 30
@@ -69,7 +68,7 @@ def map_figure(
     title: of the figure.
   """
   present = [] if labels is None else np.unique(labels).tolist()
-  names = [shorten(class_names[label]) for label in present]
+  names = [panels.shorten(class_names[label]) for label in present]
   is_listed = len(names) <= _MOST_LISTED
   lines = -(-len(names) // _LEGEND_COLUMNS) if is_listed else 1
   width, height = 2 * _SIDE + 3 * _GAP, _TITLE + _SIDE + _GAP + _LINE * lines

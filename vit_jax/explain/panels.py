@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 SMALL = 9  # points, of captions
+LONGEST = 28  # characters of a name in a caption, or of a line of several
 PLAIN = {'parse_math': False}  # names of files and classes may have dollars
 
 _WIDTH = 9.0  # inches: 900 pixels at the 100 per inch that Matplotlib saves by default
@@ -70,6 +71,11 @@ def panels(
 def caption(axis: Axes, text: str, loc: str = 'center') -> None:
   """Puts text under a panel; what starts at its 'left' edge may be as wide as the row."""
   axis.set_xlabel(text, fontsize=SMALL, loc=loc, **PLAIN)
+
+
+def shorten(name: str) -> str:
+  """Returns a name that fits under an image."""
+  return name if len(name) <= LONGEST else f'{name[: LONGEST - 1]}…'
 
 
 def count_lines(captions: Sequence[str]) -> int:

@@ -17,11 +17,12 @@ from vit_jax.explain import (
   filters,
   masks,
   mistakes,
+  panels,
   positions,
   reconstructions,
   token_maps,
 )
-from vit_jax.explain.context import NOT_OF_MODEL, Context, shorten
+from vit_jax.explain.context import NOT_OF_MODEL, Context
 from vit_jax.models.backbone import Attention, AttentionMaps
 from vit_jax.models.heads.mae import join_patches
 
@@ -94,7 +95,7 @@ def _gradient_rollout(context: Context) -> Figure | str:
   classes, name = context.predictions, 'the predicted class'
   if context.target is not None:
     classes = np.full_like(classes, context.target)
-    name = f"class '{shorten(context.class_names[context.target])}'"
+    name = f"class '{panels.shorten(context.class_names[context.target])}'"
   weigh = jax.jit(functools.partial(attention.weigh_by_gradient, context.backbone))
   weighed = (
     jax.device_get(weigh(context.backbone_variables, image[None], label[None]))
@@ -241,7 +242,7 @@ def _confusion(context: Context) -> Figure | str:
   if isinstance(evaluation, str):
     return evaluation
   predicted = evaluation.probabilities.argmax(axis=1)
-  names = [shorten(name) for name in context.class_names]
+  names = [panels.shorten(name) for name in context.class_names]
   counts = mistakes.confusion_matrix(evaluation.labels, predicted, len(names))
   return mistakes.confusion_figure(counts, names, title=f'Confusion matrix: {evaluation.name}')
 

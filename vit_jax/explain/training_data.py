@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from vit_jax.data import Source, clouds, kinds
 from vit_jax.explain import boxes, masks, panels
-from vit_jax.explain.context import shorten
 
 MOST_EXAMPLES = 24  # of a figure
 _COLUMNS = 6
@@ -144,11 +143,11 @@ def _tiles_of_view(
 def _caption(label: np.ndarray, class_names: Sequence[str], is_narrow: bool) -> str:
   """Returns the name of a class; of several, float [K], with the shares of those mixed."""
   if np.ndim(label) == 0:
-    names = [shorten(class_names[label])]
+    names = [panels.shorten(class_names[label])]
   else:
     found = [i for i in np.argsort(-label, kind='stable') if label[i] > 0]
     names = [
-      shorten(class_names[i]) + ('' if label[i] == 1 else f' {label[i]:.0%}')
+      panels.shorten(class_names[i]) + ('' if label[i] == 1 else f' {label[i]:.0%}')
       for i in found[:_MOST_CLASSES]
     ]
     if len(found) > _MOST_CLASSES:
@@ -272,7 +271,7 @@ def _named_bars(splits, class_names, title):
     axis.set_xlabel(found.unit, fontsize=panels.SMALL)
     axis.tick_params(labelsize=size)
     axis.margins(y=0.01)
-  names = [shorten(name) for name in class_names]
+  names = [panels.shorten(name) for name in class_names]
   axes[0].set_yticks(np.arange(count), names, fontsize=size, **panels.PLAIN)
   axes[0].invert_yaxis()
   figure.suptitle(title, **panels.PLAIN)
@@ -292,7 +291,7 @@ def _sorted_bars(splits, class_names, title):
     axis.set_xlim(-0.5, len(order) - 0.5)
     axis.set_ylim(bottom=0)
   ends = [
-    f'{what}: ' + ', '.join(shorten(class_names[i]) for i in some)
+    f'{what}: ' + ', '.join(panels.shorten(class_names[i]) for i in some)
     for what, some in (('first', order[:3]), ('last', order[-3:]))
   ]
   text = f'{len(order)} classes, the most frequent first\n' + '\n'.join(ends)
