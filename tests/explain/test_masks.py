@@ -41,6 +41,24 @@ def test_the_legend_names_the_classes_that_are_drawn_as_they_are_written(tmp_pat
     figure.savefig(tmp_path / 'figure.png')  # where dollars aren't mathematics
 
 
+@pytest.mark.parametrize(
+  ('num_classes', 'name'),
+  [(3, 'cat'), (24, 'black_footed_albatross_{}'), (120, 'a name of {} that is far too long')],
+)
+def test_a_legend_lies_under_the_images_and_is_not_cut_off(num_classes, name):
+  names = [name.format(i) for i in range(num_classes)]
+  image, ids = np.zeros((20, 20, 3), np.uint8), (np.arange(400) % num_classes).reshape(20, 20)
+  of_two = masks.masks_figure(image[None], ids[None], ids[None], names, [''])
+  assert [axis.get_title() for axis in of_two.axes] == ['true', 'predicted']
+  for figure in (masks.mask_figure(image, ids, names), of_two):
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == num_classes
+    box, images = legend.get_window_extent(), figure.axes[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert 0 <= box.y0 < box.y1 <= images.y0
+
+
 def test_the_worst_images_are_those_of_the_lowest_mean_iou_and_none_of_void_alone():
   hits = [[4, 4, 0], [0, 0, 0], [0, 2, 0], [1, 0, 0]]
   either = [[4, 8, 0], [0, 0, 0], [4, 4, 0], [10, 0, 0]]

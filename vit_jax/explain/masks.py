@@ -1,5 +1,6 @@
 """Masks over images, where they are wrong, and how well each class is found."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from vit_jax.predictor import Predictor
 from vit_jax.tasks.segmentation import class_iou, mean_iou
 
 _COVERAGE = 0.6  # of the image, by a class's colour
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS = 4  # at most
+_LEGEND_WIDTH = 7.5  # inches, that the narrowest figure has
+_CHARACTER, _HANDLE, _ROW = 0.07, 0.62, 0.21  # inches: of a name; before it; between rows
 _WIDTH = 8.0  # inches, of one image
 _IMAGES_IN_A_ROW = {1: 4, 2: 2}  # by the number of masks of each
 _NO_MASKS = 'the images have no masks'
@@ -70,15 +73,18 @@ def masks_figure(
   figure, axes = panels.panels(
     len(images) * len(drawn),
     _IMAGES_IN_A_ROW[len(drawn)] * len(drawn),
-    title or ('Predicted masks' if true_masks is None else 'Masks: true, and predicted'),
+    title or ('Predicted masks' if true_masks is None else 'Masks, true and predicted'),
     aspect=height / width,
+    header_lines=len(drawn) - 1,
     caption_lines=panels.count_lines(captions),
-    footer_lines=legend_lines(ids),
+    footer_lines=legend_lines(ids, class_names),
     group=len(drawn),
   )
   for i, axis in enumerate(axes):
     row, column = divmod(i, len(drawn))
     show_mask(axis, images[row], drawn[column][row], len(class_names))
+    if len(drawn) > 1 and i < _IMAGES_IN_A_ROW[2] * 2:
+      axis.set_title(('true', 'predicted')[column], fontsize=panels.SMALL, pad=3)
     panels.caption(axis, captions[row] if column == 0 else '', loc='left')
   add_legend(figure, ids, class_names)
   return figure
@@ -87,7 +93,7 @@ def masks_figure(
 def mask_figure(image: np.ndarray, mask: np.ndarray, class_names: Sequence[str]) -> Figure:
   """Draws a mask [H, W] over its image, uint8 [H, W, C], with a legend of the classes in it."""
   ids = [i for i in np.unique(mask).tolist() if i < len(class_names)]
-  legend = 0.22 * (1 + -(-len(ids) // _LEGEND_COLUMNS))  # inches
+  legend = panels.LINE * legend_lines(ids, class_names)
   height = _WIDTH * image.shape[0] / image.shape[1]
   figure = Figure(figsize=(_WIDTH, height + legend))
   share = legend / (height + legend)
@@ -104,16 +110,29 @@ def show_mask(axis: Axes, image: np.ndarray, mask: np.ndarray, num_classes: int)
   axis.imshow(np.concatenate([colors(num_classes)[mask] / 255, visible], axis=-1))
 
 
-def legend_lines(ids: Sequence[int]) -> int:
+def legend_lines(ids: Sequence[int], class_names: Sequence[str]) -> int:
   """Returns the lines of small text that a legend of classes takes; 0 of none."""
-  return 2 + -(-len(ids) // _LEGEND_COLUMNS) if ids else 0
+  if not ids:
+    return 0
+  rows = -(-len(ids) // _legend_columns([panels.shorten(class_names[i]) for i in ids]))
+  return math.ceil(_ROW * (rows + 0.5) / panels.LINE)
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+  """Returns how many columns of these names fit side by side."""
+  for count in range(_LEGEND_COLUMNS, 1, -1):
+    longest = [max(map(len, column), default=0) for column in np.array_split(names, count)]
+    if _CHARACTER * sum(longest) + _HANDLE * count <= _LEGEND_WIDTH:
+      return count
+  return 1
 
 
 def add_legend(figure: Figure, ids: Sequence[int], class_names: Sequence[str]) -> None:
   """Puts the names and colours of some classes at the foot of a figure."""
   table = colors(len(class_names)) / 255
-  handles = [Patch(color=table[i], label=class_names[i]) for i in ids]
-  options = {'ncols': _LEGEND_COLUMNS, 'fontsize': panels.SMALL, 'frameon': False}
+  names = [panels.shorten(class_names[i]) for i in ids]
+  handles = [Patch(color=table[i], label=name) for i, name in zip(ids, names, strict=True)]
+  options = {'ncols': _legend_columns(names), 'fontsize': panels.SMALL, 'frameon': False}
   for text in figure.legend(handles=handles, loc='lower center', **options).get_texts():
     text.set(**panels.PLAIN)
 

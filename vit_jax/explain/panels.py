@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 SMALL = 9  # points, of captions
+LINE = 0.17  # inches, of text of that size
 LONGEST = 28  # characters of a name in a caption, or of a line of several
 PLAIN = {'parse_math': False}  # names of files and classes may have dollars
 
@@ -19,7 +20,6 @@ _LARGEST = 2.2  # of a panel
 _LARGEST_OF_A_ROW = 3.6  # likewise, where there is but one row
 _GAP = 0.08  # between panels
 _TITLE = 0.4
-_LINE = 0.17  # of small text
 _HEAT = 0.25, 0.75  # how much of the image a map's lowest and highest colours cover
 
 COLOR_BAR_LINES = 4
@@ -54,10 +54,10 @@ def panels(
   columns = -(-count // (group * num_rows)) * group
   largest = _LARGEST if num_rows > 1 else _LARGEST_OF_A_ROW
   size = min((_WIDTH - _GAP) / columns - _GAP, largest)
-  row_height = size * aspect + _LINE * caption_lines + 2 * _GAP
-  top = _TITLE + _LINE * header_lines
+  row_height = size * aspect + LINE * caption_lines + 2 * _GAP
+  top = _TITLE + LINE * header_lines
   width = min(max(columns * (size + _GAP) + _GAP, _NARROWEST), _WIDTH)
-  height = top + num_rows * row_height + _LINE * footer_lines
+  height = top + num_rows * row_height + LINE * footer_lines
   figure = Figure(figsize=(width, height))
   figure.text(_GAP / width, 1 - _GAP / height, title, va='top', fontsize=11, **PLAIN)
   axes = []
@@ -98,7 +98,7 @@ def show_heat(axis: Axes, image: np.ndarray, values: np.ndarray, norm: Normalize
 
 def add_color_bar(figure: Figure, norm: Normalize, label: str) -> None:
   """Explains the colours of `show_heat` in `COLOR_BAR_LINES` lines at the foot of the figure."""
-  line = _LINE / figure.get_figheight()
+  line = LINE / figure.get_figheight()
   bar = figure.add_axes((0.2, 3 * line, 0.6, 0.9 * line))
   ticks = MaxNLocator(4)  # on a square-root scale more would meet at its right end
   mappable = ScalarMappable(norm, 'inferno')

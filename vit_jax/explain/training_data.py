@@ -79,7 +79,7 @@ def examples_figure(
     aspect=1 if has_points else tiles[0].values.shape[1] / tiles[0].values.shape[2],
     header_lines=int(any(tile.name for tile in tiles)),
     caption_lines=panels.count_lines(captions) if captions else 0,
-    footer_lines=masks.legend_lines(ids),
+    footer_lines=masks.legend_lines(ids, class_names),
   )
   reach = max(np.abs(tile.values[:count]).max() for tile in tiles)
   for i, axis in enumerate(axes):
