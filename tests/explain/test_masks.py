@@ -74,3 +74,4 @@ def test_bars_are_the_ious_over_all_images_the_highest_first():
   assert [bar.get_width() for bar in axis.patches] == [75, 25, 0]
   assert {text.get_text() for text in axis.texts} == {'75.0%', '25.0%', 'no pixels'}
   assert axis.figure.get_suptitle().endswith('(mean 50.0%)')
+  assert axis.get_ylim() == (2.6, -0.6)  # no empty rows above or below

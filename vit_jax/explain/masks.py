@@ -22,6 +22,7 @@ _COVERAGE = 0.6  # of the image, by a class's colour
 _LEGEND_COLUMNS = 4  # at most
 _LEGEND_WIDTH = 7.5  # inches, that the narrowest figure has
 _CHARACTER, _HANDLE, _ROW = 0.07, 0.62, 0.21  # inches: of a name; before it; between rows
+_MOST_SPACED = 30  # classes, whose bars are well apart
 _WIDTH = 8.0  # inches, of one image
 _IMAGES_IN_A_ROW = {1: 4, 2: 2}  # by the number of masks of each
 _NO_MASKS = 'the images have no masks'
@@ -216,16 +217,20 @@ def class_iou_figure(evaluation: MaskEvaluation, class_names: Sequence[str]) -> 
   ious = class_iou(hits, either)
   order = np.argsort(-np.nan_to_num(ious, nan=-1), kind='stable')
   table = colors(len(class_names)) / 255
-  figure = Figure(figsize=(8, 1.2 + 0.28 * len(class_names)), layout='constrained')
+  is_dense = len(class_names) > _MOST_SPACED
+  size = 7 if is_dense else panels.SMALL
+  height = 1.2 + len(class_names) * (0.17 if is_dense else 0.28)
+  figure = Figure(figsize=(8, height), layout='constrained')
   axis = figure.subplots()
   bars = axis.barh(
     np.arange(len(order)), 100 * np.nan_to_num(ious[order]), color=table[: len(order)][order]
   )
   texts = ['no pixels' if np.isnan(ious[i]) else f'{ious[i]:.1%}' for i in order]
-  axis.bar_label(bars, texts, padding=3, fontsize=panels.SMALL)
-  axis.set_yticks(np.arange(len(order)), [class_names[i] for i in order], **panels.PLAIN)
-  axis.invert_yaxis()
-  axis.set(xlabel='IoU (%)', xlim=(0, 108))
+  on_white = {'facecolor': 'white', 'linewidth': 0, 'pad': 0.5}  # over the line of the mean
+  axis.bar_label(bars, texts, padding=3, fontsize=size, bbox=on_white)
+  names = [panels.shorten(class_names[i]) for i in order]
+  axis.set_yticks(np.arange(len(order)), names, fontsize=size, **panels.PLAIN)
+  axis.set(xlabel='IoU (%); dashed: the mean', xlim=(0, 108), ylim=(len(order) - 0.4, -0.6))
   axis.axvline(100 * mean_iou(hits, either), color='black', linestyle='--', linewidth=1)
   title = f'IoU of each class: {evaluation.name} (mean {mean_iou(hits, either):.1%})'
   figure.suptitle(title, **panels.PLAIN)
