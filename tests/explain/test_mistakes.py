@@ -57,6 +57,7 @@ def counts(num_classes):
     (37, BREEDS, {}),
     (24, [*'ABCDEFGHIKLMNOPQRSTUVWXY'], {}),
     (200, [f'class {i} $' for i in range(200)], {}),
+    (51, [f'{i} black footed albatross {i}' for i in range(51)], {}),
   ],
 )
 def test_a_confusion_matrix_is_not_cut_off(num_classes, names, options):
@@ -98,6 +99,15 @@ def test_of_many_classes_the_worst_are_named():
   figure = confusion_figure(found, [f'breed {i}' for i in range(60)])
   expected = 'lowest recall: breed 1 47.4%, breed 2 50.0%, breed 3 52.4%'
   assert figure.get_suptitle().splitlines()[2] == expected
+
+
+def test_names_take_no_room_from_the_matrix():
+  sizes = []
+  for names in (['a', 'b', 'c'], ['american_crow_017', 'black_footed_albatross_02', 'fox']):
+    figure = confusion_figure(counts(3), names)
+    figure.draw_without_rendering()
+    sizes.append(figure.axes[0].get_window_extent().size)
+  np.testing.assert_allclose(*sizes, rtol=0.15)
 
 
 def test_zeros_are_left_out_of_many_cells():

@@ -8,6 +8,7 @@ import sklearn.metrics
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vit_jax.explain import panels
 
@@ -19,6 +20,8 @@ _BARS = 0.8  # inches, width of the bars beside it
 _LOWEST = 3  # classes of the lowest recall, named where the axes name none
 _MOST_NAMED = 50  # classes, that names on the axes can be read
 _WIDTH = 9.0  # inches, at most, of a matrix
+_TITLE_WIDTH = 100  # characters of a line
+_CHARACTER = 0.6  # width of one in a name, of its height
 _COLUMNS = 6  # of images
 _CAPTION_WIDTH = 20  # characters under an image
 
@@ -66,33 +69,38 @@ def confusion_figure(
   num_classes = len(counts)
   totals = counts.sum(axis=1)
   values = 100 * counts / np.maximum(totals, 1)[:, None] if normalize else counts
-  side = min(_WIDTH, max(5.5, 0.6 * num_classes + 3.2))
-  figure = Figure(figsize=(side, side * 0.9), layout='constrained')
-  axis, recalls = figure.subplots(1, 2, sharey=True, width_ratios=(_MATRIX_SHARE * side, _BARS))
+  across, down = _room_for_names(num_classes, class_names)
+  side = min(_WIDTH, max(5.5, 0.6 * num_classes + 3.2) + across)
+  figure = Figure(figsize=(side, (side - across) * 0.9 + down), layout='constrained')
+  matrix = _MATRIX_SHARE * (side - across)
+  axis, recalls = figure.subplots(1, 2, sharey=True, width_ratios=(matrix, _BARS))
   norm = PowerNorm(0.5, vmin=0, vmax=100 if normalize else max(values.max(), 1))
   drawn = axis.imshow(values, cmap='Blues', norm=norm, aspect='auto')
   right, total = np.trace(counts), counts.sum()
   lines = [title, f'{right:,} of {total:,} right ({right / max(total, 1):.2%})']
   if num_classes > _MOST_NAMED:
-    lines.append(f'lowest recall: {_lowest(np.diagonal(counts), totals, class_names)}')
+    lowest = f'lowest recall: {_lowest(np.diagonal(counts), totals, class_names)}'
+    filled = textwrap.fill(lowest, _TITLE_WIDTH, break_on_hyphens=False)
+    lines.append(filled.replace('\xa0', ' '))
   figure.suptitle('\n'.join(lines), fontsize=11, **panels.PLAIN)
   axis.set(xlabel='predicted class', ylabel='true class')
   _name_classes(axis, num_classes, class_names)
-  _number_cells(axis, values, norm, side)
+  _number_cells(axis, values, norm, matrix)
   _draw_recalls(recalls, np.diagonal(counts), totals)
   unit = 'percent of the true class' if normalize else 'images'
   label = f'{unit} (colours on a square-root scale)'
-  figure.colorbar(drawn, ax=axis, location='bottom', label=label, shrink=0.6, aspect=40)
+  style = {'location': 'bottom', 'shrink': 0.6, 'aspect': 40, 'ticks': MaxNLocator(4, integer=True)}
+  figure.colorbar(drawn, ax=axis, label=label, **style)
   return figure
 
 
 def _number_cells(axis: Axes, values: np.ndarray, norm: PowerNorm, side: float) -> None:
   """Writes the values into their cells, where they can be read; zeros where cells are few.
 
-  `side` is that of the figure in inches.
+  `side` is that of the matrix in inches.
   """
   texts = np.vectorize('{:.1f}'.format if values.dtype.kind == 'f' else str)(values)
-  cell = 72 * _MATRIX_SHARE * side / len(values)  # points
+  cell = 72 * side / len(values)  # points
   size = min(8, cell / (_DIGIT * max(map(len, texts.flat))))
   if size < _SMALLEST:
     return
@@ -107,7 +115,8 @@ def _lowest(right: np.ndarray, totals: np.ndarray, names: Sequence[str] | None) 
   """Returns the names of the classes with the lowest recall, and the recall."""
   there = np.flatnonzero(totals)
   order = there[np.argsort(right[there] / totals[there], kind='stable')][:_LOWEST]
-  return ', '.join(f'{panels.class_name(c, names)} {right[c] / totals[c]:.1%}' for c in order)
+  shares = (f'{panels.class_name(c, names)} {right[c] / totals[c]:.1%}' for c in order)
+  return ', '.join(text.replace(' ', '\xa0') for text in shares)  # a line doesn't end within one
 
 
 def _draw_recalls(axis: Axes, right: np.ndarray, totals: np.ndarray) -> None:
@@ -130,12 +139,32 @@ def _name_classes(axis: Axes, num_classes: int, names: Sequence[str] | None) -> 
   """Puts the classes on both axes, where there is room for them."""
   if num_classes > _MOST_NAMED:
     return
-  size = 9 if num_classes <= _MOST_NUMBERED else 7
-  texts = [panels.class_name(label, names) for label in range(num_classes)]
-  upright = max(map(len, texts)) > 3
-  style = {'fontsize': size, **panels.PLAIN}
-  axis.set_xticks(np.arange(num_classes), texts, rotation=90 if upright else 0, **style)
+  texts = _texts(num_classes, names)
+  style = {'fontsize': _text_size(num_classes), **panels.PLAIN}
+  rotation = 90 if _are_upright(texts) else 0
+  axis.set_xticks(np.arange(num_classes), texts, rotation=rotation, **style)
   axis.set_yticks(np.arange(num_classes), texts, **style)
+
+
+def _room_for_names(num_classes: int, names: Sequence[str] | None) -> tuple[float, float]:
+  """Returns how wide names beside a matrix, and how high those under it are, in inches."""
+  if num_classes > _MOST_NAMED:
+    return 0, 0
+  texts = _texts(num_classes, names)
+  longest = max(map(len, texts)) * _CHARACTER * _text_size(num_classes) / 72
+  return longest, longest if _are_upright(texts) else 0
+
+
+def _texts(num_classes: int, names: Sequence[str] | None) -> list[str]:
+  return [panels.class_name(label, names) for label in range(num_classes)]
+
+
+def _text_size(num_classes: int) -> int:
+  return panels.SMALL if num_classes <= _MOST_NUMBERED else 7
+
+
+def _are_upright(texts: Sequence[str]) -> bool:
+  return max(map(len, texts)) > 3
 
 
 def most_confidently_wrong(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
