@@ -31,3 +31,9 @@ def test_rows_are_even_and_hold_whole_groups(count, columns, group, rows):
 def test_empty_captions_take_no_line():
   assert panels.count_lines(['', '']) == 0
   assert panels.count_lines(['a', 'b\nc', '']) == 2
+
+
+def test_long_names_are_broken_between_words():
+  assert (
+    panels.wrap('predicted black_footed_albatross 12') == 'predicted black\nfooted albatross 12'
+  )

@@ -48,6 +48,7 @@ def test_images_are_drawn_as_they_were_before_normalisation():
     ([0, 1, 1, 0, 0], 'a$dog\nbird'),  # an example of two classes
     ([0.1, 0.2, 0.3, 0.4, 0], 'fish 40%\nbird 30%\na$dog 20%\n1 more'),
     ([0, 0, 0, 0, 0], ''),
+    ([0.996, 0.004, 0, 0, 0], 'cat'),
   ],
 )
 def test_mixed_classes_stand_there_with_their_shares(label, caption):

@@ -23,7 +23,6 @@ _WIDTH = 9.0  # inches, at most, of a matrix
 _TITLE_WIDTH = 100  # characters of a line
 _CHARACTER = 0.6  # width of one in a name, of its height
 _COLUMNS = 6  # of images
-_CAPTION_WIDTH = 20  # characters under an image
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -214,6 +213,6 @@ def wrong_figure(
 
 def _caption(label: int, probabilities: np.ndarray, names: Sequence[str] | None) -> str:
   predicted = probabilities.argmax()
-  true, taken_for = (panels.class_name(c, names).replace('_', ' ') for c in (label, predicted))
+  true, taken_for = (panels.class_name(c, names) for c in (label, predicted))
   lines = f'true {true}', f'predicted {taken_for}', f'{probabilities[predicted]:.1%}'
-  return '\n'.join(textwrap.fill(line, _CAPTION_WIDTH) for line in lines)
+  return '\n'.join(map(panels.wrap, lines))

@@ -1,5 +1,6 @@
 """Figures made of many small images, as wide as a README shows them."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,6 +77,11 @@ def caption(axis: Axes, text: str, loc: str = 'center') -> None:
 def shorten(name: str) -> str:
   """Returns a name that fits under an image."""
   return name if len(name) <= LONGEST else f'{name[: LONGEST - 1]}…'
+
+
+def wrap(text: str, width: int = 20) -> str:
+  """Breaks a name into lines that fit under one of six panels, at its spaces and underscores."""
+  return textwrap.fill(text.replace('_', ' '), width)
 
 
 def count_lines(captions: Sequence[str]) -> int:

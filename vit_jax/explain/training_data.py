@@ -1,6 +1,5 @@
 """What a model is trained on: examples as it gets them, and how many there are of each class."""
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,8 +16,8 @@ MOST_EXAMPLES = 24  # of a figure
 _COLUMNS = 6
 _MOST_ROWS = 6
 _MOST_FRAMES = 6  # of a video
-_CAPTION_WIDTH = 20  # characters under a picture
 _MOST_CLASSES = 3  # in a caption
+_SMALLEST = 0.005  # share of a class that is named, the others being 0%
 _MOST_READ = 2_000  # records whose masks or parts are counted
 _READ_AT_ONCE = 64
 _MOST_NAMED = 60  # classes, that their names can be read
@@ -145,16 +144,16 @@ def _caption(label: np.ndarray, class_names: Sequence[str], is_narrow: bool) -> 
   if np.ndim(label) == 0:
     names = [panels.shorten(class_names[label])]
   else:
-    found = [i for i in np.argsort(-label, kind='stable') if label[i] > 0]
+    found = [i for i in np.argsort(-label, kind='stable') if label[i] >= _SMALLEST]
     names = [
-      panels.shorten(class_names[i]) + ('' if label[i] == 1 else f' {label[i]:.0%}')
+      panels.shorten(class_names[i]) + ('' if label[i] > 1 - _SMALLEST else f' {label[i]:.0%}')
       for i in found[:_MOST_CLASSES]
     ]
     if len(found) > _MOST_CLASSES:
       names.append(f'{len(found) - _MOST_CLASSES} more')
   if not is_narrow:
     return ', '.join(names)
-  return '\n'.join(textwrap.fill(name, _CAPTION_WIDTH) for name in names)
+  return '\n'.join(map(panels.wrap, names))
 
 
 def _ids_in(tiles: Sequence[_Tile], count: int, num_classes: int) -> list[int]:
@@ -290,6 +289,7 @@ def _sorted_bars(splits, class_names, title):
     axis.set_ylabel(found.unit, fontsize=panels.SMALL)
     axis.set_xlim(-0.5, len(order) - 0.5)
     axis.set_ylim(bottom=0)
+    axis.yaxis.get_major_locator().set_params(integer=True)
   ends = [
     f'{what}: ' + ', '.join(panels.shorten(class_names[i]) for i in some)
     for what, some in (('first', order[:3]), ('last', order[-3:]))
