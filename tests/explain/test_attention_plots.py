@@ -35,3 +35,14 @@ def test_nothing_lies_outside_the_figure_or_over_something_else(count, num_maps)
       assert not any(caption.overlaps(other) for other in tiles if other.y1 < caption.y1)
     for i, tile in enumerate(tiles):
       assert not any(tile.overlaps(other) for other in tiles[:i])
+
+
+def test_of_many_maps_an_image_has_several_rows():
+  images = RNG.integers(0, 256, (2, 6, 9, 3), dtype=np.uint8)
+  names = [f'head {i}' for i in range(12)]
+  captions = ['first', 'second']
+  figure = attention_plots.highlights(images, RNG.random((2, 12, 6, 9)), names, captions, 'title')
+  assert [axis.get_title() for axis in figure.axes] == ['image', *names] * 2
+  tops = [round(axis.get_position().y1, 6) for axis in figure.axes]
+  assert [tops.count(top) for top in sorted(set(tops), reverse=True)] == [7, 6, 7, 6]
+  assert [axis.get_xlabel() for axis in figure.axes[::13]] == captions

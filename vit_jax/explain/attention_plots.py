@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from vit_jax.explain import panels
 
+_MOST_IN_A_ROW = 9  # panels that details can be seen in
 _PAIRS = 3  # of an image and its map in a row
 
 
@@ -68,25 +69,30 @@ def _rows(
   draw: Callable[[Axes, np.ndarray, np.ndarray], None],
   footer_lines: int = 0,
 ) -> Figure:
-  """Draws a row for each image, and in it by `draw` each of its maps."""
+  """Draws a row for each image, and in it by `draw` each of its maps; several rows of many maps."""
   batch, count, height, width = maps.shape
+  rows = -(-(count + 1) // _MOST_IN_A_ROW)  # of an image
+  columns = -(-(count + 1) // rows)
   figure, axes = panels.panels(
-    batch * (count + 1),
-    count + 1,
+    batch * rows * columns,
+    columns,
     title,
     aspect=height / width,
     header_lines=1,
-    caption_lines=panels.count_lines(captions),
+    caption_lines=panels.count_lines(captions) + (rows > 1),  # and the names over the next row
     footer_lines=footer_lines,
   )
-  rows = np.reshape(axes, (batch, count + 1))
-  for axis, name in zip(rows[0], ('image', *names), strict=True):
-    axis.set_title(name, fontsize=panels.SMALL)
-  for (first, *rest), image, image_maps, caption in zip(rows, images, maps, captions, strict=True):
-    panels.show(first, image)
-    panels.caption(first, caption, loc='left')
-    for axis, values in zip(rest, image_maps, strict=True):
-      draw(axis, image, values)
+  texts = ('image', *names)
+  for i, tiles in enumerate(np.reshape(axes, (batch, rows * columns))):
+    for axis, name in zip(tiles, texts, strict=False):
+      if rows > 1 or i == 0:
+        axis.set_title(name, fontsize=panels.SMALL, pad=3)
+    panels.show(tiles[0], images[i])
+    panels.caption(tiles[0], captions[i], loc='left')
+    for axis, values in zip(tiles[1:], maps[i], strict=False):
+      draw(axis, images[i], values)
+    for axis in tiles[len(texts) :]:
+      axis.remove()
   return figure
 
 

@@ -44,15 +44,11 @@ def _attention(context: Context) -> Figure | str:
   return attention_plots.overlays(
     context.images,
     attention.min_max_normalize(context.to_pixels(maps, first.patch, first.stride)),
-    ['mean', *_head_names(heads.shape[1])],
+    ['mean', *(f'head {i}' for i in range(heads.shape[1]))],
     context.lines,
     title=f'Attention of the {first.source}',
     label=_OVERLAID,
   )
-
-
-def _head_names(count: int) -> list[str]:
-  return ['head 0', *(f'head {i}' if count <= 8 else f'{i}' for i in range(1, count))]
 
 
 def _attention_masks(context: Context) -> Figure | str:
@@ -65,7 +61,7 @@ def _attention_masks(context: Context) -> Figure | str:
   return attention_plots.highlights(
     context.images,
     context.to_pixels(kept, first.patch, first.stride, attention.upsample_nearest),
-    _head_names(heads.shape[1]),
+    [f'head {i}' for i in range(heads.shape[1])],
     context.lines,
     title=f'Where {_MASS:.0%} of the attention of the {first.source} goes',
     darkest=_DARKEST,
