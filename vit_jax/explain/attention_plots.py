@@ -27,7 +27,7 @@ def highlights(
     images: uint8 [B, H, W, 1 or 3].
     maps: [B, K, H, W] in [0, 1].
     names: K texts over the columns.
-    captions: B texts of a line under the rows.
+    captions: B texts, put under the images.
     title: of the figure.
     darkest: brightness of black where a map is 1, so that it can be told from where it is 0.
   """
@@ -45,12 +45,14 @@ def overlays(
   captions: Sequence[str],
   title: str,
   label: str,
+  norm: Normalize | None = None,
 ) -> Figure:
   """Draws a row for each image: itself, and each of its maps as colours over it in grey.
 
-  Args are those of `highlights`, and `label`, of the colours.
+  Args are those of `highlights`, `label`, of the colours, and `norm`, which maps go to them by;
+  None for one from 0 to 1.
   """
-  norm = Normalize(0, 1)
+  norm = norm or Normalize(0, 1)
 
   def draw(axis, image, values):
     panels.show_heat(axis, image, values, norm)
