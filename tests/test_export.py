@@ -259,6 +259,7 @@ def test_missing_packages_name_the_extra(monkeypatch, tmp_path):
   [
     (('m.h5',), 'm.h5: give a name that ends in .onnx or .stablehlo'),
     (('there.onnx',), 'there.onnx: there already; remove it or give another name'),
+    (('there.stablehlo',), 'there.stablehlo.json: there already; remove it or give another name'),
     (('m.onnx', '--dtype=bfloat16'), '--dtype: .onnx has no such choice'),
     (('m.onnx', '--platforms=cpu'), '--platforms: .onnx has no such choice'),
     (('m.stablehlo', '--platforms=gpu'), "--platforms: 'gpu' is not one of cpu, cuda, rocm, tpu"),
@@ -267,9 +268,11 @@ def test_missing_packages_name_the_extra(monkeypatch, tmp_path):
   ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(export, tmp_path, args, message):
-  (tmp_path / 'there.onnx').write_text('')
+  there = {tmp_path / 'there.onnx', tmp_path / 'there.stablehlo.json'}
+  for path in there:
+    path.write_text('')
   result = export(RUN, *(arg if arg.startswith('-') else tmp_path / arg for arg in args))
   assert result.returncode == 2
   assert message in result.stderr.replace(f'{tmp_path}/', '')
   assert result.stderr.count('\n') == 1
-  assert [path.name for path in tmp_path.iterdir()] == ['there.onnx']
+  assert {*tmp_path.iterdir()} == there

@@ -31,9 +31,10 @@ def main(source: str, destination: str) -> None:
   path = Path(destination)
   if path.suffix not in FORMATS:
     raise UsageError(f'{path}: give a name that ends in {" or ".join(FORMATS)}')
-  if path.exists():
-    raise UsageError(f'{path}: there already; remove it or give another name')
   form, options = FORMATS[path.suffix], {}
+  for file in (path, *(Path(f'{path}{suffix}') for suffix in form.BESIDE)):
+    if file.exists():
+      raise UsageError(f'{file}: there already; remove it or give another name')
   if _PLATFORMS.value is not None:
     options['platforms'] = _PLATFORMS.value
   given = {*options, *(['dtype'] if _DTYPE.value != 'float32' else [])}

@@ -15,6 +15,7 @@ from vit_jax.models.layers import cpu
 from vit_jax.weights import files
 
 OPTIONS = ()
+BESIDE = ()
 
 
 def write(path: str | os.PathLike, function: Function) -> float:

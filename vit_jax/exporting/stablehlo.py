@@ -5,7 +5,6 @@ jax.export keeps a file readable for half a year at least; see its documentation
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.export
@@ -15,6 +14,8 @@ from vit_jax.exporting.function import Function
 from vit_jax.weights import files
 
 OPTIONS = ('platforms', 'dtype')
+_DESCRIPTION = '.json'
+BESIDE = (_DESCRIPTION,)
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
@@ -57,5 +58,5 @@ def write(
     'vjp_order': 0,
     'jax': jax.__version__,
   }
-  files.write_json(Path(f'{path}.json'), described)
+  files.write_json(f'{path}{_DESCRIPTION}', described)
   return difference
