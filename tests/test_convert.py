@@ -1,8 +1,11 @@
 """python -m vit_jax.convert as a user runs it."""
 
+import shutil
+
 import numpy as np
 import pytest
 from command_server import command_server
+from conftest import ROOT
 from small_vits import SQUARE, WIDE, assert_same, random_variables
 
 from vit_jax import models, weights
@@ -75,6 +78,16 @@ def test_a_resnet_has_a_line_of_its_own(convert, tmp_path):
   assert result.returncode == 0, result.stderr
   assert result.stdout == f'{target}: ResNet18, 32x48 images, 3 classes\n'
   assert_same(weights.load(target)[0], weights.load(source)[0])  # metadata comes in any order
+
+
+def test_a_card_that_fails_leaves_no_folder(convert, tmp_path):
+  run = shutil.copytree(ROOT / 'tests' / 'kept_runs' / 'resnet', tmp_path / 'run')
+  (run / 'results.json').write_text('{')
+  result = convert(run, tmp_path / 'new', '--to=huggingface')
+  assert result.returncode == 2
+  assert "run/results.json: cannot be read as a run's record" in result.stderr
+  assert result.stderr.count('\n') == 1
+  assert not (tmp_path / 'new').exists()
 
 
 def without_config(folder):

@@ -1,5 +1,6 @@
 """Converts weights: python -m vit_jax.convert SRC DST --to=FORMAT."""
 
+import shutil
 from pathlib import Path
 
 from absl import flags
@@ -33,11 +34,15 @@ def main(source: str, destination: str) -> None:
     if _PUSH.value is not None:
       hub.check_push(_PUSH.value)
   variables, config = weight_flags.load(source)
-  with field_prefix('--', {'format': 'to'}):
-    weights.save(variables, config, destination, format=_TO.value, allow=flags.FLAGS.allow)
-  if has_card:
-    name = _PUSH.value or Path(destination).name
-    card.write(Path(destination), config, source, name, _LICENSE.value)
+  try:
+    with field_prefix('--', {'format': 'to'}):
+      weights.save(variables, config, destination, format=_TO.value, allow=flags.FLAGS.allow)
+    if has_card:
+      name = _PUSH.value or Path(destination).name
+      card.write(Path(destination), config, source, name, _LICENSE.value)
+  except BaseException:  # Ctrl-C, too
+    shutil.rmtree(destination, ignore_errors=True)  # a folder that is whole, or none
+    raise
   size = 'x'.join(map(str, config.input_size or '?'))
   summary, inputs = config.backbone.summary(), kinds.kind_of(config.model.INPUT).plural
   print(f'{destination}: {summary}, {size} {inputs}, {config.num_classes} classes')

@@ -12,7 +12,7 @@ from vit_jax import weights
 from vit_jax.data import kinds
 from vit_jax.models import ModelConfig
 from vit_jax.run.metrics import format_value
-from vit_jax.weights import files
+from vit_jax.weights import files, hub
 
 CARD, PICTURE = 'README.md', 'curves.png'
 # A path from the root, from a home or from the current folder, within a command.
@@ -33,7 +33,7 @@ def write(folder: Path, config: ModelConfig, source: str, name: str, license: st
     license: of the weights, as the hub calls it; None where it isn't stated.
 
   Raises:
-    UsageError: it can't be written.
+    UsageError: it can't be written, or a file of the run can't be read.
   """
   run = Path(source)
   is_run = (run / 'model.json').exists()
@@ -66,7 +66,7 @@ def write(folder: Path, config: ModelConfig, source: str, name: str, license: st
 
 
 def _read(path: Path) -> dict[str, Any]:
-  return json.loads(path.read_text()) if path.exists() else {}
+  return hub.read_json(path, "a run's record") if path.exists() else {}
 
 
 def _without_paths(value: Any) -> Any:
