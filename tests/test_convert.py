@@ -28,7 +28,8 @@ def _convert():
 def test_help_shows_all_flags(convert):
   result = convert('--help')
   assert (result.returncode, result.stderr) == (0, '')
-  for text in ('python -m vit_jax.convert SRC DST', '--to: <augreg|', '--class_names: '):
+  choices = '--to=augreg|torchvision|timm|scenic|huggingface: Format of DST.'
+  for text in ('python -m vit_jax.convert SRC DST', choices, '--class_names: '):
     assert text in result.stdout
 
 

@@ -138,9 +138,13 @@ def _help(command: Callable[..., int | None]) -> str:
 def _describe(flag: flags.Flag) -> str:
   """Returns the lines of --help on one flag."""
   name = f'--[no]{flag.name}' if flag.boolean else f'--{flag.name}'
-  default = '' if flag.default is None else f'Default: {flag.default_as_str}.'.replace("'", '')
+  text, default = flag.help, flag.default_as_str
+  if isinstance(flag.parser, flags.EnumParser):  # whose help absl begins with '<A|B>: '
+    choices = '|'.join(flag.parser.enum_values)
+    name, text = f'{name}={choices}', text.removeprefix(f'<{choices}>: ')
+  default = '' if default is None else f'Default: {default}.'.replace("'", '')
   return textwrap.fill(
-    f'{name}: {flag.help} {default}',
+    f'{name}: {text} {default}',
     _WIDTH,
     initial_indent='  ',
     subsequent_indent='      ',

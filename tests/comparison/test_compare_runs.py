@@ -140,7 +140,7 @@ def compare():
 def test_help_shows_all_flags(compare):
   result = compare('--help')
   assert (result.returncode, result.stderr) == (0, '')
-  for text in ('python -m vit_jax.compare --runs', '--weights: ', '--dtype: <float32|', '--mean: '):
+  for text in ('python -m vit_jax.compare --runs', '--weights: ', '--dtype=float32|', '--mean: '):
     assert text in result.stdout
 
 

@@ -73,7 +73,7 @@ def drawn(result):
 def test_help_shows_all_flags(explain):
   result = explain('--help')
   assert (result.returncode, result.stderr) == (0, '')
-  for text in ('python -m vit_jax.explain', '--pictures: ', '--head_fusion: <mean|', '--mean: '):
+  for text in ('python -m vit_jax.explain', '--pictures: ', '--head_fusion=mean|', '--mean: '):
     assert text in result.stdout
 
 
