@@ -9,7 +9,7 @@ import pytest
 from image_files import make_folder, one_line, pixels, save, smooth
 from PIL import Image
 
-from vit_jax.data import decode_image, load_source
+from vit_jax.data import decode_image, load_source, title
 from vit_jax.errors import FieldError
 
 
@@ -228,3 +228,11 @@ def test_mistakes_without_labels(tmp_path):
     load_source('folder', 'train', str(tmp_path))
   with pytest.raises(FieldError, match=r"^options\.labels: 'no' is not one of auto, none"):
     load_source('folder', 'train', str(tmp_path), {'labels': 'no'})
+
+
+@pytest.mark.parametrize('dir', ['.', '..', '../birds', '../birds/'])
+def test_the_title_is_the_name_of_the_folder_that_a_path_stands_for(tmp_path, monkeypatch, dir):
+  inside = tmp_path / 'birds' / 'train' if dir == '..' else tmp_path / 'birds'
+  inside.mkdir(parents=True)
+  monkeypatch.chdir(inside)
+  assert title('folder', dir) == 'birds'

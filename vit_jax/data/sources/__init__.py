@@ -1,8 +1,8 @@
 """The data sets by name: digits, folders of images, videos, points and others, TFDS."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from vit_jax import user_code
@@ -60,7 +60,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 def title(name: str, dir: str) -> str:
   """Returns what people call a data set: of one that is read from a folder, the folder's name."""
-  return Path(dir).absolute().name if name in FOLDERS else name
+  return os.path.basename(os.path.abspath(dir)) if name in FOLDERS else name
 
 
 def load_source(
