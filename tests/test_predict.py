@@ -229,11 +229,11 @@ MISTAKES = {
   'no head': (['--weights=TMP/headless.npz', 'IMAGE'], 'the model has no classification head'),
   'no run': (
     ['--workdir=TMP/empty', 'IMAGE'],
-    '--workdir: TMP/empty holds no run (no config.json)',
+    'TMP/empty holds no run (no config.json)',
   ),
   'weights as a run': (
     ['--workdir=TMP/huggingface', 'IMAGE'],
-    '--workdir: TMP/huggingface holds no run (config.json names no loss)',
+    'TMP/huggingface holds no run (config.json names no loss); weights go to --weights',
   ),
   'top': (['WEIGHTS', 'IMAGE', '--top=0'], "--top: '0' is not a positive integer"),
   'threshold': (

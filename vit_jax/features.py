@@ -22,11 +22,11 @@ from tqdm import tqdm
 from vit_jax import cli, weight_flags
 from vit_jax.data import kinds
 from vit_jax.errors import UsageError, field_prefix
-from vit_jax.explain import runs
 from vit_jax.feature_reader import ALL, FeatureReader
 from vit_jax.models import ModelConfig
 from vit_jax.models.features import POOLING
 from vit_jax.precision import DTYPES, resolve_dtype
+from vit_jax.run import splits
 from vit_jax.train import knn
 
 _POOLING = flags.DEFINE_enum(
@@ -136,7 +136,7 @@ def _of_run(workdir: Path) -> _Data:
   """Returns a split of the data of a run."""
   if not (workdir / 'config.json').exists():
     raise UsageError(f'{workdir} is no run, which would have data of its own; give images')
-  source, name = runs.read_split(workdir, _SPLIT.value)
+  source, name = splits.read_split(workdir, _SPLIT.value)
   labels = source.labels()
   return _Data(
     items=range(len(source)),

@@ -115,9 +115,8 @@ def _loss_options(workdir: str | None, weights_path: str | None) -> dict[str, An
   try:
     return {**directory.read_config(path)['loss']}
   except (KeyError, TypeError) as e:
-    raise UsageError(
-      f'--workdir: {path} holds no run (config.json names no loss); weights go to --weights'
-    ) from e
+    advice = '; weights go to --weights' if workdir else ''
+    raise UsageError(f'{path} holds no run (config.json names no loss){advice}') from e
 
 
 def _pair(sides: list[str]) -> tuple[int, int]:

@@ -137,7 +137,7 @@ MISTAKES = {
   ),
   'nothing to evaluate': (
     [DIGITS, '--mode=eval', f'--workdir={EMPTY}'],
-    r'--workdir: .*holds no run',
+    r'empty.* holds no run \(no config.json\)',
   ),
   'half a cluster': ([DIGITS, '--coordinator=127.0.0.1:1'], r'go together'),
 }

@@ -30,6 +30,7 @@ from vit_jax.explain.masks import evaluate as evaluate_masks
 from vit_jax.explain.pictures import PICTURES, WITHOUT_IMAGES
 from vit_jax.models import ModelConfig
 from vit_jax.predictor import Predictor, preparation
+from vit_jax.run import splits
 from vit_jax.train.experiment import Experiment
 
 
@@ -159,7 +160,7 @@ def _examples(
     return _read(files, config), f'the {kinds.kind_of(config.model.INPUT).plural} given'
   if _WEIGHTS.value or set(_CHOSEN.value) <= set(_WITHOUT_IMAGES):
     return [], ''
-  return runs.read_split(Path(_WORKDIR.value), 'test')
+  return splits.read_split(Path(_WORKDIR.value), 'test')
 
 
 def _sample(files: Sequence[Path], count: int) -> list[Path]:

@@ -71,7 +71,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
   """
   path = workdir / 'config.json'
   if not path.exists():
-    raise UsageError(f'--workdir: {workdir} holds no run (no config.json)')
+    raise UsageError(f'{workdir} holds no run (no config.json)')
   try:
     return json.loads(path.read_text())
   except ValueError as e:
