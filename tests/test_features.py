@@ -117,7 +117,23 @@ def test_a_map_is_drawn(extract, place, tmp_path):
     assert 800 < image.width < 1000, 'as wide as a README'
 
 
-def test_each_example_is_classified_by_others():
+class OnDisk:
+  """Features of which no more than some can be read at once."""
+
+  def __init__(self, values, most):
+    self.values, self.most = values, most
+
+  def __len__(self):
+    return len(self.values)
+
+  def __getitem__(self, index):
+    assert len(self.values[index]) <= self.most
+    return self.values[index]
+
+
+@pytest.mark.parametrize('block', [1000, 45])
+def test_each_example_is_classified_by_others(monkeypatch, block):
+  monkeypatch.setattr(features, '_BANK', block)
   rng = np.random.default_rng(0)
   values = rng.normal(size=(90, 4)).astype(np.float32)
   values[1] = values[0]  # at a distance of 0, and of another class
@@ -131,7 +147,7 @@ def test_each_example_is_classified_by_others():
     np.add.at(votes[row], labels[index], np.exp((1 - distance) / 0.07))
   judged = np.arange(0, 90, 2)
   right = (votes.argmax(axis=1) == labels)[judged].mean()
-  found = features.leave_one_out(values, labels, judged, k=5, num_classes=3)
+  found = features.leave_one_out(OnDisk(values, block), labels, judged, k=5, num_classes=3)
   assert found == pytest.approx(right, abs=1e-6)
   assert features.leave_one_out(values[:2], labels[:2], np.arange(2), 1, 3) == 0
 
@@ -147,6 +163,8 @@ MISTAKES = {
   'layer': (['WEIGHTS', 'IMAGES', 'OUT', '--layer=2'], '--layer: 2 is not from 0 to 1'),
   'no folder': (['WEIGHTS', 'IMAGES', 'NEW/f.npz'], 'there is no such folder to write to'),
   'map of tokens': (['WEIGHTS', 'IMAGES', 'OUT', '--map=a.png', '--pooling=all'], '--map: needs'),
+  'k of tokens': (['WEIGHTS', 'IMAGES', 'OUT', '--k=3', '--pooling=all'], '--k: needs one vector'),
+  'k of nothing': (['WEIGHTS', 'FEW', 'OUT', '--k=3'], '--k: needs a label of each image;'),
   'form of the map': (['WEIGHTS', 'IMAGES', 'OUT', '--map=a.tif'], '--map: a.tif does not end in'),
   'small map': (['WEIGHTS', 'FEW', 'OUT', '--map=MAP'], '--map: 1 examples; a map needs 4 or more'),
   'no such images': (['WEIGHTS', 'NEW', 'OUT'], 'no such image or folder'),

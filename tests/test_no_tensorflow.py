@@ -70,8 +70,8 @@ def test_a_run_imports_neither(train, mark, tmp_path, request, name):
   assert not mark.exists(), mark.read_text()
 
 
-def test_models_need_no_checkpoints_data_or_plots():
-  """All models can be imported where the packages that training and pictures need are absent."""
+def test_models_and_features_need_no_plots():
+  """They can be imported where the packages that training and pictures need are absent."""
   program = """
 import sys
 sys.modules |= dict.fromkeys(
@@ -80,6 +80,9 @@ sys.modules |= dict.fromkeys(
 from vit_jax import models
 for name in models.BACKBONES:
   models.backbone(name)
+for name in ('orbax', 'grain', 'PIL'):
+  del sys.modules[name]
+import vit_jax.features
 """
   result = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr

@@ -6,6 +6,7 @@ data set; and where images are in folders of two names or more, or a data set ha
 and `class_names`. With labels, the accuracy of k-NN is printed, and --map colours by them.
 """
 
+import os
 import sys
 import tempfile
 import warnings
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from vit_jax import cli, weight_flags
+from vit_jax import cli, neighbors, weight_flags
 from vit_jax.data import kinds
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.feature_reader import ALL, FeatureReader
@@ -27,7 +28,6 @@ from vit_jax.models import ModelConfig
 from vit_jax.models.features import POOLING
 from vit_jax.precision import DTYPES, resolve_dtype
 from vit_jax.run import splits
-from vit_jax.train import knn
 
 _POOLING = flags.DEFINE_enum(
   'pooling',
@@ -46,7 +46,8 @@ _DTYPE = flags.DEFINE_enum('dtype', 'auto', DTYPES, 'To compute in; auto: bfloat
 
 _TEMPERATURE = 0.07  # of the votes, as in config.evaluators.knn
 _MOST_JUDGED = 10_000  # examples that k-NN classifies
-_JUDGED_AT_ONCE = 64
+_JUDGED_AT_ONCE = 256
+_BANK = 2**14  # examples that are compared with these
 _MOST_DRAWN = 2_000  # in a map
 
 
@@ -76,6 +77,9 @@ def main(source: str, *paths: str) -> int:
   *inputs, out = _check_paths(paths)
   variables, config = weight_flags.load(source)
   data = _of_files(inputs, config) if inputs else _of_run(Path(source))
+  is_labelled = data.labels is not None and data.labels.ndim == 1
+  if _K.present and not is_labelled:
+    raise UsageError(f'--k: needs a label of each image; {data.name}, have none or several')
   with field_prefix('--'):
     reader = FeatureReader(
       variables,
@@ -92,7 +96,6 @@ def main(source: str, *paths: str) -> int:
       _save(features, data, out)
   except OSError as e:
     raise UsageError(f'{out}: cannot be written ({e.strerror})') from e
-  is_labelled = data.labels is not None and data.labels.ndim == 1
   if is_labelled and features.ndim == 2 and len(kept) > 1:
     print(_judge(features, data))
   if _MAP.value:
@@ -111,8 +114,9 @@ def _check_paths(paths: Sequence[str]) -> list[Any]:
       raise UsageError(f'{path}: there is no such folder to write to')
   if _MAP.value and not _MAP.value.endswith('.png'):
     raise UsageError(f'--map: {_MAP.value} does not end in .png')
-  if _MAP.value and _POOLING.value == ALL:
-    raise UsageError(f'--map: needs one vector of each image, not --pooling={ALL}')
+  for flag in (_MAP, _K):
+    if flag.present and _POOLING.value == ALL:
+      raise UsageError(f'--{flag.name}: needs one vector of each image, not --pooling={ALL}')
   return [*paths[:-1], Path(paths[-1]).absolute()]
 
 
@@ -120,7 +124,7 @@ def _of_files(paths: Sequence[str], config: ModelConfig) -> _Data:
   """Returns files, whose classes are the folders that they are in, where these have two names."""
   kind = kinds.kind_of(config.model.INPUT)
   files = [file for path in paths for file in kind.find_files(path)]
-  folders = [file.absolute().parent.name for file in files]
+  folders = [os.path.basename(os.path.dirname(os.path.abspath(file))) for file in files]
   names, labels = np.unique(folders, return_inverse=True)
   return _Data(
     items=files,
@@ -215,20 +219,31 @@ def leave_one_out(
   """Returns the share of examples that the votes of the k nearest others classify rightly.
 
   Args:
-    features: float32 [N, D].
+    features: float32 [N, D], on disk; as many as `_BANK` go to the device at a time.
     labels: int [N].
     judged: int [M], indices of the examples that are classified.
     k: neighbours that vote, fewer than N.
     num_classes: that labels are below.
   """
-  bank, classes = jnp.asarray(features)[None], jnp.asarray(labels, jnp.int32)[None]
 
-  def guess(i):
-    others = classes.at[0, i].set(-1)  # which doesn't count
-    votes = knn.vote(bank, others, bank[0, i][None], k, _TEMPERATURE, num_classes)
-    return votes[0].argmax()
+  @jax.jit
+  def take_nearer(best, queries, block, classes, start):
+    block, index = neighbors.unit(block), start + jnp.arange(len(block))
 
-  guesses = jax.jit(lambda i: jax.lax.map(guess, i, batch_size=_JUDGED_AT_ONCE))(judged)
+    def take(args):
+      best, query, itself = args
+      others = jnp.where(index == itself, -1, classes)
+      best = jax.tree.map(lambda x: x[None], best)
+      best = neighbors.take_nearer(best, query[None], block, others)
+      return jax.tree.map(lambda x: x[0], best)
+
+    return jax.lax.map(take, (best, queries, judged), batch_size=_JUDGED_AT_ONCE)
+
+  best, queries = neighbors.none_yet(len(judged), k), neighbors.unit(features[judged])
+  for start in range(0, len(features), _BANK):
+    part = slice(start, start + _BANK)
+    best = take_nearer(best, queries, features[part], labels[part].astype(np.int32), start)
+  guesses = neighbors.votes(best, _TEMPERATURE, num_classes).argmax(axis=1)
   return float((np.asarray(guesses) == labels[judged]).mean())
 
 

@@ -1,7 +1,4 @@
-"""Classification of features by their k nearest neighbours, as DINO's eval_knn.py does it.
-
-arXiv 2104.14294, after arXiv 1805.01978; github.com/facebookresearch/dino.
-"""
+"""Classification of a split's features by their k nearest neighbours in another: `neighbors`."""
 
 import dataclasses
 import functools
@@ -9,9 +6,9 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import neighbors
 from vit_jax.data.loader import Plan
 from vit_jax.errors import FieldError
 from vit_jax.train import feeds, step
@@ -129,25 +126,11 @@ def vote(
     temperature: of their weights.
     num_classes: that labels are below.
   """
-  queries = _unit(queries)
+  queries = neighbors.unit(queries)
 
-  def nearest(best, block):
+  def nearer(best, block):
     features, labels = block
-    # The highest precision, since accelerators multiply float32 in fewer bits otherwise.
-    similarity = jnp.matmul(queries, _unit(features).T, precision='highest')  # [Q, N]
-    similarity = jnp.where(labels >= 0, similarity, -jnp.inf)
-    labels = jnp.broadcast_to(labels, similarity.shape)
-    similarity = jnp.concatenate([best[0], similarity], axis=1)
-    labels = jnp.concatenate([best[1], labels], axis=1)
-    similarity, index = jax.lax.top_k(similarity, k)
-    return (similarity, jnp.take_along_axis(labels, index, axis=1)), None
+    return neighbors.take_nearer(best, queries, neighbors.unit(features), labels), None
 
-  start = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1)
-  (similarity, labels), _ = jax.lax.scan(nearest, start, (bank, labels))  # [Q, k]
-  weights = jax.nn.softmax(similarity / temperature)  # exp, over a sum that is the same for all
-  return jnp.einsum('qk,qkc->qc', weights, jax.nn.one_hot(labels, num_classes), precision='highest')
-
-
-def _unit(features: jax.Array) -> jax.Array:
-  """Returns vectors [..., D] of length 1; zeros stay zeros."""
-  return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+  best, _ = jax.lax.scan(nearer, neighbors.none_yet(len(queries), k), (bank, labels))
+  return neighbors.votes(best, temperature, num_classes)
