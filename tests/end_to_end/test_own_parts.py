@@ -6,6 +6,9 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.export
+import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -97,6 +100,16 @@ def outputs(folder):
       ('[IMAGE_OR_FOLDER...]',),
       ('--workdir=run', '--pictures=attention,confusion,curves'),
     ),
+    'features': (
+      'vit_jax.features',
+      ('RUN_OR_WEIGHTS', '[IMAGE_OR_FOLDER...]'),
+      ('run', 'features.npz'),
+    ),
+    'export': (
+      'vit_jax.export',
+      ('RUN_OR_WEIGHTS', 'FILE'),
+      ('run', 'own.stablehlo', '--predictions'),
+    ),
   }
   result = subprocess.run(
     [sys.executable, '-c', COMMANDS, json.dumps([*commands.values()])],
@@ -107,7 +120,7 @@ def outputs(folder):
   )
   assert result.returncode == 0, result.stderr
   texts = result.stdout.split('exit code ')
-  assert [text[0] for text in texts[1:]] == ['0'] * 5, result.stderr
+  assert [text[0] for text in texts[1:]] == ['0'] * 7, result.stderr
   printed = [text.partition('\n')[2] if i else text for i, text in enumerate(texts)]
   return dict(zip([name for name in commands if name != 'interrupt'], printed, strict=False))
 
@@ -161,3 +174,19 @@ def test_predict_and_explain_know_the_parts(folder, outputs):
   assert {entry['class'] for entry in lines[0]['predictions']} == {'square', 'cross', 'stripes'}
   assert outputs['explain'].startswith('attention: not of this model\n')
   assert {path.stem for path in (folder / 'run/plots/explain').iterdir()} == {'confusion', 'curves'}
+
+
+def test_features_are_read_of_an_own_model_and_data_set(folder, outputs):
+  found = np.load(folder / 'features.npz')
+  assert found['features'].shape == (64, 8)  # width
+  assert found['class_names'].tolist() == ['square', 'cross', 'stripes']
+  assert 'each of 64 by the 20 nearest others' in outputs['features']
+
+
+def test_an_own_model_and_task_are_exported(folder, outputs):
+  exported = jax.export.deserialize((folder / 'own.stablehlo').read_bytes())
+  images = np.stack([np.asarray(Image.open(folder / f'{i}.png')) for i in range(3)])
+  rows = exported.call(images[..., None])['probabilities']
+  for line, row in zip(outputs['predict'].splitlines(), rows, strict=True):
+    predicted = [entry['probability'] for entry in json.loads(line)['predictions']]
+    np.testing.assert_allclose(predicted, np.sort(row)[::-1], atol=1e-4)
