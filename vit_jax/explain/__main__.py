@@ -20,11 +20,11 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from vit_jax import cli, preview, weight_flags
-from vit_jax.data import Preprocess, augment, kinds
+from vit_jax.data import Preprocess, kinds
 from vit_jax.errors import UsageError, check_choice, field_prefix, nearest
 from vit_jax.explain import runs
 from vit_jax.explain.attention import HEAD_FUSIONS, has_attention
-from vit_jax.explain.context import Context
+from vit_jax.explain.context import Context, class_names, of_records, spread
 from vit_jax.explain.evaluation import evaluate
 from vit_jax.explain.masks import evaluate as evaluate_masks
 from vit_jax.explain.pictures import PICTURES, WITHOUT_IMAGES
@@ -108,7 +108,7 @@ def main(*paths: str) -> int:
 
 def _options(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
   """Returns the class names, and what the flags ask for, checked against the model."""
-  names = config.class_names or [f'class {i}' for i in range(config.num_classes)]
+  names = class_names(config)
   return {
     'class_names': names,
     'layer': _layer(config),
@@ -203,39 +203,17 @@ def _context(
   source: str,
   options: Mapping[str, Any],
 ) -> Context:
-  preprocess, mean, std = preprocessing
-  name, kind = config.model.INPUT, kinds.kind_of(config.model.INPUT)
-  count = min(_NUM_IMAGES.value, len(examples))
-  records = [examples[i * len(examples) // count] for i in range(count)]  # folders are in order
-  prepared = [preprocess.one_view(record) for record in records]
-  inputs = np.array([record[name] for record in prepared], kind.dtype)
-  inputs = inputs.reshape(-1, *config.input_size, config.channels)
-  images = [kind.picture(value) for value in inputs]
-  labels = [record['label'] for record in records if 'label' in record and config.num_classes]
-  boxes, masks = ([r[entry] for r in prepared if entry in r] for entry in ('box', 'mask'))
-  return Context(
-    config=config,
-    variables=variables,
-    images=np.stack(images or [kind.picture(np.zeros(inputs.shape[1:], kind.dtype))])[
-      : len(images)
-    ],
-    inputs=np.asarray(augment.normalize_batch({name: inputs}, mean, std)[name]),
-    labels=_one_hot(labels, config.num_classes) if len(labels) == len(records) else None,
-    boxes=np.stack(boxes) if boxes else None,
-    file_names=[record.get('file', '') for record in records],
-    masks=np.stack(masks) if masks else None,
+  return of_records(
+    variables,
+    config,
+    preprocessing,
+    spread(examples, _NUM_IMAGES.value),
     evaluate=functools.partial(_evaluate, evaluate, variables, config, examples, source),
     evaluate_masks=functools.partial(
       _evaluate, evaluate_masks, variables, config, examples, source
     ),
     **options,
   )
-
-
-def _one_hot(labels: Sequence[int | np.ndarray], num_classes: int) -> np.ndarray:
-  """Labels, or rows of a number per class, to bool [N, num_classes]."""
-  rows = np.eye(num_classes, dtype=bool)
-  return np.array([rows[label] if np.ndim(label) == 0 else label > 0 for label in labels])
 
 
 def _evaluate(

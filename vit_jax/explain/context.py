@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from vit_jax.data import Preprocess, augment, kinds
 from vit_jax.errors import UsageError
 from vit_jax.explain import attention, panels
 from vit_jax.explain.evaluation import Evaluation
@@ -235,3 +236,59 @@ class Context:
     scale = self.config.preprocess or Preprocessing()
     pixels = inputs * np.float32(scale.std) + np.float32(scale.mean)
     return np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
+
+
+def class_names(config: ModelConfig) -> Sequence[str]:
+  """Returns a name for each class of a model."""
+  return config.class_names or [f'class {i}' for i in range(config.num_classes)]
+
+
+def spread(examples: Sequence[_T], count: int) -> list[_T]:
+  """Returns `count` of the examples at most, evenly spread, since folders are in order."""
+  count = min(count, len(examples))
+  return [examples[i * len(examples) // count] for i in range(count)]
+
+
+def of_records(
+  variables: Mapping[str, Any],
+  config: ModelConfig,
+  preprocessing: tuple[Preprocess, Sequence[float], Sequence[float]],
+  records: Sequence[Mapping[str, Any]],
+  **options: Any,
+) -> Context:
+  """Returns what there is to explain of a model in some records, of each its middle view.
+
+  Args:
+    variables: of the model.
+    config: of the model.
+    preprocessing: as `predictor.preparation` returns it.
+    records: as sources give them, with a `file` where they have a name.
+    **options: the other attributes of the context.
+  """
+  preprocess, mean, std = preprocessing
+  name, kind = config.model.INPUT, kinds.kind_of(config.model.INPUT)
+  prepared = [preprocess.one_view(record) for record in records]
+  inputs = np.array([record[name] for record in prepared], kind.dtype)
+  inputs = inputs.reshape(-1, *config.input_size, config.channels)
+  images = [kind.picture(value) for value in inputs]
+  labels = [record['label'] for record in records if 'label' in record and config.num_classes]
+  boxes, masks = ([r[entry] for r in prepared if entry in r] for entry in ('box', 'mask'))
+  return Context(
+    config=config,
+    variables=variables,
+    images=np.stack(images or [kind.picture(np.zeros(inputs.shape[1:], kind.dtype))])[
+      : len(images)
+    ],
+    inputs=np.asarray(augment.normalize_batch({name: inputs}, mean, std)[name]),
+    labels=_one_hot(labels, config.num_classes) if len(labels) == len(records) else None,
+    boxes=np.stack(boxes) if boxes else None,
+    file_names=[record.get('file', '') for record in records],
+    masks=np.stack(masks) if masks else None,
+    **options,
+  )
+
+
+def _one_hot(labels: Sequence[int | np.ndarray], num_classes: int) -> np.ndarray:
+  """Labels, or rows of a number per class, to bool [N, num_classes]."""
+  rows = np.eye(num_classes, dtype=bool)
+  return np.array([rows[label] if np.ndim(label) == 0 else label > 0 for label in labels])
