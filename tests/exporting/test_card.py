@@ -33,8 +33,9 @@ def run(tmp_path_factory):
 
 
 def test_the_card_of_a_run_has_metrics_curves_and_configuration(run, tmp_path):
-  _, config = weights.load(run)
-  card.write(tmp_path, config, str(run), 'owner/digits', 'apache-2.0')
+  variables, config = weights.load(run)
+  remarks = card.write(tmp_path, variables, config, str(run), 'owner/digits', 'apache-2.0')
+  assert remarks == []
   read = ModelCard.load(tmp_path / 'README.md')
   best = json.loads((run / 'results.json').read_text())['best']
   measured = {f'{r.dataset_split}/{r.metric_type}': r.metric_value for r in read.data.eval_results}
@@ -47,6 +48,7 @@ def test_the_card_of_a_run_has_metrics_curves_and_configuration(run, tmp_path):
   assert stated['batch_size'] == json.loads((run / 'config.json').read_text())['batch_size']
   assert stated['data']['dir'] == 'pictures'
   assert Image.open(tmp_path / 'curves.png').width > 300
+  assert not (tmp_path / 'attention.png').exists(), 'which a ResNet has not'
   command = "python train.py '--config=configs/resnet.py:resnet18,my images' --workdir=a "
   assert f'```sh\n{command}--config.init_from=m.npz --config.batch_size=16\n```' in read.text
   for private in ('somebody', '~', str(run)):
@@ -55,10 +57,40 @@ def test_the_card_of_a_run_has_metrics_curves_and_configuration(run, tmp_path):
 
 def test_the_card_of_weights_has_what_is_known(tmp_path):
   weights.save(random_variables(SQUARE), SQUARE, tmp_path / 'm.npz', format='augreg')
-  card.write(tmp_path, SQUARE, str(tmp_path / 'm.npz'), 'm', None)
+  variables = random_variables(SQUARE)
+  assert card.write(tmp_path, variables, SQUARE, str(tmp_path / 'm.npz'), 'm', None) == []
   read = ModelCard.load(tmp_path / 'README.md')
   assert read.data.license is None
   assert read.data.eval_results is None
   assert '2 layers of width 8, 2 heads, 4x4 patches, for images of 8x8, 3 classes' in read.text
   assert [line for line in read.text.splitlines() if line.startswith('## ')] == ['## Use']
-  assert not (tmp_path / 'curves.png').exists()
+  assert not list(tmp_path.glob('*.png'))
+
+
+# Digits, of which a ViT sees one channel; its test split is no longer there in the second case.
+@pytest.mark.parametrize(
+  ('data', 'images', 'remark'),
+  [
+    ({}, True, 'attention.png: shows images of digits, test; --noimages leaves them out'),
+    ({'test_split': 'gone'}, True, 'attention.png: not drawn (config.data.test_split: '),
+    ({}, False, None),
+  ],
+)
+def test_the_card_of_a_run_shows_its_attention(tmp_path, data, images, remark):
+  config = SQUARE.replace(channels=1, model=SQUARE.model.clone(num_classes=10))
+  data = {'name': 'digits', 'test_split': 'test', 'dir': '', **data}
+  (tmp_path / 'model.json').write_text('{}')
+  (tmp_path / 'config.json').write_text(json.dumps({'data': data, 'loss': {'name': 'softmax'}}))
+  folder = tmp_path / 'new'
+  folder.mkdir()
+  remarks = card.write(
+    folder, random_variables(config), config, str(tmp_path), 'm', None, images=images
+  )
+  assert len(remarks) == (remark is not None)
+  assert all(remark in line for line in remarks)
+  is_drawn = (folder / 'attention.png').exists()
+  assert is_drawn == (images and data['test_split'] != 'gone')
+  text = (folder / 'README.md').read_text()
+  assert ('![Attention over images of digits, test](attention.png)' in text) == is_drawn
+  if is_drawn:
+    assert 500 < Image.open(folder / 'attention.png').width < 1000

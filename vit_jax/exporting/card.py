@@ -10,27 +10,45 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from vit_jax import weights
 from vit_jax.data import kinds
+from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
+from vit_jax.models.variables import Variables
+from vit_jax.predictor import preparation
+from vit_jax.run import splits
 from vit_jax.run.metrics import format_value
 from vit_jax.weights import files, hub
 
-CARD, PICTURE = 'README.md', 'curves.png'
+CARD, CURVES, ATTENTION = 'README.md', 'curves.png', 'attention.png'
+_SHOWN = 3  # images of the test split, with attention over them
 # A path from the root, from a home or from the current folder, within a command.
 _PATH = re.compile(r"""(?<![\w.])(~\w*|\.{0,2})/[^\s,:'"]*""")
 
 
-def write(folder: Path, config: ModelConfig, source: str, name: str, license: str | None) -> None:
-  """Writes the card of a model, and of a run its curves.
+def write(
+  folder: Path,
+  variables: Variables,
+  config: ModelConfig,
+  source: str,
+  name: str,
+  license: str | None,
+  images: bool = True,
+) -> list[str]:
+  """Writes the card of a model, and of a run its curves, and its attention over some images.
 
   The card of a run has its metrics, its command and its configuration; of paths of this machine
   only the last part is left.
 
   Args:
     folder: as the format `huggingface` wrote it.
+    variables: of the model.
     config: of the model.
     source: where the model is from; a run, or weights, of which less is known.
     name: of the model: OWNER/NAME on the hub, or the folder's.
     license: of the weights, as the hub calls it; None where it isn't stated.
+    images: whether images of a run's test split may be in the card.
+
+  Returns:
+    What there is to say of the images, in lines.
 
   Raises:
     UsageError: it can't be written, or a file of the run can't be read.
@@ -52,17 +70,27 @@ def write(folder: Path, config: ModelConfig, source: str, name: str, license: st
     model_name=name.rpartition('/')[2],
     eval_results=_evaluations(results, task) or None,
   )
-  has_curves = is_run and _draw(run, folder, name, results)
+  has_curves = is_run and _draw_curves(run, folder, name, results)
+  shown, remarks = '', []
+  if is_run and images:
+    try:
+      shown = _draw_attention(run, folder, variables, config)
+      if shown:
+        remarks = [f'{folder / ATTENTION}: shows images of {shown}; --noimages leaves them out']
+    except UsageError as e:  # such as data that are no longer there
+      remarks = [f'{ATTENTION}: not drawn ({e})']
   parts = [
     f'# {name}',
     _model(config),
-    f'![Curves of the run]({PICTURE})' if has_curves else '',
+    f'![Attention over images of {shown}]({ATTENTION})' if shown else '',
+    f'![Curves of the run]({CURVES})' if has_curves else '',
     _metrics(results),
     _use(config, name, folder),
     _training(experiment, results),
   ]
   text = '\n\n'.join(part for part in parts if part)
   files.write(folder / CARD, f'---\n{data.to_yaml()}\n---\n\n{text}\n'.encode())
+  return remarks
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -150,7 +178,7 @@ def _training(experiment: Mapping[str, Any], results: Mapping[str, Any]) -> str:
   )
 
 
-def _draw(run: Path, folder: Path, name: str, results: Mapping[str, Any]) -> bool:
+def _draw_curves(run: Path, folder: Path, name: str, results: Mapping[str, Any]) -> bool:
   """Draws the run's curves; returns whether there are any."""
   from vit_jax.run import plots, writers  # Matplotlib, which takes a second to import
 
@@ -158,5 +186,32 @@ def _draw(run: Path, folder: Path, name: str, results: Mapping[str, Any]) -> boo
   if not path.exists() or not (history := writers.read_history(path)):
     return False
   figure = plots.curves(history, name, results.get('metrics'))
-  figure.savefig(folder / PICTURE, dpi=120)
+  figure.savefig(folder / CURVES, dpi=120)
   return True
+
+
+def _draw_attention(run: Path, folder: Path, variables: Variables, config: ModelConfig) -> str:
+  """Draws what a model attends to; returns the name of the images, '' where it has no attention."""
+  from vit_jax.explain import context, pictures, runs  # Matplotlib, too
+
+  preprocessing = preparation(config)
+  source, name = splits.read_split(run, 'test')
+  figure = pictures.PICTURES['attention'](
+    context.of_records(
+      variables,
+      config,
+      preprocessing,
+      context.spread(source, _SHOWN),
+      class_names=context.class_names(config),
+      evaluate=lambda: context.NOT_OF_MODEL,
+      layer=None,
+      head_fusion='mean',
+      discard_ratio=0.0,
+      target=None,
+      task_options=runs.task_options(run, config),
+    )
+  )
+  if isinstance(figure, str):
+    return ''
+  figure.savefig(folder / ATTENTION, pil_kwargs={'optimize': True})
+  return name
