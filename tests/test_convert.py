@@ -113,7 +113,7 @@ def without_config(folder):
     (('m.npz', 'b', '--to=scenic', '--image_size=8'), '--image_size: 8 is not HEIGHT,WIDTH'),
     (('m.npz', 'b', '--to=scenic', '--push=a/b'), '--push: is for --to=huggingface'),
     (('m.npz', 'b', '--to=huggingface', '--private'), '--private: is of --push'),
-    (('m.npz', 'b', '--to=scenic', '--noimages'), '--noimages: is for --to=huggingface'),
+    (('m.npz', 'b', '--to=scenic', '--images'), '--images: is for --to=huggingface'),
     (('m.npz', 'b', '--to=huggingface', '--push=a/b'), '--push: no login to the hub; run `hf auth'),
     (('text.npz', 'b', '--to=scenic'), 'text.npz: cannot be read as an .npz file of arrays'),
   ],

@@ -14,7 +14,7 @@ _TO = flags.DEFINE_enum('to', None, list(weights.WRITABLE), 'Format of DST.')
 _PUSH = flags.DEFINE_string('push', None, 'OWNER/NAME on the hub, for --to=huggingface.')
 _PRIVATE = flags.DEFINE_bool('private', False, 'With --push: a new model is not public.')
 _IMAGES = flags.DEFINE_bool(
-  'images', True, "In the card: images of a run's test split, with the attention over them."
+  'images', False, "In the card: images of a run's test split, with the attention over them."
 )
 _LICENSE = flags.DEFINE_string('license', None, 'Of the weights, for the card: as apache-2.0.')
 
@@ -26,11 +26,9 @@ def main(source: str, destination: str) -> None:
   if Path(destination).exists():
     raise UsageError(f'{destination}: there already; remove it or give another name')
   has_card = _TO.value == 'huggingface'  # whose folders are what the hub shows
-  for flag in (_PUSH, _PRIVATE, _LICENSE):
+  for flag in (_PUSH, _PRIVATE, _IMAGES, _LICENSE):
     if flag.value and not has_card:
       raise UsageError(f'--{flag.name}: is for --to=huggingface')
-  if not _IMAGES.value and not has_card:
-    raise UsageError('--noimages: is for --to=huggingface')
   if _PRIVATE.value and not _PUSH.value:
     raise UsageError('--private: is of --push')
   if has_card:
@@ -39,21 +37,21 @@ def main(source: str, destination: str) -> None:
     if _PUSH.value is not None:
       hub.check_push(_PUSH.value)
   variables, config = weight_flags.load(source)
-  remarks = []
+  remark = ''
   try:
     with field_prefix('--', {'format': 'to'}):
       weights.save(variables, config, destination, format=_TO.value, allow=flags.FLAGS.allow)
     if has_card:
       name = _PUSH.value or Path(destination).name
       given = source, name, _LICENSE.value, _IMAGES.value
-      remarks = card.write(Path(destination), variables, config, *given)
+      remark = card.write(Path(destination), variables, config, *given)
   except BaseException:  # Ctrl-C, too
     shutil.rmtree(destination, ignore_errors=True)  # a folder that is whole, or none
     raise
   size = 'x'.join(map(str, config.input_size or '?'))
   summary, inputs = config.backbone.summary(), kinds.kind_of(config.model.INPUT).plural
   print(f'{destination}: {summary}, {size} {inputs}, {config.num_classes} classes')
-  for remark in remarks:
+  if remark:
     print(remark)
   if _PUSH.value is not None:
     with field_prefix('--'):

@@ -31,8 +31,8 @@ def write(
   source: str,
   name: str,
   license: str | None,
-  images: bool = True,
-) -> list[str]:
+  images: bool = False,
+) -> str:
   """Writes the card of a model, and of a run its curves, and its attention over some images.
 
   The card of a run has its metrics, its command and its configuration; of paths of this machine
@@ -45,10 +45,10 @@ def write(
     source: where the model is from; a run, or weights, of which less is known.
     name: of the model: OWNER/NAME on the hub, or the folder's.
     license: of the weights, as the hub calls it; None where it isn't stated.
-    images: whether images of a run's test split may be in the card.
+    images: whether images of a run's test split are in the card.
 
   Returns:
-    What there is to say of the images, in lines.
+    What there is to say of the images, in a line.
 
   Raises:
     UsageError: it can't be written, or a file of the run can't be read.
@@ -71,14 +71,13 @@ def write(
     eval_results=_evaluations(results, task) or None,
   )
   has_curves = is_run and _draw_curves(run, folder, name, results)
-  shown, remarks = '', []
-  if is_run and images:
+  shown, remark = '', ''
+  if images:
     try:
-      shown = _draw_attention(run, folder, variables, config)
-      if shown:
-        remarks = [f'{folder / ATTENTION}: shows images of {shown}; --noimages leaves them out']
+      shown = _draw_attention(run, folder, variables, config) if is_run else ''
+      remark = 'shows images of ' + shown if shown else 'not drawn, only of runs with attention'
     except UsageError as e:  # such as data that are no longer there
-      remarks = [f'{ATTENTION}: not drawn ({e})']
+      remark = f'not drawn ({e})'
   parts = [
     f'# {name}',
     _model(config),
@@ -90,7 +89,7 @@ def write(
   ]
   text = '\n\n'.join(part for part in parts if part)
   files.write(folder / CARD, f'---\n{data.to_yaml()}\n---\n\n{text}\n'.encode())
-  return remarks
+  return remark and f'{folder / ATTENTION}: {remark}'
 
 
 def _read(path: Path) -> dict[str, Any]:
