@@ -16,6 +16,7 @@ from PIL import Image
 # Commands one after the other in one process, each with the flags of its own module alone.
 COMMANDS = """
 import importlib, json, os, shutil, sys
+import grain  # defines flags, which would be removed with those of a command
 from absl import flags
 from absl.testing import flagsaver
 from vit_jax import cli
