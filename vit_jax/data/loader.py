@@ -14,9 +14,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -28,6 +27,9 @@ from vit_jax.data.sampling import ClassSampler, make_sampler
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.views import Views
 from vit_jax.errors import FieldError, check_choice
+
+if TYPE_CHECKING:
+  import grain  # which imports Orbax, and resident data never need
 
 Arrays = dict[str, np.ndarray]
 
@@ -250,6 +252,8 @@ class StreamedLoader:
     [D, R, H, W, C]; weight float32 [D, R]; and slot int32 [D, R], the places of the rows in the
     global batch.
     """
+    import grain
+
     plan = self.plan
     size = max(n for n in range(1, _MAX_CHUNK + 1) if plan.rows % n == 0)
     per_batch = plan.rows // size
@@ -274,7 +278,9 @@ class StreamedLoader:
     arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     return arrays | {'slot': self.plan.slot.reshape(-1)[:count]}
 
-  def _parallel(self, chunks: grain.MapDataset, per_batch: int) -> grain.IterDataset:
+  def _parallel(self, chunks: 'grain.MapDataset', per_batch: int) -> 'grain.IterDataset':
+    import grain
+
     workers = max(self.num_workers, 1)
     ahead = math.ceil(self.prefetch * per_batch / workers)
     threads = min(max(self.num_threads, 1), ahead)

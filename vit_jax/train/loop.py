@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from vit_jax import host_memory
 from vit_jax.errors import UsageError
 from vit_jax.run import directory, results, writers
-from vit_jax.run.checkpoints import Checkpointer
 from vit_jax.run.ending import Interrupted, NonFiniteError
 from vit_jax.run.metrics import format_classes, format_values
 from vit_jax.train import feeds, metrics, predictions
@@ -88,6 +87,8 @@ class Run:
 
   def __init__(self, experiment: Experiment, workdir: Path):
     self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
+    from vit_jax.run.checkpoints import Checkpointer  # Orbax, imported while the step is compiled
+
     self.checkpointer = Checkpointer(workdir / 'checkpoints')
     # What a checkpoint holds besides the state: the best evaluation, evaluations since, ...
     self.meta = {'best': None, 'waited': 0, 'stopped': False, 'window': {}}
@@ -388,6 +389,8 @@ def evaluate(
 def _evaluate_best(
   experiment: Experiment, workdir: Path, write: predictions.Write | None
 ) -> dict[str, Any]:
+  from vit_jax.run.checkpoints import Checkpointer
+
   checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
   template = experiment.state_shapes
   found = checkpointer.restore(template)

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
 
 from vit_jax.errors import UsageError
 
@@ -161,6 +160,8 @@ def resize_position_embeddings(
   """
   if tuple(old_grid) == tuple(new_grid):
     return embeddings
+  import scipy.ndimage  # takes a while, and few need it
+
   prefix, grid = embeddings[:, :num_prefix], embeddings[0, num_prefix:]
   zoom = (new_grid[0] / old_grid[0], new_grid[1] / old_grid[1], 1)
   # The default mode takes the last row, where rounding puts it outside (8 to 26), for zeros.

@@ -8,7 +8,6 @@ from typing import Any
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.models import fields as fields_lib
-from vit_jax.run import checkpoints
 from vit_jax.weights import files, hub, rules
 from vit_jax.weights.rules import Module, tensor
 from vit_jax.weights.table import Source, Table, check_entries, errors_of_file, variable_shapes
@@ -31,6 +30,8 @@ def read(path: str | os.PathLike) -> Source:
   """
   path = Path(path)
   entries = hub.read_json(path / 'model.json', 'a model config')
+  from vit_jax.run import checkpoints  # Orbax, which takes a while to import
+
   variables = checkpoints.read_variables(path / 'checkpoints')
   tensors = rules.flatten(variables)
   return Source(path, tensors, entries, entries_path=path / 'model.json', table=RunTable())
