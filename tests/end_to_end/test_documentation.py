@@ -114,7 +114,7 @@ def test_the_script_for_accelerators_names_what_exists(all_flags, tmp_path):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_flags_and_fields_in_the_text_exist(page, all_flags, all_fields):
-  foreign = r'python |git |XLA_FLAGS='
+  foreign = r'python3? |git |XLA_FLAGS='
   code = [code for code in inline_code(PAGES[page]) if not re.match(foreign, code)]
   flags = {flag for c in code for flag in re.findall(r'(?<![\w-])--(\w+)', c)}
   fields = {field for c in code for field in re.findall(r'--config\.([\w.]+)', c)}
