@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -95,8 +96,11 @@ def check_train_size(
 
 def init(model: nn.Module, seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
   """Returns new variables of a model of float inputs of a `shape`, as [1, H, W, C] of images."""
-  inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return model.lazy_init(jax.random.key(seed), inputs, train=False)
+  key, inputs = jax.random.key(seed), jax.ShapeDtypeStruct(shape, jnp.float32)
+  try:
+    return model.lazy_init(key, inputs, train=False)  # which computes no outputs
+  except flax.errors.LazyInitError:  # there are variables that depend on the inputs
+    return model.init(key, jnp.zeros(shape), train=False)
 
 
 @contextlib.contextmanager
