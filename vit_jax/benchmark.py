@@ -111,13 +111,15 @@ def _print_start() -> None:
   """Prints the seconds to the first step."""
   if _AGAINST.value is not None:
     raise UsageError('--against: not with --what=start')
+  if _SECONDS.present:
+    raise UsageError('--seconds: not with --what=start, which times one step')
   seconds = start_time.first_step(_without_own_flags(sys.argv[1:]), _TURNS.value)
   _print_rows(seconds, ' s')
 
 
 def _without_own_flags(arguments: Sequence[str]) -> list[str]:
   """Returns what is left for train.py; values may stand in words of their own."""
-  own, rest, arguments = {'what', 'turns', 'seconds'}, [], iter(arguments)
+  own, rest, arguments = {'what', 'turns'}, [], iter(arguments)
   for argument in arguments:
     name, equals, _ = argument.lstrip('-').partition('=')
     if name not in own:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-_MIN_SECONDS = 0.2  # of compilation; what is faster isn't kept
+MIN_SECONDS = 0.2  # of compilation; what is faster isn't kept
 
 
 def folder() -> Path:
@@ -40,4 +40,4 @@ def use() -> None:
   with contextlib.suppress(OSError, RuntimeError):  # no home, or nothing can be written there
     folder().mkdir(parents=True, exist_ok=True)
     jax.config.update('jax_compilation_cache_dir', str(folder()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_SECONDS)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_SECONDS)
