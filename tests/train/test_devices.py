@@ -116,15 +116,16 @@ def test_two_processes_of_four_devices_give_the_losses_of_one_and_resume(one_dev
   assert_same_evaluation(tmp_path, one_device)
 
 
-def test_every_process_meets_the_mistakes_of_a_preview(tmp_path):
+@pytest.mark.parametrize('mode', ['preview', 'describe'])
+def test_every_process_meets_the_mistakes_of_a_mode(tmp_path, mode):
   """Were it process 0 alone, the others would wait for it until they are aborted."""
   code = (
-    'import jax, pathlib, sys, train; from configs import digits; jax.process_index = lambda: 1; '
-    'c = digits.get_config(); c.data.name = "x"; train.preview(c, pathlib.Path(sys.argv[1]))'
+    'import jax, train; from vit_jax import cli; jax.process_index = lambda: 1; cli.run(train.main)'
   )
-  command = [sys.executable, '-c', code, tmp_path / 'run']
+  flags = f'--mode={mode}', '--config=configs/digits.py', '--config.data.train_split=x'
+  command = [sys.executable, '-c', code, *flags, f'--workdir={tmp_path}/run']
   result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert "config.data.name: 'x' is not " in result.stderr.splitlines()[-1]
+  assert "config.data.train_split: 'x' is not " in result.stderr.splitlines()[-1]
 
 
 def test_two_processes_start_from_the_weights_of_a_run_and_stream(one_device, train, tmp_path):
