@@ -164,7 +164,7 @@ MISTAKES = {
   'no folder': (['WEIGHTS', 'IMAGES', 'NEW/f.npz'], 'there is no such folder to write to'),
   'map of tokens': (['WEIGHTS', 'IMAGES', 'OUT', '--map=a.png', '--pooling=all'], '--map: needs'),
   'k of tokens': (['WEIGHTS', 'IMAGES', 'OUT', '--k=3', '--pooling=all'], '--k: needs one vector'),
-  'k of nothing': (['WEIGHTS', 'FEW', 'OUT', '--k=3'], '--k: needs a label of each image;'),
+  'k of nothing': (['WEIGHTS', 'FEW', 'OUT', '--k=3'], '--k: k-NN needs one label of each image,'),
   'form of the map': (['WEIGHTS', 'IMAGES', 'OUT', '--map=a.tif'], '--map: a.tif does not end in'),
   'small map': (['WEIGHTS', 'FEW', 'OUT', '--map=MAP'], '--map: 1 examples; a map needs 4 or more'),
   'no such images': (['WEIGHTS', 'NEW', 'OUT'], 'no such image or folder'),

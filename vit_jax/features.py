@@ -79,7 +79,9 @@ def main(source: str, *paths: str) -> int:
   data = _of_files(inputs, config) if inputs else _of_run(Path(source))
   is_labelled = data.labels is not None and data.labels.ndim == 1
   if _K.present and not is_labelled:
-    raise UsageError(f'--k: needs a label of each image; {data.name}, have none or several')
+    raise UsageError(
+      f'--k: k-NN needs one label of each image, and {data.name} has none or several'
+    )
   with field_prefix('--'):
     reader = FeatureReader(
       variables,
@@ -219,7 +221,7 @@ def leave_one_out(
   """Returns the share of examples that the votes of the k nearest others classify rightly.
 
   Args:
-    features: float32 [N, D], on disk; as many as `_BANK` go to the device at a time.
+    features: float32 [N, D], on disk; `_BANK` of them at a time are compared with the judged ones.
     labels: int [N].
     judged: int [M], indices of the examples that are classified.
     k: neighbours that vote, fewer than N.

@@ -48,7 +48,7 @@ def write(
     images: whether images of a run's test split are in the card.
 
   Returns:
-    What there is to say of the images, in a line.
+    A line that says which images the card shows, or why none; '' unless `images`.
 
   Raises:
     UsageError: it can't be written, or a file of the run can't be read.
@@ -75,7 +75,7 @@ def write(
   if images:
     try:
       shown = _draw_attention(run, folder, variables, config) if is_run else ''
-      remark = 'shows images of ' + shown if shown else 'not drawn, only of runs with attention'
+      remark = 'shows images of ' + shown if shown else 'not drawn (no run, or no attention)'
     except UsageError as e:  # such as data that are no longer there
       remark = f'not drawn ({e})'
   parts = [
