@@ -12,10 +12,8 @@ from ml_collections import ConfigDict
 from configs import common, datasets
 from vit_jax.errors import check_choice
 
-_STRIDES_OF_SMALL_IMAGES = (1, 1, 2, 2, 2)
-
-
 _SIZES = ('large', 'small')
+_STRIDES_OF_SMALL_IMAGES = (1, 1, 2, 2, 2)
 
 
 def get_config(arg: str = 'small,cifar10') -> ConfigDict:

@@ -43,8 +43,15 @@ def main(source: str, destination: str) -> None:
       weights.save(variables, config, destination, format=_TO.value, allow=flags.FLAGS.allow)
     if has_card:
       name = _PUSH.value or Path(destination).name
-      given = source, name, _LICENSE.value, _IMAGES.value
-      remark = card.write(Path(destination), variables, config, *given)
+      remark = card.write(
+        Path(destination),
+        variables,
+        config,
+        source,
+        name,
+        license=_LICENSE.value,
+        images=_IMAGES.value,
+      )
   except BaseException:  # Ctrl-C, too
     shutil.rmtree(destination, ignore_errors=True)  # a folder that is whole, or none
     raise

@@ -92,7 +92,7 @@ def _steps_done(workdir: Path) -> int:
 def unset_values(config: ConfigDict, given: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
   """Returns field -> the value that it stands for in runs of versions that didn't have it.
 
-  It is the default. Where that is what a run is given now, it is what that is resolved to.
+  That is the field's default; or, where `given` has the default, what that is resolved to.
 
   Args:
     config: the resolved configuration.
@@ -128,7 +128,7 @@ def check(
 ) -> None:
   """Raises UsageError unless `workdir` holds a run of the same configuration.
 
-  Fields that only one of the two versions of the project has, and `unset` hasn't, are left out.
+  Fields that one of the two configurations lacks are left out, unless `unset` has their value.
 
   Args:
     workdir: the run directory.

@@ -49,8 +49,8 @@ class Writer:
     Args:
       workdir: the run directory.
       config: the experiment, resolved.
-      start_step: that the run goes on from. What was written of later steps is written again; where
-        it is 0, so is all.
+      start_step: that the run goes on from. What was written of later steps counts no longer: the
+        run writes these steps again. Where it is 0, all is written again.
     """
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -193,6 +193,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     if kept != last:
       self.history[-len(last) :] = [line for line in kept if len(line) > 1]
       start_step -= 1  # writers drop what they have of that step
+      # Where it is 0, writers start anew.
       again = [line for line in self.history if line['step'] > start_step or not start_step]
     directory.write_text(path, ''.join(json.dumps(line) + '\n' for line in self.history))
     self._file = self._stack.enter_context(path.open('a', buffering=1))

@@ -128,7 +128,7 @@ def called_modules(
 
 def _below(params: Mapping[str, Any], path: tuple[str, ...]) -> int:
   start = '/'.join((*path, ''))
-  return sum(math.prod(x.shape) for name, x in params.items() if name.startswith(start))
+  return models.num_entries([x for name, x in params.items() if name.startswith(start)])
 
 
 def _shape(output: Sequence[tuple[int, ...]]) -> str:

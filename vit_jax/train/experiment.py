@@ -100,7 +100,7 @@ class Experiment:
       opened = open_splits(config.data, config.seed)
     sources = {split: source for split, (source, _) in opened.items()}
     self.judged = 'val' if 'val' in sources else 'test'
-    self._judges = opened[self.judged][1]
+    self._judged_name = opened[self.judged][1]
     channels = config.data.channels or sources['train'].channels
     self._warmup_asked_for = config.schedule.warmup_steps
     config, start = pretrained.complete(config, channels, workdir)
@@ -462,7 +462,7 @@ class Experiment:
     text = f'the best checkpoint is chosen by {monitor}, on'
     split = self.evaluators.splits.get(monitor.partition('/')[0], '')
     if self.judged == 'val' and not split:
-      return f'{text} val ({self._judges}); test is evaluated once, at the end'
+      return f'{text} val ({self._judged_name}); test is evaluated once, at the end'
     text = f'{text} {split or test}'
     if self.judged == 'test' and split in ('', test):
       text += "; --config.data.val_split='10%' would choose on a part of train, and spare test"

@@ -134,8 +134,11 @@ class Run:
     _check_finite(found, self.step)
     return found
 
-  def is_regular(self, name: str) -> bool:
-    """Whether a metric is due after this step, were it not the last."""
+  def keeps(self, name: str) -> bool:
+    """Whether metrics.jsonl keeps its number of a metric after this step, when the run goes on.
+
+    A number that was due only because the run was to end here goes.
+    """
     period = self.experiment.period(name)
     return self.done or (period is not None and self.step % period == 0)
 
@@ -328,7 +331,7 @@ def train_and_evaluate(
       directory.write_configs(workdir, *configs)
       (workdir / 'results.json').unlink(missing_ok=True)  # of a shorter run, which now goes on
     writer = stack.enter_context(
-      writers.MetricWriter(workdir, run.config, run.step, _is_main(), run.is_regular)
+      writers.MetricWriter(workdir, run.config, run.step, _is_main(), run.keeps)
     )
     shown = writers.Progress(run.config.num_steps, experiment.descriptions, _is_main())
     progress = stack.enter_context(shown)

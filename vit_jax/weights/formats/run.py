@@ -28,10 +28,10 @@ def read(path: str | os.PathLike) -> Source:
   Raises:
     UsageError: they can't be read.
   """
-  path = Path(path)
-  entries = hub.read_json(path / 'model.json', 'a model config')
   from vit_jax.run import checkpoints  # Orbax, which takes a while to import
 
+  path = Path(path)
+  entries = hub.read_json(path / 'model.json', 'a model config')
   variables = checkpoints.read_variables(path / 'checkpoints')
   tensors = rules.flatten(variables)
   return Source(path, tensors, entries, entries_path=path / 'model.json', table=RunTable())
