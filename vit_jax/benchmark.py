@@ -86,9 +86,9 @@ def _print_rows(rows: Mapping[str, Sequence[float]], unit: str) -> None:
   if len(rows) == 2:
     rows['ratio'] = [a / b for a, b in zip(*rows.values(), strict=True)]
   for name, values in rows.items():
-    unit = '' if name == 'ratio' else unit
+    shown = '' if name == 'ratio' else unit
     low, middle, high = min(values), statistics.median(values), max(values)
-    print(f'{name:<9} {middle:8.2f}{unit}  ({low:.2f} to {high:.2f}, {len(values)} turns)')
+    print(f'{name:<9} {middle:8.2f}{shown}  ({low:.2f} to {high:.2f}, {len(values)} turns)')
 
 
 def _print_use(sides: Mapping[str, _Side], speeds: Mapping[str, Sequence[float]]) -> None:
