@@ -207,8 +207,9 @@ def claimed(
 ) -> Iterator[None]:
   """Makes `workdir` this experiment's, and no other process's until the end of the context.
 
-  It must be new or empty, or hold a run of the same configuration, or one that saved nothing. What
-  `write_configs` writes is there then, of a run that saved something that run's.
+  It must be new or empty, or hold a run of the same configuration, or one that saved nothing.
+  config.json and model.json are written here, but where the run has a checkpoint: there they stay
+  as they are until `write_configs`.
 
   Args:
     workdir: the run directory.

@@ -86,9 +86,9 @@ class Run:
   """A run's state, on devices and on the host, and the steps that change it."""
 
   def __init__(self, experiment: Experiment, workdir: Path):
-    self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
     from vit_jax.run.checkpoints import Checkpointer  # Orbax, imported while the step is compiled
 
+    self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
     self.checkpointer = Checkpointer(workdir / 'checkpoints')
     # What a checkpoint holds besides the state: the best evaluation, evaluations since, ...
     self.meta = {'best': None, 'waited': 0, 'stopped': False, 'window': {}}
@@ -308,8 +308,10 @@ def train_and_evaluate(
     if _is_main():
       depending = functools.partial(differing_schedules, experiment.config)
       unset = _unset_values(experiment, config, defaults)
-      configs = experiment.config, experiment.model_config
-      stack.enter_context(directory.claimed(workdir, *configs, depending, unset))
+      claimed = directory.claimed(
+        workdir, experiment.config, experiment.model_config, depending=depending, unset=unset
+      )
+      stack.enter_context(claimed)
     # Decodes and compiles in the background; a run with results has likely nothing left to train.
     is_new = not (workdir / 'results.json').exists()
     train_feed = experiment.train_feed() if is_new else None
@@ -328,7 +330,7 @@ def train_and_evaluate(
       print(results.table(summary, workdir), flush=True)
       return summary
     if _is_main() and not is_complete:
-      directory.write_configs(workdir, *configs)
+      directory.write_configs(workdir, experiment.config, experiment.model_config)
       (workdir / 'results.json').unlink(missing_ok=True)  # of a shorter run, which now goes on
     writer = stack.enter_context(
       writers.MetricWriter(workdir, run.config, run.step, _is_main(), run.keeps)
