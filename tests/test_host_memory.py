@@ -8,16 +8,20 @@ import pytest
 from conftest import ROOT
 
 FAULTS = """
-import resource, sys
+import resource, sys, threading
 import numpy as np
 from vit_jax import host_memory
 if sys.argv[1] == 'reuse':
   assert host_memory.reuse_freed_memory()
-for i in range(21):
-  if i == 1:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  np.ones(2**24, np.uint8)  # 16 MiB, freed at once
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def allocate():
+  for i in range(6):
+    if i == 1:
+      before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**27, np.uint8)  # 128 MiB, freed at once
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=allocate)  # as XLA's allocate, and not the main thread
+thread.start()
+thread.join()
 """
 
 

@@ -14,9 +14,9 @@ except ImportError:  # Windows
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# One arena is the best for large models, which fit no other, and makes the threads of small ones
-# wait for each other; three were within noise of the best for both.
-_ARENAS = 3
+# In any arena but the first, glibc maps pieces over 64 MiB afresh whatever it is told. XLA's threads
+# allocate a step's buffers, and with more arenas it is chance which of them such a thread has.
+_ARENAS = 1
 
 
 def peak_mib() -> float | None:
@@ -36,11 +36,13 @@ def runs_on_cpu() -> bool:
 
 
 def reuse_freed_memory() -> bool:
-  """Has malloc keep freed memory for later use; call it before any thread starts.
+  """Has malloc keep freed memory for later use; call it before any thread starts, as JAX's.
+
+  The commands do so by themselves; in a program of your own that runs on CPU, call it first.
 
   XLA allocates a step's temporary buffers anew for every dispatch on CPU. By default, glibc maps
-  so large a piece afresh, and the kernel clears it page by page, for up to a third of a small
-  model's step. Memory at its peak stays what it was; it is not given back in between.
+  so large a piece afresh, and the kernel clears it page by page, for up to half of a step. Memory
+  is not given back in between.
 
   Returns:
     Whether it was done: only glibc has these settings.
@@ -48,5 +50,5 @@ def reuse_freed_memory() -> bool:
   if platform.libc_ver()[0] != 'glibc':
     return False
   libc = ctypes.CDLL(None)
-  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, _ARENAS))
+  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, _ARENAS))
   return all(libc.mallopt(name, value) for name, value in settings)
