@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from jax.test_util import check_grads
 
 from vit_jax.models.layers import cpu
@@ -40,12 +41,47 @@ def test_convolutions_in_other_ways_are_convolutions(groups, shape, stride, size
     np.testing.assert_allclose(array, its_expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(('side', 'groups'), [(4, 1), (20, 3)])
-def test_other_devices_convolve_as_usual(side, groups):
+@pytest.mark.parametrize(('shape', 'size'), [((12, 18), (4, 3)), ((10, 10), (5, 5))])
+def test_a_convolution_whose_kernels_tile_the_map_is_one_product(shape, size):
+  rng = np.random.default_rng(0)
+  x, kernel = rng.normal(size=(2, *shape, 3)), rng.normal(size=(*size, 3, 7))
+  axes = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+
+  @jax.jit
+  def values_and_gradients(x, kernel):
+    results = []
+    for convolve in (cpu.convolve, jax.lax.conv_general_dilated):
+      y, back = jax.vjp(lambda x, k, f=convolve: f(x, k, size, ((0, 0), (0, 0)), **axes), x, kernel)
+      results.append((y, *back(jnp.cos(y))))
+    return results
+
+  ours, expected = values_and_gradients(jnp.float32(x), jnp.float32(kernel))
+  for array, its_expected in zip(ours, expected, strict=True):
+    np.testing.assert_allclose(array, its_expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('dtype', 'rtol'), [('float32', 2e-6), ('bfloat16', 2**-8)])
+def test_gelu_is_x_times_the_normal_distribution(dtype, rtol):
+  x = jnp.linspace(-4, 9, 1001).astype(dtype)
+  wide = np.float64(x)
+  expected = wide * scipy.stats.norm.cdf(wide)
+  ours = jax.jit(cpu.gelu_exact)(x)
+  assert ours.dtype == dtype
+  np.testing.assert_allclose(np.float64(ours), expected, rtol=rtol, atol=5e-7)
+  slope = np.float64(jax.jit(jax.vmap(jax.grad(cpu.gelu_exact)))(x))
+  expected = scipy.stats.norm.cdf(wide) + wide * scipy.stats.norm.pdf(wide)
+  np.testing.assert_allclose(slope, expected, rtol=rtol, atol=5e-7)
+
+
+@pytest.mark.parametrize(
+  ('side', 'size', 'stride', 'groups'), [(4, 3, 1, 1), (20, 3, 1, 3), (20, 5, 5, 1)]
+)
+def test_other_devices_convolve_as_usual(side, size, stride, groups):
   """The choice is made where the program is lowered, not by the process."""
-  x, kernel = jnp.zeros((2, side, side, 3)), jnp.zeros((3, 3, 3 // groups, 3))
+  x, kernel = jnp.zeros((2, side, side, 3)), jnp.zeros((size, size, 3 // groups, 3))
   options = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': groups}
-  convolve = jax.jit(lambda x, k: cpu.convolve(x, k, (1, 1), [(1, 1), (1, 1)], **options))
+  how = (stride, stride), [(int(stride == 1),) * 2] * 2
+  convolve = jax.jit(lambda x, k: cpu.convolve(x, k, *how, **options))
   for platform, convolutions in (('cpu', 0), ('cuda', 1), ('tpu', 1)):
     text = convolve.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     assert text.count('stablehlo.convolution') == convolutions, platform

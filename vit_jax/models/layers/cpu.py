@@ -34,6 +34,20 @@ def _softmax_jvp(primals, tangents):
   return weights, change - weights * change.sum(axis=-1, keepdims=True)
 
 
+def gelu_exact(x: jax.Array) -> jax.Array:
+  """x times the normal distribution's cumulative function at x, as `gelu` of PyTorch (1606.08415).
+
+  On a CPU that is of erf in float32, which takes a third of the time of the usual erfc.
+  """
+  usual = functools.partial(jax.nn.gelu, approximate=False)
+  return jax.lax.platform_dependent(x, cpu=_gelu_by_erf, default=usual) if _rewrites else usual(x)
+
+
+def _gelu_by_erf(x):
+  wide = x.astype(jnp.float32)
+  return (wide * 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 _rewrites = True
 
 
@@ -63,8 +77,8 @@ def convolve(
 ) -> jax.Array:
   """jax.lax.conv_general_dilated, on a CPU in another way where that is faster.
 
-  That is as one matrix product where maps are small, and as a sum of shifted maps where each
-  channel has a filter of its own.
+  That is as one matrix product where maps are small, or where kernels tile the map, and as a sum of
+  shifted maps where each channel has a filter of its own.
 
   Args:
     x: [B, H, W, C].
@@ -77,12 +91,33 @@ def convolve(
   usual = functools.partial(
     jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
   )
-  is_depthwise = options.get('feature_group_count', 1) > 1
-  if not _rewrites or (not is_depthwise and max(x.shape[1:3]) > _SMALL):
+  if options.get('feature_group_count', 1) > 1:
+    ours = functools.partial(_convolve_by_shifts, strides=strides, padding=padding)
+  elif max(x.shape[1:3]) <= _SMALL:
+    ours = functools.partial(_convolve_by_product, strides=strides, padding=padding)
+  elif _tiles(x.shape[1:3], kernel.shape[:2], strides, padding):
+    ours = _project_patches
+  else:
     return usual(x, kernel)
-  ours = _convolve_by_shifts if is_depthwise else _convolve_by_product
-  ours = functools.partial(ours, strides=strides, padding=padding)
-  return jax.lax.platform_dependent(x, kernel, cpu=ours, default=usual)
+  return (
+    jax.lax.platform_dependent(x, kernel, cpu=ours, default=usual)
+    if _rewrites
+    else usual(x, kernel)
+  )
+
+
+def _tiles(size, kernel, strides, padding):
+  """Whether a kernel's places lie side by side and fill a map, of several pixels each."""
+  is_padded = any(map(any, padding))
+  divides = all(n % k == 0 for n, k in zip(size, kernel, strict=True))
+  return divides and not is_padded and tuple(kernel) == tuple(strides) != (1, 1)
+
+
+def _project_patches(x, kernel):
+  height, width, *_, filters = kernel.shape
+  batch, rows, columns, channels = x.shape
+  x = x.reshape(batch, rows // height, height, columns // width, width, channels)
+  return x.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1) @ kernel.reshape(-1, filters)
 
 
 def _convolve_by_product(x, kernel, *, strides, padding):

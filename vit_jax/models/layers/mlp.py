@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.layers import cpu
+
 # What a model's `activation` can name. 'gelu' is Flax's: the tanh approximation.
 ACTIVATIONS = {
   'gelu': nn.gelu,
-  'gelu_exact': functools.partial(nn.gelu, approximate=False),
+  'gelu_exact': cpu.gelu_exact,
   'relu': nn.relu,
 }
 

@@ -1,6 +1,5 @@
 """Patches of images: their embedding, and its kernel at other sizes."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.models.layers import cpu
 
 
 class PatchEmbedding(nn.Module):
@@ -45,10 +45,8 @@ class PatchEmbedding(nn.Module):
     if self.method == 'linear':
       patches = _extract_patches(images, self.patch_size, self.stride)
       return jnp.einsum('bhpwqc,pqcd->bhwd', patches, kernel) + bias
-    convolve = functools.partial(
-      jax.lax.conv_general_dilated, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-    return convolve(images, kernel, self.stride, 'VALID') + bias
+    layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+    return cpu.convolve(images, kernel, self.stride, ((0, 0), (0, 0)), **layout) + bias
 
 
 def _check_tiling(image: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]) -> None:
