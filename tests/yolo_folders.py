@@ -19,6 +19,7 @@ def draw(rng, height, width):
 
 def bounds(image, threshold=128):
   """Returns the box of what is brighter in one colour than the ground, by its pixels."""
+  image = np.asarray(image)
   rows, columns = np.nonzero(image.max(-1) > threshold)
   low = np.array([columns.min(), rows.min()]) / image.shape[1::-1]
   high = np.array([columns.max() + 1, rows.max() + 1]) / image.shape[1::-1]

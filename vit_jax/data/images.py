@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from vit_jax.errors import UsageError
@@ -28,9 +29,84 @@ _UPRIGHT = {
   8: Image.Transpose.ROTATE_90,
 }
 
+_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+
 _SPREAD = {'L;2': 85, 'L;4': 17}  # by which Pillow multiplies grey of 2 and of 4 bits in PNG
 
 _log = logging.getLogger(__name__)
+
+
+class EncodedImage:
+  """An image file that stands for an array uint8 [H, W, C], and is decoded when that is needed.
+
+  Attributes:
+    shape: of the array.
+  """
+
+  dtype, ndim = np.dtype(np.uint8), 3
+
+  def __init__(self, file: str | Path | BinaryIO, channels: int = 0, exif: bool = True):
+    """Reads a file, and of the image what its header says; arguments are `decode_image`'s."""
+    is_open = hasattr(file, 'read')
+    self._file = file.read() if is_open else Path(file).read_bytes()
+    try:
+      self._image = self._open()
+    except UnidentifiedImageError:
+      name = file if is_open else os.fspath(file)
+      raise UnidentifiedImageError(f'cannot identify image file {name!r}') from None
+    self._mode = {0: _stored_mode(self._image), 1: 'L', 3: 'RGB'}[channels]
+    self._orientation = _orientation(self._image) if exif else 1
+    width, height = self._image.size
+    size = (width, height) if self._orientation in _TURNED else (height, width)
+    self.shape = (*size, len(self._mode))
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    return np.asarray(self.decoded, dtype).reshape(self.shape)
+
+  @functools.cached_property
+  def decoded(self) -> Image.Image:
+    """The image upright, of mode L or RGB; what lies transparently in it, on white."""
+    image = self._image
+    if self._orientation != 1:
+      image = image.transpose(_UPRIGHT[self._orientation])
+    if image.mode.startswith('I'):
+      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+      image = image.convert('RGBA')
+      image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    image.load()
+    return image if image.mode == self._mode else image.convert(self._mode)
+
+  def max_scale(self, part: tuple[int, int, int, int], size: tuple[int, int]) -> int:
+    """Returns the largest of 1, 2, 4, 8 by which a part can be reduced, and has at least `size`.
+
+    Args:
+      part: (left, top, right, bottom) in pixels.
+      size: (height, width).
+
+    Returns:
+      1 too where `reduce` isn't for this image: it is for a JPEG that needs neither be turned nor
+      converted; or where the part reaches beyond the image.
+    """
+    left, top, right, bottom = part
+    is_plain = self._image.format == 'JPEG' and self._image.mode == self._mode
+    is_inside = min(left, top) >= 0 and bottom <= self.shape[0] and right <= self.shape[1]
+    if not is_plain or self._orientation != 1 or not is_inside:
+      return 1
+    most = min((bottom - top) // size[0], (right - left) // size[1])
+    return max(scale for scale in (1, 2, 4, 8) if scale <= max(most, 1))
+
+  def reduce(self, scale: int) -> Image.Image:
+    """Returns the image decoded at 1 / `scale` of its size, 2, 4 or 8, rounded up.
+
+    Each block of 8x8 pixels is decoded to fewer, from its lower frequencies alone.
+    """
+    image, (height, width) = self._open(), self.shape[:2]
+    image.draft(None, (width // scale, height // scale))
+    return image
+
+  def _open(self) -> Image.Image:
+    return Image.open(io.BytesIO(self._file), formats=_FORMATS)
 
 
 def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = True) -> np.ndarray:
@@ -46,17 +122,7 @@ def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = Tr
   Returns:
     uint8 [height, width, channels].
   """
-  with Image.open(file, formats=_FORMATS) as image:
-    mode = {0: _stored_mode(image), 1: 'L', 3: 'RGB'}[channels]
-    if exif and (orientation := _orientation(image)) != 1:
-      image = image.transpose(_UPRIGHT[orientation])
-    if image.mode.startswith('I'):
-      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-      image = image.convert('RGBA')
-      image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    array = np.asarray(image if image.mode == mode else image.convert(mode))
-  return array if mode == 'RGB' else array[:, :, None]
+  return np.asarray(EncodedImage(file, channels, exif))
 
 
 def decode_mask(file: Path | BinaryIO) -> np.ndarray:
@@ -90,7 +156,7 @@ def probe_image(path: Path) -> tuple[int, int, int]:
   with Image.open(path, formats=_FORMATS) as image:
     width, height = image.size
     channels = len(_stored_mode(image))
-    if _orientation(image) >= 5:  # turned by 90 degrees
+    if _orientation(image) in _TURNED:
       width, height = height, width
     # A JPEG decodes several times faster at an eighth of its size, and is read to its end.
     image.draft('L', (1, 1))

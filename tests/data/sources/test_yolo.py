@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yolo_folders
 
-from vit_jax.data import load_source
+from vit_jax.data import kinds, load_source
 from vit_jax.errors import FieldError, UsageError
 
 
@@ -30,7 +30,7 @@ def test_records_are_images_with_their_class_and_box(tmp_path):
   source = open_source(write(tmp_path, size=(12, 20)))
   assert (len(source), source.image_shape) == (5, (12, 20, 3))
   assert source.class_names == ('red', 'green', 'blue')
-  for record in pickle.loads(pickle.dumps(source)).read(range(5)):
+  for record in map(kinds.load, pickle.loads(pickle.dumps(source)).read(range(5))):
     assert record['box'].dtype == np.float32
     np.testing.assert_allclose(record['box'], yolo_folders.bounds(record['image']), atol=1e-6)
     middle = (record['box'][1::-1] * record['image'].shape[:2]).astype(int)

@@ -32,6 +32,7 @@ __all__ = [
   'example',
   'fit',
   'kind_of',
+  'load',
   'normalize',
   'num_frames',
   'num_points',
@@ -84,6 +85,11 @@ def views_of(name: str) -> str:
 def example(record: Mapping[str, Any], name: str) -> np.ndarray:
   """Returns an entry of a record, or the first of its views for evaluation."""
   return record[name] if name in record else record[views_of(name)][0]
+
+
+def load(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the record with arrays in place of image files that stand for them."""
+  return dict(record) | {name: kind.load(value) for name, kind, value in entries(record)}
 
 
 def num_frames(record: Mapping[str, Any]) -> int | None:

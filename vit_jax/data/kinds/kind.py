@@ -26,11 +26,14 @@ class Geometry(NamedTuple):
     size: of the result.
     resized: to which the whole picture is resized before the window, then of `size` pixels, is cut
       out; None cuts the window out first, at whole pixels, and resizes that.
+    reduced: whether a file may be decoded at 1/2, 1/4 or 1/8 of its size where what is resized then
+      still has at least the size that it gets.
   """
 
   window: Window
   size: Size
   resized: Size | None = None
+  reduced: bool = False
 
   def part(self, size: Size) -> tuple[int, int, int, int]:
     """Returns the window in pixels of a picture of a size."""
@@ -109,6 +112,10 @@ class Kind(abc.ABC):
     raise NotImplementedError
 
   # On the host, in NumPy.
+
+  def load(self, value: Any) -> Any:
+    """Returns the array of one picture that a file may stand for; others as they are."""
+    return value
 
   def num_frames(self, value: np.ndarray) -> int | None:
     """Returns how many frames a value has, None where it has no time."""

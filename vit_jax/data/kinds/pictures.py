@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,12 @@ class Image(_Picture):
   has_pixels = True
   rows = -3
 
-  def is_valid(self, value: np.ndarray) -> bool:
+  def is_valid(self, value: np.ndarray | images.EncodedImage) -> bool:
     return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3)
+
+  def check(self, name: str, value: Any) -> None:
+    if not isinstance(value, images.EncodedImage):  # which needn't be decoded for it
+      super().check(name, value)
 
   def find_files(self, path: str | Path) -> list[Path]:
     return images.find_images(path)
@@ -59,14 +63,14 @@ class Image(_Picture):
   def picture(self, value: np.ndarray) -> np.ndarray:
     return value
 
+  def load(self, value: np.ndarray | images.EncodedImage) -> np.ndarray:
+    return np.asarray(value)
+
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
     """Resizes by Pillow's bicubic with antialiasing, as timm does for vision transformers."""
     if channels in (0, value.shape[-1]) and not geometry.changes(value.shape[:2]):
-      return value
-    image = pillow.fromarray(value[:, :, 0] if value.shape[-1] == 1 else value)
-    if channels == 1:
-      image = image.convert('L')
-    image = _resize(image, geometry)
+      return np.asarray(value)
+    image = _resize(value, geometry, is_grey=channels == 1)
     if channels == 3:
       image = image.convert('RGB')
     array = np.asarray(image)
@@ -100,6 +104,9 @@ class Video(Image):
 
   def picture(self, value: np.ndarray) -> np.ndarray:
     return value[len(value) // 2]
+
+  def load(self, value: np.ndarray) -> np.ndarray:
+    return value
 
   def find_files(self, path: str | Path) -> list[Path]:
     return videos.find_videos(path)
@@ -162,15 +169,34 @@ def as_fractions(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32)
 
 
-def _resize(image: pillow.Image, geometry: Geometry) -> pillow.Image:
-  """Cuts out and resizes, or resizes and cuts out, as `geometry` says."""
+def _resize(
+  value: np.ndarray | images.EncodedImage, geometry: Geometry, is_grey: bool
+) -> pillow.Image:
+  """Cuts out and resizes, or resizes and cuts out, as `geometry` says; in grey where asked."""
+  height, width = value.shape[:2]
+  first, size = geometry.part((height, width)), geometry.size
   if geometry.resized:
-    image = image.resize(geometry.resized[::-1], _BICUBIC)
-  part = geometry.part((image.height, image.width))
-  if part != (0, 0, *image.size):
-    image = image.crop(part)
+    first, size = (0, 0, width, height), geometry.resized
+  is_encoded = isinstance(value, images.EncodedImage)
+  scale = value.max_scale(first, size) if is_encoded and geometry.reduced else 1
+  box = None
+  if scale > 1:  # the part then needn't end at whole pixels
+    image, box = value.reduce(scale), tuple(side / scale for side in first)
+  else:
+    image = value.decoded if is_encoded else _from_array(value)
+    image = image if first == (0, 0, *image.size) else image.crop(first)
+  if is_grey:
+    image = image.convert('L')
+  if geometry.resized:
+    image = image.resize(size[::-1], _BICUBIC, box)
+    part, box = geometry.part(size), None
+    image = image if part == (0, 0, *image.size) else image.crop(part)
   size = geometry.size[::-1]
-  return image if image.size == size else image.resize(size, _BICUBIC)
+  return image if image.size == size and not box else image.resize(size, _BICUBIC, box)
+
+
+def _from_array(value: np.ndarray) -> pillow.Image:
+  return pillow.fromarray(value[:, :, 0] if value.shape[-1] == 1 else value)
 
 
 def _nearest(stored: int, low: float, high: float, wanted: int) -> tuple[np.ndarray, np.ndarray]:

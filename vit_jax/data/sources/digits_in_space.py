@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vit_jax.data import kinds
 from vit_jax.data.sources import tfds
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.errors import FieldError
@@ -45,14 +46,17 @@ class DigitsInSpace(Source):
     return self._source.labels() if self._digits == 1 else None
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    for i, first in zip(indices, self._source.read(indices), strict=True):
+    for i, first in zip(indices, self._digits_of(indices), strict=True):
       # The same index has other draws in another split.
       rng = np.random.default_rng([i, zlib.crc32(first['image'].tobytes())])
       if self._digits == 1:
         yield {'points': self._draw(first, self.num_points, rng), 'label': first['label']}
       else:
         others = rng.integers(len(self), size=self._digits - 1).tolist()
-        yield self._draw_all([first, *self._source.read(others)], rng)
+        yield self._draw_all([first, *self._digits_of(others)], rng)
+
+  def _digits_of(self, indices: Sequence[int]) -> Iterator[Record]:
+    return map(kinds.load, self._source.read(indices))
 
   def _draw_all(self, records: Sequence[Record], rng: np.random.Generator) -> Record:
     counts = np.diff(np.arange(self._digits + 1) * self.num_points // self._digits)

@@ -61,7 +61,7 @@ class FolderSource(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      image = KINDS['image'].decode(self._root / self.files[i], self.image_shape[2])
+      image = images.EncodedImage(self._root / self.files[i], self.image_shape[2])
       label = self._labels[i]
       yield {'image': image} | (
         {'label': label if label.ndim else int(label)} if self.class_names else {}

@@ -46,7 +46,7 @@ class MaskSource(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      image = KINDS['image'].decode(self._root / self.files[i], self.image_shape[2])
+      image = images.EncodedImage(self._root / self.files[i], self.image_shape[2])
       mask = KINDS['mask'].decode(self._root / self._masks[i])
       yield {'image': image, 'mask': self._labels[mask]}
 

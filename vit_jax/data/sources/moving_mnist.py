@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vit_jax.data import kinds
 from vit_jax.data.sources import tfds
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.errors import FieldError
@@ -50,7 +51,7 @@ class MovingMnist(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i, record in zip(indices, self._digits.read(indices), strict=True):
-      yield self._move(i, record['image'])
+      yield self._move(i, kinds.load(record)['image'])
 
   def _move(self, i: int, digit: np.ndarray) -> Record:
     label, size = i % len(_DIRECTIONS), self.image_shape[0]

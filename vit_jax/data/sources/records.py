@@ -1,10 +1,11 @@
 """Random access to records.
 
 A record is a dict with an entry of one or more of the kinds in `vit_jax.data.kinds`, by name:
-`image` uint8 [H, W, C] with C 1 or 3; `video` uint8 [T, H, W, C], or a `videos.Frames` that stands
-for it; `mask`, uint8 or int32 [H, W]; `box` float32 [4], round the one object that is marked in
-each image; `label`, an int or, multi-hot, float32 [num_classes]; `points` float32 [N, 3]; `parts`
-int32 [N], what each of these belongs to. All records of a source have the same entries.
+`image` uint8 [H, W, C] with C 1 or 3, or an `images.EncodedImage` that stands for it; `video` uint8
+[T, H, W, C], or a `videos.Frames` that stands for it; `mask`, uint8 or int32 [H, W]; `box` float32
+[4], round the one object that is marked in each image; `label`, an int or, multi-hot, float32
+[num_classes]; `points` float32 [N, 3]; `parts` int32 [N], what each of these belongs to. All
+records of a source have the same entries.
 Sources pickle to little, so that worker processes can have them.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data import kinds
 from vit_jax.data.kinds import KINDS
 from vit_jax.errors import UsageError
 
@@ -52,7 +54,7 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    """Yields records, decoded one by one, which may be read from disk together."""
+    """Yields records, one by one, which may be read from disk together."""
 
   def labels(self) -> np.ndarray | None:
     """Returns the labels of all records, None where these have none.
@@ -65,9 +67,10 @@ class Source(abc.ABC):
     return KINDS['label'].stack([record['label'] for record in self.read(range(len(self)))])
 
   def __getitem__(self, index: int) -> Record:
+    """Returns a record, whose image is decoded."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    return next(self.read([index]))
+    return kinds.load(next(self.read([index])))
 
 
 class ArraySource(Source):

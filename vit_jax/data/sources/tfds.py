@@ -68,7 +68,7 @@ class TfdsSource(Source):
       if self._is_video:
         yield {'video': _Video(files, self.image_shape[2]), 'label': label}
       else:
-        yield {'image': decode(files, self.image_shape[2]), 'label': label}
+        yield {'image': open_image(files, self.image_shape[2]), 'label': label}
 
 
 class _Video(videos.Frames):
@@ -76,18 +76,18 @@ class _Video(videos.Frames):
 
   def __init__(self, files: Sequence[bytes], channels: int):
     self._files = files
-    super().__init__((len(files), *decode(files[0], channels).shape))
+    super().__init__((len(files), *open_image(files[0], channels).shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    return np.stack([decode(self._files[i], self.shape[-1]) for i in indices.tolist()])
+    return np.stack([open_image(self._files[i], self.shape[-1]) for i in indices.tolist()])
 
 
-def decode(file: bytes, channels: int) -> np.ndarray:
-  """Returns an image as it is stored, uint8 [H, W, C].
+def open_image(file: bytes, channels: int) -> images.EncodedImage:
+  """Returns an image as it is stored.
 
   It isn't turned upright, as TFDS doesn't: results published on its data sets are on such images.
   """
-  return images.decode_image(io.BytesIO(file), channels, exif=False)
+  return images.EncodedImage(io.BytesIO(file), channels, exif=False)
 
 
 def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> TfdsSource:

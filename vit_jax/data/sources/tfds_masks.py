@@ -47,7 +47,7 @@ class TfdsMaskSource(Source):
       example = self._features.deserialize_example_np(record)
       image, mask = (example[key] for key in self._keys)
       yield {
-        'image': tfds.decode(image, self.image_shape[2]),
+        'image': tfds.open_image(image, self.image_shape[2]),
         'mask': self._labels[KINDS['mask'].decode(io.BytesIO(mask))],
       }
 
