@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from vit_jax import host_memory
 from vit_jax.data import kinds
 from vit_jax.data.preprocess import Preprocess
 from vit_jax.data.sampling import ClassSampler, make_sampler
@@ -263,9 +264,9 @@ class StreamedLoader:
     iterator = iter(self._parallel(chunks, per_batch).batch(per_batch, batch_fn=list))
     try:
       for parts in iterator:
-        arrays = {
-          name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays
-        }
+        arrays = parts[0].arrays
+        if len(parts) > 1:
+          arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in arrays}
         split = (plan.num_devices, plan.rows // plan.num_devices)
         yield {n: a.reshape(*split, *a.shape[1:]) for n, a in arrays.items()} | {'slot': plan.slot}
     finally:
@@ -297,6 +298,7 @@ class StreamedLoader:
 def _init_worker(worker_index: int, num_workers: int) -> None:
   """Has a worker process live exactly as long as its parent wants, and end with it."""
   del worker_index, num_workers
+  host_memory.reuse_freed_memory()
   # Ctrl-C and cluster managers signal all processes, and the parent still has a step to finish.
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, signal.SIG_IGN)
