@@ -13,6 +13,7 @@ from vit_jax.data.sources.records import Record
 from vit_jax.errors import FieldError, check_choice
 
 CROPS = ('resize', 'central', 'inception', 'scale')
+DECODING = ('exact', 'reduced')
 
 CENTRAL_CROPS = ('central', 'inception')  # that evaluate on the middle of an image
 _CROP_FRACTION = 224 / 256  # as big_vision and torchvision evaluate on ImageNet
@@ -43,6 +44,7 @@ class Preprocess:
   spatial_crops: int = 1
   num_points: int = 0
   random_points: bool = False
+  reduced: bool = False
 
   @property
   def random(self) -> bool:
@@ -141,7 +143,7 @@ class Preprocess:
     as in Hugging Face's processors.
     """
     if self.crop not in CENTRAL_CROPS:
-      return [Geometry(WHOLE, self.image_size or (height, width))]
+      return [Geometry(WHOLE, self.image_size or (height, width), reduced=self.reduced)]
     new_height, new_width = self.image_size
     if new_height * width >= new_width * height:
       fitting = _floor(new_height / self.crop_fraction)
@@ -156,7 +158,9 @@ class Preprocess:
       wide = spare[1] >= spare[0]
       corners = [(top, x) if wide else (x, left) for x in (0, spare[wide] // 2, spare[wide])]
     parts = [(left, top, left + new_width, top + new_height) for top, left in corners]
-    return [Geometry(_fractions(part, *resized), self.image_size, resized) for part in parts]
+    return [
+      Geometry(_fractions(part, *resized), self.image_size, resized, self.reduced) for part in parts
+    ]
 
   def window(self, height: int, width: int) -> Window:
     """Returns the part of a picture of this size that evaluation takes."""
@@ -171,8 +175,8 @@ class Preprocess:
         part = inception_box(height, width, rng, self.area)
       window = _fractions(part, height, width)
       if kinds.shows_enough(record, window):
-        return Geometry(window, self.image_size)
-    return Geometry(WHOLE, self.image_size)
+        return Geometry(window, self.image_size, reduced=self.reduced)
+    return Geometry(WHOLE, self.image_size, reduced=self.reduced)
 
 
 def _fractions(part: tuple[int, int, int, int], height: int, width: int) -> Window:
@@ -198,6 +202,7 @@ def make_preprocess(
   spatial_crops: int = 1,
   train_size: Sequence[int] = (),
   num_points: int = 0,
+  decoding: str = 'exact',
 ) -> Preprocess:
   """Returns `preprocess(record, rng) -> record`, which crops and resizes all of a record alike.
 
@@ -228,6 +233,9 @@ def make_preprocess(
     train_size: as `image_size`, of what is trained on; () is `image_size`.
     num_points: taken of each cloud, at random to train, always the same to evaluate; where a cloud
       has fewer, they are taken several times. 0 leaves clouds as stored.
+    decoding: 'exact', or 'reduced' to train on JPEGs that are decoded at 1/2, 1/4 or 1/8 of their
+      size wherever what is resized then still has at least the size that it gets. That is faster,
+      and pixels differ a little; evaluation is exact either way.
 
   Raises:
     FieldError: a wrong value, or a crop without an image size.
@@ -263,6 +271,9 @@ def make_preprocess(
     raise FieldError('spatial_crops', f'crop {crop!r} takes the whole image')
   if train_size and not image_size:
     raise FieldError('train_size', f'{train_size}, but image_size is (), as stored')
+  check_choice('decoding', decoding, DECODING)
+  if decoding == 'reduced' and not image_size:
+    raise FieldError('decoding', "'reduced', but image_size is (), as stored: nothing is resized")
   random_clip, views = train and num_frames > 0, 1 if train else temporal_views
   return Preprocess(
     image_size=train_size if train and train_size else image_size,
@@ -276,6 +287,7 @@ def make_preprocess(
     spatial_crops=1 if train else spatial_crops,
     num_points=num_points,
     random_points=train and num_points > 0,
+    reduced=train and decoding == 'reduced',
   )
 
 

@@ -63,6 +63,7 @@ def _preprocess(data: ConfigDict, split: str) -> Preprocess:
       **{name: data[name] for name in _CLIPS},
       train_size=data.train_size,
       num_points=data.num_points,
+      decoding=data.decoding,
     )
 
 
@@ -195,7 +196,7 @@ class Experiment:
           'its own'
         )
     if groups and train.random_crop:
-      clips = {name: data[name] for name in _CLIPS}
+      clips = {name: data[name] for name in (*_CLIPS, 'decoding')}
       self._train_preprocess = Views(
         {
           name: (

@@ -1,0 +1,195 @@
+"""Image files that stand for their pixels: cropped, reduced and batched as decoded ones, or nearly.
+
+What is stated independently is Pillow's own decoding, and the preprocessing of arrays.
+"""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from image_files import make_folder, pixels, save
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_sample_image
+
+from vit_jax.data import load_source, make_preprocess, train_loader
+from vit_jax.data.images import EncodedImage, decode_image
+from vit_jax.errors import FieldError
+
+CROPS = {
+  'inception': make_preprocess((24, 20), 0, 'inception', train=True),
+  'grey': make_preprocess((24, 20), 1, 'inception', train=True),
+  'central': make_preprocess((24, 20), 3, 'central', train=False),
+  'scale': make_preprocess((24, 20), 0, 'scale', train=True),  # which reaches beyond the image
+  'whole': make_preprocess((24, 20), 3, 'resize', train=True),
+  'colour': make_preprocess((), 3, 'resize', train=True),
+  'as stored': make_preprocess((), 0, 'resize', train=True),
+}
+
+
+def exif(orientation):
+  tags = Image.Exif()
+  tags[0x0112] = orientation
+  return tags
+
+
+def save_cmyk(path):
+  Image.fromarray(pixels(60, 70)).convert('CMYK').save(path)
+
+
+FILES = {
+  'colour.jpg': lambda path: save(path, pixels(60, 70)),
+  'grey.jpg': lambda path: save(path, pixels(60, 70, 1)),
+  'turned.jpg': lambda path: save(path, pixels(60, 70), exif=exif(6)),
+  'cmyk.jpg': save_cmyk,
+  'transparent.png': lambda path: save(path, pixels(60, 70, 4)),
+  'deep.png': lambda path: save(path, pixels(60, 70, 1).astype(np.uint16) * 257),
+}
+
+
+@pytest.mark.parametrize('crop', CROPS)
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_becomes_what_its_pixels_become(tmp_path, name, crop):
+  FILES[name](tmp_path / name)
+  array, encoded = decode_image(tmp_path / name), EncodedImage(tmp_path / name)
+  assert (encoded.shape, encoded.dtype) == (array.shape, array.dtype)
+  for seed in range(3):
+    of_array, of_file = (
+      np.asarray(CROPS[crop]({'image': image}, np.random.default_rng(seed))['image'])
+      for image in (array, encoded)
+    )
+    np.testing.assert_array_equal(of_file, of_array)
+
+
+def photograph(size, quality=92):
+  file = io.BytesIO()
+  Image.fromarray(load_sample_image('china.jpg')).resize(size).save(file, 'JPEG', quality=quality)
+  return file.getvalue()
+
+
+def prepare(file, **options):
+  preprocess = make_preprocess((48, 48), 0, **options)
+  image = EncodedImage(io.BytesIO(file))
+  return preprocess({'image': image}, np.random.default_rng(1))['image'].astype(int)
+
+
+@pytest.mark.parametrize('crop', ['inception', 'central', 'resize', 'scale'])
+def test_reduced_decoding_changes_training_a_little_and_evaluation_not_at_all(crop):
+  file, area = photograph((1283, 857)), {'area': (0.5, 1.0)} if crop == 'inception' else {}
+  exact, reduced = (
+    prepare(file, crop=crop, train=True, decoding=decoding, **area)
+    for decoding in ('exact', 'reduced')
+  )
+  difference = np.abs(exact - reduced)
+  assert 0 < difference.mean() < 1.5, difference.mean()
+  assert np.quantile(difference, 0.99) < 12
+  evaluated = [
+    prepare(file, crop=crop, train=False, decoding=decoding) for decoding in ('exact', 'reduced')
+  ]
+  np.testing.assert_array_equal(*evaluated)
+
+
+@pytest.mark.parametrize(
+  ('part', 'size', 'scale'),
+  [
+    ((10, 0, 510, 423), (212, 224), 1),  # of less than twice the height
+    ((10, 0, 510, 425), (212, 224), 2),
+    ((0, 0, 640, 424), (100, 100), 4),
+    ((0, 0, 640, 424), (10, 10), 8),
+    ((0, -1, 640, 424), (10, 10), 1),  # beyond the image
+  ],
+)
+def test_the_part_has_no_fewer_pixels_than_the_result(part, size, scale):
+  image = EncodedImage(io.BytesIO(photograph((641, 425))))
+  assert image.max_scale(part, size) == scale
+  if scale > 1:
+    assert image.reduce(scale).size == (-(-641 // scale), -(-425 // scale))
+
+
+def test_what_is_no_plain_jpeg_is_not_reduced(tmp_path):
+  for name, make in FILES.items():
+    make(tmp_path / name)
+    expected = 4 if name in ('colour.jpg', 'grey.jpg') else 1
+    assert EncodedImage(tmp_path / name).max_scale((0, 0, 60, 60), (12, 12)) == expected
+  assert EncodedImage(tmp_path / 'grey.jpg', 3).max_scale((0, 0, 60, 60), (12, 12)) == 1
+
+
+@pytest.mark.parametrize(
+  ('options', 'problem'),
+  [
+    ({'decoding': 'fast'}, "^decoding: 'fast' is not one of exact, reduced"),
+    ({'decoding': 'reduced', 'image_size': ()}, r"^decoding: 'reduced', but image_size is \(\)"),
+  ],
+)
+def test_mistakes(options, problem):
+  with pytest.raises(FieldError, match=problem):
+    make_preprocess(
+      **{'image_size': (8, 8), 'channels': 0, 'crop': 'resize', 'train': True} | options
+    )
+
+
+def test_files_are_damaged_where_pillow_finds_them_so():
+  """Of 200 that are cut off or have wrong bytes; what can be decoded has Pillow's pixels."""
+  file, rng = photograph((40, 32)), np.random.default_rng(0)
+  outcomes = {'damaged': 0, 'decoded': 0}
+  for i in range(200):
+    damaged = bytearray(file)
+    if i % 2:
+      del damaged[rng.integers(len(file)) :]
+    else:
+      for place in rng.integers(len(file), size=5):
+        damaged[place] = rng.integers(256)
+    try:
+      with Image.open(io.BytesIO(damaged), formats=['JPEG']) as image:
+        expected = np.asarray(image.convert('RGB'))
+    except Exception:  # Pillow raises many types
+      with pytest.raises(Exception):  # noqa: B017, PT011
+        decode_image(io.BytesIO(damaged), 3)
+      outcomes['damaged'] += 1
+    else:
+      np.testing.assert_array_equal(decode_image(io.BytesIO(damaged), 3, exif=False), expected)
+      outcomes['decoded'] += 1
+  assert min(outcomes.values()) > 20, outcomes
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+  path = tmp_path / 'notes.jpg'
+  path.write_text('no image')
+  with pytest.raises(UnidentifiedImageError) as error:
+    decode_image(path)
+  with pytest.raises(UnidentifiedImageError) as of_pillow:
+    Image.open(path)
+  assert str(error.value) == str(of_pillow.value)
+
+
+def test_a_folder_gives_the_same_batches_to_threads_and_to_workers(tmp_path):
+  root = make_folder(tmp_path, splits=('train',))
+  for i in range(3):
+    (tmp_path / f'train/cat/photograph{i}.jpg').write_bytes(photograph((120 + i, 90)))
+  source = load_source('folder', 'train', root)
+  assert isinstance(source[0]['image'], np.ndarray)  # single records are decoded
+  preprocess = make_preprocess((12, 12), 3, 'inception', train=True, decoding='reduced')
+
+  def batches(workers):
+    loader = train_loader(
+      source,
+      preprocess,
+      batch_size=6,
+      seed=0,
+      num_devices=1,
+      process_index=0,
+      process_count=1,
+      resident=False,
+      num_workers=workers,
+      num_threads=2,
+      prefetch=2,
+    )
+    made = loader.batches()
+    try:
+      return list(itertools.islice(made, 4))
+    finally:
+      made.close()
+
+  for one, other in zip(batches(0), batches(1), strict=True):
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name])
