@@ -220,7 +220,7 @@ def test_large_batches_in_chunks():
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_worker_processes_give_the_same_batches(workers):
-  source = Labelled(200, size=(2, 2))  # 130 rows: chunks of 26, of which workers take turns
+  source = Labelled(200, size=(2, 2))  # 130 rows: chunks of 26 or 13, of which workers take turns
   expected = take(train(source, INCEPTION, batch_size=130), 4, 3)
   found = take(train(source, INCEPTION, batch_size=130, num_workers=workers), 4, 3)
   for one, other in zip(found, expected, strict=True):

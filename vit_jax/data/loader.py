@@ -256,7 +256,10 @@ class StreamedLoader:
     import grain
 
     plan = self.plan
-    size = max(n for n in range(1, _MAX_CHUNK + 1) if plan.rows % n == 0)
+    # Chunks come in order, and whoever is done early takes another: two for each thread.
+    taken = 2 * max(self.num_threads, 1) * max(self.num_workers, 1)
+    most = min(_MAX_CHUNK, max(plan.rows * self.prefetch // taken, 1))
+    size = max(n for n in range(1, most + 1) if plan.rows % n == 0)
     per_batch = plan.rows // size
     stop = _ENDLESS if plan.seed is not None else plan.num_batches * per_batch
     chunks = grain.MapDataset.range(start_step * per_batch, stop)
