@@ -14,8 +14,8 @@ except ImportError:  # Windows
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# In any arena but the first, glibc maps pieces over 64 MiB afresh whatever it is told. XLA's threads
-# allocate a step's buffers, and with more arenas it is chance which of them such a thread has.
+# In any arena but the first, glibc maps pieces over 64 MiB afresh whatever it is told. A step's
+# buffers are allocated by threads of XLA, and with more arenas it is chance which one those have.
 _ARENAS = 1
 
 
