@@ -110,6 +110,19 @@ def transformers_class(config: ModelConfig, path: object) -> str:
   return tables.find_for_model(config, 'huggingface', path).classifier_class(config, path)
 
 
+def timm_creation(config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+  """Returns the name and the arguments by which timm.create_model makes a model.
+
+  Args:
+    config: of the model.
+    path: where it is from, for messages.
+
+  Raises:
+    UsageError: timm has no such model, or it isn't made here.
+  """
+  return tables.find_for_model(config, 'timm', path).creation(config, path)
+
+
 def takes_bgr(path: str | os.PathLike) -> bool:
   """Whether the model at a path of transformers takes images of BGR; `load` makes it one of RGB."""
   return FORMATS['huggingface'].takes_bgr(hub.read_config(path)[1])

@@ -69,6 +69,19 @@ class TimmTable(Table):
         entries['preprocess'] |= {'crop': 'central', **fraction}
     return entries
 
+  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the arguments by which timm.create_model makes a model.
+
+    Args:
+      config: of the model, which the table writes.
+      path: for messages.
+
+    Raises:
+      UsageError: timm has no such model, or it isn't made here.
+    """
+    del config
+    raise UsageError(f"{path}: {self.title} isn't made here")
+
 
 def pretrained_cfg(source: Source) -> Mapping[str, Any]:
   """Returns what config.json states of the pretrained model; older ones have it all in one."""

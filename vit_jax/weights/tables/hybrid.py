@@ -124,6 +124,9 @@ class TimmHybrid(_Hybrid, TimmViT):
       raise UsageError(f'{source.metadata_path}: model_args padding_same=False is not read')
     return super().read_config(source)
 
+  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+    return timm.TimmTable.creation(self, config, path)  # a ViT's would lack the ResNet
+
   def root_shape(self, tensors: files.Tensors) -> tuple[int, int]:
     filters, channels, _, _ = tensors[f'{_RESNET}.stem.conv.weight'].shape
     return channels, filters

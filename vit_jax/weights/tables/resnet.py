@@ -134,6 +134,11 @@ class TimmResNet(timm.TimmTable, TorchvisionResNet):
   ) -> dict[str, Any]:
     return _ResNet.describe(self, tensors, entries, source)
 
+  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+    if config.backbone.num_filters != 64:
+      raise UsageError(f'{path}: num_filters {config.backbone.num_filters} is not 64 there')
+    return config.name, {'in_chans': config.channels, 'num_classes': config.num_classes}
+
 
 class HuggingFaceResNet(_ResNet, huggingface.HuggingFaceTable):
   """models/resnet of transformers: ResNetForImageClassification and ResNetModel."""

@@ -280,6 +280,7 @@ class TimmSwin(_Swin, timm.TimmTable):
   """
 
   version = 1
+  architecture = 'swin_tiny_patch4_window7_224'  # which `creation` changes
   title = "timm's SwinTransformer"
   marks: ClassVar = {
     'patch_embed.proj.weight': 4,
@@ -401,11 +402,33 @@ class TimmSwin(_Swin, timm.TimmTable):
           'otherwise'
         )
 
+  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+    self.check_place(config, path)
+    model = config.backbone
+    if config.image_size is None:
+      raise UsageError(f'{path}: image_size is needed there')
+    if model.absolute_positions:
+      raise UsageError(f'{path}: absolute_positions have no place there')
+    return self.architecture, {
+      'img_size': config.image_size,
+      'patch_size': model.patch_size,
+      'in_chans': config.channels,
+      'num_classes': config.num_classes,
+      'embed_dim': model.embed_dim,
+      'depths': model.depths,
+      'num_heads': model.num_heads,
+      'window_size': as_pair(model.window_size),
+      'mlp_ratio': model.mlp_ratio,
+      'qkv_bias': model.qkv_bias,
+      'drop_path_rate': 0.0,
+    }
+
 
 class TimmSwinV2(TimmSwin):
   """timm's SwinTransformerV2, and Microsoft's own files; config.json names the window."""
 
   version = 2
+  architecture = 'swinv2_tiny_window8_256'
   title = "timm's SwinTransformerV2"
   marks: ClassVar = {
     'patch_embed.proj.weight': 4,
@@ -438,6 +461,11 @@ class TimmSwinV2(TimmSwin):
       if name.endswith('.k_bias') and array.any():
         raise UsageError(f'{source.path}: {name} is not zero, and keys have no bias in version 2')
     return super().tidy(tensors, entries, source)
+
+  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+    architecture, arguments = super().creation(config, path)
+    sizes = config.backbone.pretrained_window_sizes or (0,) * len(config.backbone.depths)
+    return architecture, arguments | {'pretrained_window_sizes': sizes}
 
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source

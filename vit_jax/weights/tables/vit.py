@@ -319,6 +319,7 @@ _TIMM_ARGS = re.compile(
   'mlp_ratio|no_embed_class|num_classes|num_heads|padding_same|patch_size|qkv_bias|'
   r'(\w+_)?drop_rate|drop_path_rate|fix_init|weight_init'
 )
+_TIMM_EPSILON = 1e-6  # of all its norms
 _TIMM_POOLINGS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}  # its global_pool
 
 
@@ -428,6 +429,29 @@ class TimmViT(_ViT, timm.TimmTable):
     yield Module('MAPHead_0/MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1', DENSE)
     yield Module('MAPHead_0/MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2', DENSE)
     yield Module('output_projection', 'head', DENSE)
+
+  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+    self.check_place(config, path)
+    model = config.backbone
+    if config.image_size is None:
+      raise UsageError(f'{path}: image_size is needed there')
+    if model.norm_epsilon != _TIMM_EPSILON:
+      raise UsageError(f'{path}: norm_epsilon {model.norm_epsilon} is not {_TIMM_EPSILON} there')
+    named = {ours: theirs for theirs, ours in (_TIMM_ACTIVATIONS | _TIMM_POOLINGS).items()}
+    return 'vit_base_patch16_224', {
+      'img_size': config.image_size,
+      'patch_size': model.patch_size,
+      'in_chans': config.channels,
+      'num_classes': config.num_classes,
+      'embed_dim': model.hidden_size,
+      'depth': model.num_layers,
+      'num_heads': model.num_heads,
+      'mlp_ratio': model.mlp_dim / model.hidden_size,
+      'act_layer': named[model.activation],
+      'global_pool': named[model.classifier],
+      'class_token': model.has_class_token,
+      'fc_norm': model.fc_norm,
+    }
 
 
 def _settle_fc_norm(tensors: files.Tensors, entries: Mapping[str, Any], path: object) -> None:
