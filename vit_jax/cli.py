@@ -34,8 +34,18 @@ class _ExperimentParser(ConfigFileFlagParser):
   So --config.task=localization brings --config.model.head.hidden_size along.
   """
 
+  def __init__(self, name: str, words: Sequence[str] = ()):
+    """Takes the flag's name, and words that may stand in place of a file."""
+    super().__init__(name)
+    self._words = words
+
   def parse(self, path: str) -> ConfigDict:
-    """Returns the configuration that `path`, 'FILE.py' or 'FILE.py:ARG', stands for."""
+    """Returns the configuration that `path`, 'FILE.py' or 'FILE.py:ARG', stands for.
+
+    Of a word it is one with `word` alone.
+    """
+    if path in self._words:
+      return ConfigDict({'word': path})
     file = path.split(':')[0]
     if not os.path.isfile(file):
       there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
@@ -71,10 +81,15 @@ class _ExperimentParser(ConfigFileFlagParser):
           config_fields.set_head(config, head)
 
 
-def DEFINE_experiment(name: str, help_string: str) -> flags.FlagHolder[ConfigDict]:
-  """Defines a flag for a config file, whose fields are set by --NAME.FIELD."""
+def DEFINE_experiment(
+  name: str, help_string: str, words: Sequence[str] = ()
+) -> flags.FlagHolder[ConfigDict]:
+  """Defines a flag for a config file, whose fields are set by --NAME.FIELD.
+
+  Of the `words`, which stand for something else, the value is a configuration with `word` alone.
+  """
   holder = config_flags.DEFINE_config_file(name, help_string=help_string)
-  flags.FLAGS[name].parser = _ExperimentParser(name)
+  flags.FLAGS[name].parser = _ExperimentParser(name, words)
   return holder
 
 
