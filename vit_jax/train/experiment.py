@@ -359,9 +359,13 @@ class Experiment:
       **{name: self.config.data[name] for name in ('num_workers', 'num_threads', 'prefetch')},
     }
 
+  def train_loader(self) -> ResidentLoader | StreamedLoader:
+    """Returns what training batches come from."""
+    return self._loader('train', self.resident)
+
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
-    loader = self._loader('train', self.resident)
+    loader = self.train_loader()
     if not self.resident:
       return feeds.StreamedTrainFeed(self._train_step(), loader, self.state_shapes)
     # XLA compiles gradients of convolutions to slow code where they stand in a loop on a CPU
