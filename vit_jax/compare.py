@@ -26,6 +26,7 @@ from vit_jax import cli, weight_flags, weights
 from vit_jax.comparison import measure, runs, sides, table
 from vit_jax.comparison.images import DatasetImages, RandomImages
 from vit_jax.comparison.processes import Remote
+from vit_jax.comparison.torch_models import Transformers
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.models.variables import Variables
@@ -77,6 +78,7 @@ def main(*workdirs: str) -> None:
 def _compare_with_pytorch() -> None:
   """Prints differences of logits, and speeds of inference and training."""
   missing = [name for name in ('torch', 'transformers') if not importlib.util.find_spec(name)]
+  measure.check_seconds(_SECONDS.value)
   if missing:
     raise UsageError(f'{" and ".join(missing)} not installed; pip install torch transformers')
   if _WEIGHTS.value is None:
@@ -97,9 +99,8 @@ def _compare_with_pytorch() -> None:
     batch = np.resize(next(images.batches(size))[0], (size, *images.shape))
     dtype = _DTYPE.value
     ours = Remote('JAX', sides.JaxSide, variables, config.to_dict(), batch, dtype)
-    theirs = Remote(
-      'PyTorch', sides.TorchSide, path, class_name, batch, dtype, device, _COMPILE.value
-    )
+    model = Transformers(path, class_name)
+    theirs = Remote('PyTorch', sides.TorchSide, model, batch, dtype, device, _COMPILE.value)
     with ours, theirs:
       report |= _compare(ours, theirs, images)
   print(json.dumps(report, indent=2) if _JSON.value else table.format_report(report))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small_vits import SQUARE, WIDE, random_variables
 
-from vit_jax import data
+from vit_jax import data, weights
 from vit_jax.comparison import measure, sides
 from vit_jax.comparison.images import DatasetImages, RandomImages
 from vit_jax.comparison.processes import Remote
@@ -96,7 +96,7 @@ def test_a_task_is_run_for_about_the_asked_time(monkeypatch, seconds, steps, on_
 
   monkeypatch.setattr(time, 'perf_counter', lambda: clock['now'])
   side = Side(np.zeros((4, 8, 8, 3), np.float32), 3)
-  side._tasks = {'inference': task}
+  side._tasks = {'inference': lambda: task}
   speed = side.images_per_second('inference', seconds)
   assert clock['runs'] == 1 + steps
   assert speed == pytest.approx(4 / 0.25)
@@ -137,6 +137,29 @@ def test_dropout_and_dropped_layers_are_left_out():
     for rate in (0.0, 0.5)
   ]
   assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'norm_epsilon': 1e-5}, r'^m: norm_epsilon 1e-05 is not 1e-06 there'),
+    ({'image_size': None}, r'^m: image_size is needed there'),
+    ({'name': 'resnet18', 'num_filters': 8}, r'^m: num_filters 8 is not 64 there'),
+    ({'name': 'swin', 'absolute_positions': True}, r'^m: absolute_positions have no place there'),
+    ({'name': 'hybrid'}, r"^m: timm's hybrid VisionTransformer isn't made here"),
+  ],
+)
+def test_models_that_timm_does_not_make_are_refused(changes, message):
+  hybrid = {'resnet': {'num_layers': (1,), 'width_factor': 0.5}, 'patches': {'size': (1, 1)}}
+  sizes = {'image_size': (8, 8), 'channels': 3, 'num_classes': 3}
+  fields = {
+    'vit': SQUARE.to_dict(),
+    'hybrid': SQUARE.to_dict() | hybrid,
+    'swin': sizes | {'activation': 'gelu_exact'},
+    'resnet18': sizes,
+  }[changes.get('name', 'vit')]
+  with pytest.raises(UsageError, match=message):
+    weights.timm_creation(ModelConfig.from_dict({**fields, **changes}), 'm')
 
 
 # Images.
@@ -235,7 +258,7 @@ def test_a_process_that_dies_is_a_line_and_no_hang():
     Remote('mistaken', sides.torch_device, 'tpu') as mistaken,
   ):
     os.kill(killed.pid, signal.SIGKILL)
-    with pytest.raises(UsageError, match=r'^killed: its process was killed.*--batch_size'):
+    with pytest.raises(UsageError, match=r'^killed: its process was killed.*smaller batch'):
       killed.call('anything')
     with pytest.raises(UsageError, match=r'^left: its process ended with exit code 3$'):
       left.call('anything')

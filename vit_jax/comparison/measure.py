@@ -1,7 +1,8 @@
 """What a comparison measures: differences of logits, and speeds in turns."""
 
+import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,19 +57,42 @@ def _check_finite(side: str, logits: np.ndarray, before: int) -> None:
     raise UsageError(f'{side}: the logits of image {before + wrong[0]} are not all finite')
 
 
+def check_seconds(seconds: float) -> None:
+  """Raises UsageError unless it is a length of a turn that turns come to an end with."""
+  if not 0 < seconds < math.inf:
+    raise UsageError(f'--seconds: {seconds:g} is not a positive number')
+
+
+def in_turns(sides: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+  """Returns name -> the speeds that a side's function returned, turn by turn.
+
+  Sides are called in turns, so that what else the machine does falls on all.
+  """
+  speeds = {name: [] for name in sides}
+  for _ in range(turns):
+    for name, call in sides.items():
+      speeds[name].append(call())
+  return speeds
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+  """Returns, turn by turn, how many times as fast one side is as the other."""
+  return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
 def compare_speeds(
   jax: Callable[[], float], pytorch: Callable[[], float], turns: int
 ) -> dict[str, dict[str, float]]:
-  """Calls both, which return speeds, in turns, so that what else the machine does falls on both.
+  """Calls both, which return speeds, in turns.
 
   Returns:
     `median`, `low` and `high`, over the turns, of `jax`, of `pytorch` and of their `ratio`.
   """
-  pairs = [(jax(), pytorch()) for _ in range(turns)]
-  ours, theirs = zip(*pairs, strict=True)
-  ratios = [a / b for a, b in pairs]
-  return {'jax': _summary(ours), 'pytorch': _summary(theirs), 'ratio': _summary(ratios)}
+  speeds = in_turns({'jax': jax, 'pytorch': pytorch}, turns)
+  speeds['ratio'] = ratios(speeds['jax'], speeds['pytorch'])
+  return {name: summary(values) for name, values in speeds.items()}
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
+def summary(values: Sequence[float]) -> dict[str, float]:
+  """Returns the `median`, `low` and `high` of some values."""
   return {'median': statistics.median(values), 'low': min(values), 'high': max(values)}

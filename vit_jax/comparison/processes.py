@@ -2,11 +2,12 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -23,8 +24,21 @@ class Remote:
     pid: of the process.
   """
 
-  def __init__(self, name: str, factory: Callable[..., Any], *args: Any):
-    """Starts the process; the `with` block has it make the object. All of it has to pickle."""
+  def __init__(
+    self,
+    name: str,
+    factory: Callable[..., Any],
+    *args: Any,
+    environment: Mapping[str, str] | None = None,
+  ):
+    """Starts the process; the `with` block has it make the object. All of it has to pickle.
+
+    Args:
+      name: see above.
+      factory: see above.
+      *args: of the factory.
+      environment: variables that are set for the process, beside those of this one.
+    """
     self.name, self._recipe = name, (factory, args)
     self._connection, theirs = multiprocessing.Pipe()
     code = f'import sys; sys.path[:] = {sys.path}; from {__name__} import serve; '
@@ -33,6 +47,7 @@ class Remote:
       pass_fds=[theirs.fileno()],
       stdin=subprocess.DEVNULL,
       stdout=2,  # standard output is the command's own
+      env={**os.environ, **(environment or {})},
       start_new_session=True,  # or Ctrl-C would reach it, and it would say so
     )
     self.pid = self._process.pid
@@ -68,7 +83,7 @@ class Remote:
 
 def _describe_exit(code: int) -> str:
   if code == -signal.SIGKILL:
-    return 'its process was killed; where memory is short, a smaller --batch_size needs less'
+    return 'its process was killed; where memory is short, a smaller batch needs less'
   return f'its process ended with exit code {code}'
 
 

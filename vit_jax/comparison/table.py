@@ -1,6 +1,6 @@
 """A comparison's report as a table for people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _NAMES = {'jax': 'JAX', 'pytorch': 'PyTorch'}
@@ -18,7 +18,7 @@ def format_report(report: Mapping[str, Any]) -> str:
       for side, name in _NAMES.items()
     ),
   }
-  return '\n'.join([*_aligned(rows.items()), '', *_speeds(report)])
+  return '\n'.join([*aligned(rows.items()), '', *_speeds(report)])
 
 
 def _side(side: Mapping[str, Any]) -> str:
@@ -50,15 +50,20 @@ def _speeds(report: Mapping[str, Any]) -> list[str]:
   rows = [('', 'JAX', 'PyTorch', 'JAX / PyTorch')]
   for task in ('inference', 'training'):
     speeds = report[task]
-    rows.append((task, *(_range(speeds[name], 1) for name in _NAMES), _range(speeds['ratio'], 2)))
-  return [heading, *_aligned(rows)]
+    rows.append(
+      (task, *(show_range(speeds[name], 1) for name in _NAMES), show_range(speeds['ratio'], 2))
+    )
+  return [heading, *aligned(rows)]
 
 
-def _range(summary: Mapping[str, float], digits: int) -> str:
+def show_range(summary: Mapping[str, float], digits: int) -> str:
+  """Returns a median with its range in brackets."""
   low, median, high = (f'{summary[key]:,.{digits}f}' for key in ('low', 'median', 'high'))
   return f'{median} ({low} to {high})'
 
 
-def _aligned(rows) -> list[str]:
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+  """Returns a line for each row, its cells in columns."""
+  rows = list(rows)
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
