@@ -82,6 +82,7 @@ SLOW = (
 
 # Tests that show in more cases what others show in one; they run with `-m sweep` alone.
 SWEEPS = (
+  'comparison/test_timm_sides.py',
   'end_to_end/test_bit.py',
   'end_to_end/test_mobilevit.py',
   'end_to_end/test_notebook.py::test_it_runs_to_its_end',
@@ -89,7 +90,9 @@ SWEEPS = (
   'exporting/test_onnx.py::test_every_model_is_exported',
   'exporting/test_onnx.py::test_what_the_converter',
   'models/test_swin.py::test_any_image_goes_through_and_has_gradients',
+  'test_benchmark.py::test_a_model_without_logits_has_no_twin',
   'test_benchmark.py::test_the_time_to_the_first_step',
+  'test_benchmark.py::test_virtual_devices',
   'test_experiment_configs.py::test_trains_and_cites',
   'train/test_describe.py::test_every_config_is_described',
   'train/test_devices.py::test_eight_devices_stream',

@@ -1,16 +1,27 @@
 """python -m vit_jax.benchmark as a user runs it; what it times isn't tested."""
 
+import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from command_server import command_server
-from conftest import TINY
+from conftest import ROOT, TINY
 
 AGAINST = [arg.replace('--config', '--against') for arg in TINY]
-QUICK = ('--turns=2', '--seconds=0')
+QUICK = ('--turns=2', '--seconds=0.01')
 # Multiply-adds of a layer of the tiny model's, and of what is around the layers, by hand.
 BLOCK = 4 * 4 * 16 * 16 + 2 * 4 * 4 * 16 + 2 * 4 * 16 * 16
 IMAGE, OUTSIDE = 4 * 16 * 16, 4 * 16 * 16 + 16 * 10  # patches; patches and head
+TRAINING, FORWARD = 2 * (3 * (OUTSIDE + BLOCK) - IMAGE), 2 * (OUTSIDE + BLOCK)
+
+needs_pytorch = pytest.mark.skipif(
+  not (importlib.util.find_spec('torch') and importlib.util.find_spec('transformers')),
+  reason='needs PyTorch and transformers',
+)
 
 
 @pytest.fixture(scope='module')
@@ -20,11 +31,27 @@ def benchmark():
     yield run
 
 
-def rows(result, *names):
-  assert result.returncode == 0, result.stderr
-  pattern = r'^{} +([\d.]+)(?: steps/s)?  \((.*)\)$'
-  found = {name: re.search(pattern.format(name), result.stdout, re.MULTILINE) for name in names}
-  return {name: (float(match[1]), match[2]) for name, match in found.items()}
+def json_of(result):
+  assert (result.returncode, result.stderr) == (0, '')
+  return json.loads(result.stdout)
+
+
+def check_summary(summary, turns=2):
+  assert len(summary['turns']) == turns
+  assert 0 < min(summary['turns']) == summary['low'] <= summary['median']
+  assert summary['median'] <= summary['high'] == max(summary['turns'])
+
+
+def check_row(row, flops, batch_size=64):
+  """Checks what follows from the speed of a row: steps, operations, shares."""
+  check_summary(row['images_per_second'])
+  speed, steps = row['images_per_second']['median'], row['steps_per_second']['median']
+  assert speed == pytest.approx(steps * batch_size)
+  assert row['batch_size'] == batch_size
+  assert row['dtype'] == 'float32'
+  assert row['flops_per_image'] == flops
+  assert row['flops_per_second'] == pytest.approx(speed * flops)
+  assert row['first_step_seconds'] > 0
 
 
 def test_help_shows_all_flags(benchmark):
@@ -34,66 +61,160 @@ def test_help_shows_all_flags(benchmark):
     assert text in result.stdout
 
 
-def test_resident_against_streamed(benchmark):
-  found = rows(benchmark(*TINY, *QUICK), 'resident', 'streamed', 'ratio')
-  for middle, spread in found.values():
-    low, high = map(float, re.fullmatch(r'([\d.]+) to ([\d.]+), 2 turns', spread).groups())
-    assert 0 < low <= middle <= high
+def test_resident_against_streamed_in_training_inference_and_input(benchmark):
+  report = json_of(benchmark(*TINY, *QUICK, '--what=data,train,infer', '--json'))
+  assert {name: side['data'] for name, side in report['sides'].items()} == {
+    'resident': 'resident',
+    'streamed': 'streamed',
+  }
+  train, infer, data = (report[what]['rows'] for what in ('train', 'infer', 'data'))
+  assert [*train] == [*data] == ['resident', 'streamed']
+  assert [*infer] == ['resident']  # the model is one
+  for row in train.values():
+    check_row(row, TRAINING)
+    assert row['compile_seconds'] > 0
+  check_row(infer['resident'], FORWARD)
+  peak = report['peaks']['float32']
+  assert peak['from'] == 'a matrix product, timed here'
+  for row in (train['resident'], infer['resident']):
+    share = row['flops_per_second'] / peak['flops_per_second']
+    assert row['share_of_peak'] == row['share_of_matrix_product'] == pytest.approx(share)
+  for row in data.values():
+    check_summary(row['images_per_second'])
+    each = row['images_per_second_per_core']['median']
+    assert each * row['cores'] == pytest.approx(row['images_per_second']['median'])
+  for what in ('train', 'data'):
+    (ratio,) = report[what]['ratios']
+    assert (ratio['of'], ratio['to']) == ('resident', 'streamed')
+    speeds = [report[what]['rows'][n]['images_per_second']['turns'] for n in (*train,)]
+    assert ratio['turns'] == pytest.approx([a / b for a, b in zip(*speeds, strict=True)])
 
 
 def test_two_experiments_with_the_ratio_of_their_flops(benchmark):
   """Of one layer in batches of 64, and three in batches of 32: multiply-adds counted by hand."""
   changes = ('--against.model.num_layers=3', '--against.batch_size=32')
   result = benchmark(*TINY, *AGAINST, *changes, *QUICK)
-  found = rows(result, 'config', 'against', 'ratio', 'by FLOPs')
-  assert 'batch 64 and 32\n' in result.stdout
-  one = 64 * (3 * (OUTSIDE + BLOCK) - IMAGE)
-  three = 32 * (3 * (OUTSIDE + 3 * BLOCK) - IMAGE)
-  ratio, of_each = found['by FLOPs']
-  assert ratio == pytest.approx(three / one, abs=0.005)
-  assert of_each == f'{2 * one / 1e9:.4g} and {2 * three / 1e9:.4g} GFLOP a step'
+  assert (result.returncode, result.stderr) == (0, '')
+  assert re.search(r'^config: jax .*; batch 64, float32$', result.stdout, re.MULTILINE)
+  assert re.search(r'^against: jax .*; batch 32, float32$', result.stdout, re.MULTILINE)
+  row = r'^{} +([\d.,]+) \(([\d.,]+) to ([\d.,]+)\) .* [\d.]+%$'
+  for name in ('config', 'against'):
+    found = re.search(row.format(name), result.stdout, re.MULTILINE).groups()
+    middle, low, high = (float(number.replace(',', '')) for number in found)
+    assert 0 < low <= middle <= high
+  three = 2 * (3 * (OUTSIDE + 3 * BLOCK) - IMAGE)
+  ratio = r'^config / against: [\d.]+ \([\d.]+ to [\d.]+\), 2 turns; FLOPs allow ([\d.]+)$'
+  allowed = re.search(ratio, result.stdout, re.MULTILINE)[1]
+  assert float(allowed) == pytest.approx(three / TRAINING, abs=0.005)
 
 
-@pytest.mark.parametrize(
-  ('args', 'message'),
-  [
-    ([], '--config: give an experiment'),
-    ([*TINY, '--against=configs/digit.py'], r"--against: .* did you mean 'configs/digits.py'\?"),
-    (
-      [*TINY, '--against=configs/digits.py', '--against.batch_sise=3'],
-      r"--against.batch_sise: no such field; did you mean 'against.batch_size'\?",
-    ),
-  ],
-)
+@needs_pytorch
+def test_against_pytorch_with_its_loader(benchmark):
+  result = benchmark(
+    *(*TINY, *QUICK, '--config.model.classifier=token', '--config.augment.shift=0'),
+    *('--what=train,infer', '--against=torch', '--torch_from=transformers', '--torch_loader'),
+    '--json',
+  )
+  report = json_of(result)
+  logits = report['sides']['torch']['logits']
+  assert logits['largest_difference'] < 1e-4 * logits['standard_deviation']
+  assert report['sides']['torch']['parameters'] == report['sides']['config']['parameters']
+  assert 'transformers' in report['sides']['torch']['versions']
+  assert report['sides']['torch']['loader']
+  train, infer = (report[what]['rows'] for what in ('train', 'infer'))
+  assert [*train] == ['config', 'plain', 'torch']
+  assert [*infer] == ['config', 'torch']
+  flops = [rows['config']['flops_per_image'] for rows in (train, infer)]
+  for rows, count in zip((train, infer), flops, strict=True):
+    for row in rows.values():
+      check_row(row, count)
+      assert row['share_of_peak'] > 0
+  assert train['torch']['peak_memory_mib'] > 0
+  assert [(r['of'], r['to']) for r in report['train']['ratios']] == [
+    ('config', 'torch'),
+    ('plain', 'torch'),
+  ]
+
+
+def test_virtual_devices(benchmark):
+  report = json_of(benchmark(*TINY, *QUICK, '--devices=1,2', '--json'))
+  counts = {name: side['device_count'] for name, side in report['sides'].items()}
+  assert counts == {'1 device': 1, '2 devices': 2}
+  for row in report['train']['rows'].values():
+    check_row(row, TRAINING)
+    assert row['share_of_peak'] is None
+    assert row['peak_memory_of'] == 'host'
+  assert report['train']['ratios'][0]['by_flops'] == 1
+
+
+MISTAKES = [
+  ([], '--config: give an experiment'),
+  ([*TINY, '--against=configs/digit.py'], r"--against: .* did you mean 'configs/digits.py'\?"),
+  (
+    [*TINY, '--against=configs/digits.py', '--against.batch_sise=3'],
+    r"--against.batch_sise: no such field; did you mean 'against.batch_size'\?",
+  ),
+  ([*TINY, '--what=trian'], r"--what: 'trian' is not one of train, .*; did you mean 'train'\?"),
+  ([*TINY, '--what='], r"--what: '' is not one of train, infer, data, start"),
+  ([*TINY, '--seconds=0'], r'--seconds: 0 is not a positive number'),
+  ([*TINY, '--seconds=nan'], r'--seconds: nan is not a positive number'),
+  ([*TINY, '--what=start', '--seconds=1'], r'--seconds: not with --what=start'),
+  ([*TINY, '--what=train,start', '--devices=1'], r'--devices: not with --what=start'),
+  ([*TINY, '--devices=1,x'], r"--devices: '1,x' is not numbers of devices, as 1,8"),
+  ([*TINY, '--devices=1', *AGAINST], r'--devices, --against: give one of them'),
+  ([*TINY, '--torch=compile'], r'--torch: is for --against=torch'),
+]
+MISTAKES_WITH_PYTORCH = [
+  (['--torch=eagre'], r"--torch: 'eagre' is not one of .*; did you mean 'eager'\?"),
+  (['--what=data'], r'--against=torch: not with --what=data; --torch_loader times both'),
+  (['--what=infer', '--torch_loader'], r'--torch_loader: is for --what=train'),
+  (
+    ['--torch_loader', '--config.model.classifier=token', '--config.data.resident=no'],
+    r'--torch_loader: needs a set that stays on the device',
+  ),
+  (
+    ['--torch_from=transformers'],
+    r"--against=torch: transformers: classifier 'gap' is not one of token",
+  ),
+]
+
+
+@pytest.mark.parametrize(('args', 'message'), MISTAKES)
 def test_mistakes(benchmark, args, message):
-  result = benchmark(*args)
+  check_mistake(benchmark(*args), message)
+
+
+@needs_pytorch
+@pytest.mark.parametrize(('args', 'message'), MISTAKES_WITH_PYTORCH)
+def test_mistakes_with_pytorch(benchmark, args, message):
+  check_mistake(benchmark(*TINY, '--against=torch', *args), message)
+
+
+def check_mistake(result, message):
   assert result.returncode == 2
-  assert re.match(f'benchmark.py: {message}', result.stderr)
+  assert re.match(f'benchmark.py: {message}', result.stderr), result.stderr
   assert result.stderr.count('\n') == 1
 
 
-def test_the_share_of_the_peak(benchmark):
-  """By the printed speed and a step's operations; of one side where the data's place is set."""
-  result = benchmark(*TINY, *QUICK, '--config.data.resident=yes')
-  found = rows(result, 'config')
-  assert 'streamed' not in result.stdout
-  share = re.search(
-    r'^config +(\d+) examples/s, ([\d.e-]+) TFLOP/s, ([\d.]+) % .* \(([\d.e-]+) TFLOP/s a device: '
-    r'a matrix product, timed here\)$',
-    result.stdout,
-    re.MULTILINE,
-  )
-  examples, rate, percent, peak = map(float, share.groups())
-  assert examples == pytest.approx(64 * found['config'][0], rel=0.01)
-  assert rate * 1e12 == pytest.approx(examples * 2 * (3 * (OUTSIDE + BLOCK) - IMAGE), rel=0.01)
-  assert percent == pytest.approx(100 * rate / peak, abs=0.06)
+@needs_pytorch
+def test_a_model_without_logits_has_no_twin(benchmark):
+  result = benchmark('--config=configs/mae.py:Ti/4,digits', '--against=torch', '--what=infer')
+  check_mistake(result, '--against=torch: the model has no head')
+
+
+def test_pytorch_that_is_missing_is_told(tmp_path):
+  (tmp_path / 'sitecustomize.py').write_text('import sys; sys.modules["torch"] = None\n')
+  command = [sys.executable, '-m', 'vit_jax.benchmark', *TINY, '--against=torch']
+  environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+  result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  check_mistake(result, '--against=torch: torch is not installed; pip install torch timm')
 
 
 def test_the_time_to_the_first_step(benchmark):
-  result = benchmark(*TINY, '--what', 'start', '--turns=1')
-  assert result.returncode == 0, result.stderr
-  found = dict(re.findall(r'^(cold|warm) +([\d.]+) s ', result.stdout, re.MULTILINE))
-  assert float(found['cold']) > float(found['warm']) > 0
+  report = json_of(benchmark(*TINY, '--what', 'start', '--turns=1', '--json'))
+  cold, warm = (report['start']['rows'][name]['seconds'] for name in ('cold', 'warm'))
+  check_summary(cold, turns=1)
+  assert cold['median'] > warm['median'] > 0
 
 
 def test_the_start_of_a_run_that_fails_is_told(benchmark):
