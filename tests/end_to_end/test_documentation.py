@@ -3,10 +3,12 @@
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -89,7 +91,7 @@ def test_commands_name_what_exists(command, all_flags):
   words = shlex.split(re.sub(r'[][]', '', command))
   given = [w.partition('=') for w in words if re.match(r'--(config|against)=', w)]
   for flag, _, path in given:
-    if path == '...':
+    if path in ('...', 'torch'):
       continue
     config = ConfigFileFlagParser(flag).parse(path)
     fields = {*re.findall(rf'{flag}\.([\w.]+)=', command)} - {'FIELD'}
@@ -99,16 +101,53 @@ def test_commands_name_what_exists(command, all_flags):
 def test_the_script_for_accelerators_names_what_exists(all_flags, tmp_path):
   for name in ('mnist', 'cifar10'):
     (tmp_path / name).mkdir()
+
+  def started(*rows):
+    script = subprocess.run(
+      [ROOT / 'benchmarks' / 'accelerator.sh', '0', *rows],
+      env={**os.environ, 'PYTHON': 'true', 'TFDS_DATA_DIR': str(tmp_path)},
+      capture_output=True,
+      text=True,
+    )
+    return script.returncode, re.findall(r'^\+ true (.*)$', script.stdout, re.MULTILINE)
+
+  code, found = started()
+  assert (code, len(found)) == (0, 14)
+  for name in ('mnist', 'cifar10'):  # as digits, and left out
+    (tmp_path / name).rmdir()
+  found += started()[1]
+  assert len(found) == 24
+  for command in found:
+    test_commands_name_what_exists(f'python {command}', all_flags)
+  assert [command.split()[2] for command in started('swin')[1]] == [
+    '--config=configs/swin.py:T/7,digits'
+  ]
+  assert started('swim') == (2, [])
+
+
+def test_the_script_of_growing_work_names_what_exists(all_flags, tmp_path):
+  summary = {'median': 3.0, 'low': 2.0, 'high': 4.0}
+  row = {'images_per_second': summary}
+  ratio = {'of': 'a', 'to': 'b', 'by_flops': 0.5, **summary}
+  report = {'train': {'rows': {'a': row, 'b': row}, 'ratios': [ratio]}}
+  fake = tmp_path / 'python'
+  fake.write_text(
+    f'#!/bin/sh\nif [ "$1" != -m ]; then exec {sys.executable} "$@"; fi\n'
+    f'echo "$@" >> {tmp_path}/commands\necho {shlex.quote(json.dumps(report))}\n'
+  )
+  fake.chmod(0o755)
   script = subprocess.run(
-    [ROOT / 'benchmarks' / 'accelerator.sh', '0'],
-    env={**os.environ, 'PYTHON': 'true', 'TFDS_DATA_DIR': str(tmp_path)},
+    [ROOT / 'benchmarks' / 'scaling.sh'],
+    env={**os.environ, 'PYTHON': str(fake)},
     capture_output=True,
     text=True,
     check=True,
   )
-  found = re.findall(r'^\+ true (.*)$', script.stdout, re.MULTILINE)
-  assert len(found) == 9
-  for command in found:
+  rows = table(script.stdout)
+  assert len(rows) == 2 + 4 + 2 + 2 + 3
+  speed = '3.00 (2.00 to 4.00)'
+  assert [c.strip() for c in rows[2]] == ['49 tokens', 'ViT / Swin', speed, speed, speed, '0.50']
+  for command in (tmp_path / 'commands').read_text().splitlines():
     test_commands_name_what_exists(f'python {command}', all_flags)
 
 
