@@ -255,8 +255,9 @@ def _memory(mib: float | None, of: str | None) -> dict[str, Any]:
 class TorchSide(_Side):
   """A classifier in PyTorch, as fast as it is without changes to its code.
 
-  AdamW is fused. On a GPU, cuDNN chooses its convolutions by timing them, and models with more
-  convolutions than a patch embedding's have their channels last.
+  AdamW is fused, cuDNN chooses its convolutions by timing them, and models with more convolutions
+  than a patch embedding's have their channels last. On two cores, fused AdamW made the steps of a
+  small ViT 5 times as fast as PyTorch's default, channels last those of a ResNet-18 1.5 times.
   """
 
   def __init__(
@@ -295,7 +296,7 @@ class TorchSide(_Side):
     module, num_classes = model.make()
     num_convolutions = sum(p.ndim == 4 and p.shape[-1] > 1 for p in module.parameters())
     self._format = torch.contiguous_format
-    if device == 'cuda' and num_convolutions > 1 and images.ndim == 4:
+    if num_convolutions > 1 and images.ndim == 4:
       self._format = torch.channels_last
     self._model = module.to(device, memory_format=self._format).eval()
     super().__init__(images, num_classes)
