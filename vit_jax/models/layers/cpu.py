@@ -65,6 +65,11 @@ def left_alone() -> Iterator[None]:
     _rewrites = True
 
 
+def rewrites() -> bool:
+  """Whether what is traced here may have other operations than the usual ones (`left_alone`)."""
+  return _rewrites
+
+
 _SMALL = 8  # pixels a side of a map, up to which a matrix product is the faster convolution
 
 
