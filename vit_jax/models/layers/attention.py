@@ -1,4 +1,7 @@
-"""Multi-head attention (arXiv 1706.03762) with a bias, a mask, and weights to be captured."""
+"""Multi-head attention (arXiv 1706.03762) with a bias, a mask, and weights to be captured.
+
+`dot_product_attention` chooses what computes it, by device and inputs, for all models.
+"""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.layers import cpu
+from vit_jax.models.layers import cpu, fused_attention
 
 
 def dot_product_attention(
@@ -32,6 +35,11 @@ def dot_product_attention(
   its 'perturbations', where `apply` is given that collection, is added to them, so that the
   gradient with respect to it is that with respect to the weights.
 
+  Where weights are needed for none of these, nor dropped, and there is neither bias nor mask, a
+  kernel of `fused_attention` computes the same without them, on devices that have one. A bias
+  would have to be rounded to 16 bits for it (Swin's is float32, its windows of 49 tokens are odd,
+  which cuDNN doesn't differentiate with a bias).
+
   Args:
     query: [batch..., queries, heads, d].
     key: [batch..., keys, heads, d].
@@ -47,6 +55,46 @@ def dot_product_attention(
   Returns:
     [batch..., queries, heads, d] in the inputs' dtype.
   """
+  observed = module is not None and (
+    module.is_mutable_collection('intermediates') or module.has_variable('perturbations', name)
+  )
+  drops = dropout_rate > 0 and not deterministic
+  kernels = {}
+  if not (observed or drops) and bias is None and mask is None and cpu.rewrites():
+    kernels = fused_attention.implementations(query, key, value)
+  if kernels:
+    # Gradients keep what any of the branches needs of the forward pass, whichever was lowered; the
+    # weights mustn't be among it.
+    usual = jax.checkpoint(attend)
+    return jax.lax.platform_dependent(query, key, value, default=usual, **kernels)
+
+  def change(weights):
+    if module is not None:
+      module.sow('intermediates', name, weights)
+      if module.has_variable('perturbations', name):
+        weights += module.get_variable('perturbations', name)
+    if drops:
+      keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
+      weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+    return weights
+
+  return attend(query, key, value, bias=bias, mask=mask, change=change)
+
+
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  bias: jax.Array | None = None,
+  mask: jax.Array | None = None,
+  change: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+) -> jax.Array:
+  """`dot_product_attention` with products that XLA compiles, for any device.
+
+  Args: as there, and
+    change: applied to the weights, float32 [batch..., heads, queries, keys].
+  """
   query = query * query.shape[-1] ** -0.5
   # With heads in front, the products are of plain matrices; on a CPU that is far faster.
   query, key, value = (jnp.swapaxes(x, -3, -2) for x in (query, key, value))
@@ -55,14 +103,7 @@ def dot_product_attention(
     logits += bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = cpu.softmax(logits)
-  if module is not None:
-    module.sow('intermediates', name, weights)
-    if module.has_variable('perturbations', name):
-      weights += module.get_variable('perturbations', name)
-  if dropout_rate > 0 and not deterministic:
-    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
-    weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+  weights = change(cpu.softmax(logits))
   return jnp.swapaxes(jnp.matmul(weights.astype(value.dtype), value), -3, -2)
 
 
