@@ -38,6 +38,7 @@ OPTIONS = {
   'norm_epsilon': 1e-5,
   'activation': 'relu',
   'remat': True,
+  'remat_policy': 'dots_saveable',
   'class_token': True,
   'fc_norm': True,
 }

@@ -327,6 +327,7 @@ class Stage(nn.Module):
     mlp_ratio, qkv_bias, version, pretrained_window, pad_first, dropout_rate,
     attention_dropout_rate, norm_epsilon, activation, dtype: as for `SwinBlock`.
     remat: recompute the blocks' activations in the backward pass.
+    remat_policy: as of `vit.ViT`.
   """
 
   depth: int
@@ -346,13 +347,16 @@ class Stage(nn.Module):
   activation: str = 'gelu_exact'
   dtype: Any = jnp.float32
   remat: bool = False
+  remat_policy: str | None = None
 
   @nn.compact
   def __call__(
     self, x: jax.Array, deterministic: bool, outputs: list[jax.Array] | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Returns (the maps before merging, those after it); `outputs` takes those after each block."""
-    kind = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock
+    kind = SwinBlock
+    if self.remat:
+      kind = nn.remat(kind, policy=layers.remat_policy(self.remat_policy), static_argnums=(2,))
     for i in range(self.depth):
       x = kind(
         num_heads=self.num_heads,
@@ -405,6 +409,7 @@ class Swin(Backbone, kw_only=True):
       have that side; maps are padded before they are shifted. 'timm': each axis by itself; maps are
       padded after they are shifted. Elsewhere the two are the same.
     remat: recompute the blocks' activations in the backward pass, saving memory for time.
+    remat_policy: as of `vit.ViT`.
     dtype: dtype of the computation. Parameters, normalisation statistics, attention logits and
       softmax, and the logits are float32 in any case.
 
@@ -430,6 +435,7 @@ class Swin(Backbone, kw_only=True):
   pretrained_window_sizes: tuple[int, ...] | None = None
   windowing: str = 'microsoft'
   remat: bool = False
+  remat_policy: str | None = None
   dtype: Any = jnp.float32
 
   # A tuple may be given for a window that isn't square.
@@ -551,6 +557,7 @@ class Swin(Backbone, kw_only=True):
         activation=self.activation,
         dtype=self.dtype,
         remat=self.remat,
+        remat_policy=self.remat_policy,
         name=f'layers_{stage}',
       )(x, not train, outputs)
       maps.append(before)  # [B, h / 2**stage, w / 2**stage, C * 2**stage]
@@ -792,6 +799,7 @@ def _check_options(model: Swin) -> None:
   """Raises FieldError for options that are unknown or don't fit each other."""
   check_choice('activation', model.activation, layers.ACTIVATIONS)
   check_choice('windowing', model.windowing, WINDOWINGS)
+  layers.check_remat(model.remat, model.remat_policy)
   if model.version not in (1, 2):
     raise FieldError('version', f'{model.version} is not 1 or 2')
   if not model.depths or min(model.depths) < 1:

@@ -167,6 +167,7 @@ class Encoder(nn.Module):
     norm_epsilon: epsilon of the LayerNorms.
     activation: name in `layers.ACTIVATIONS`.
     remat: recompute each block's activations in the backward pass instead of keeping them.
+    remat_policy: as of `ViT`.
     final_norm: whether the tokens are normed after the last block.
     tokenizer: as of `ViT`.
     frames: that the grids of tokens of an example are of, one after the other.
@@ -186,6 +187,7 @@ class Encoder(nn.Module):
   norm_epsilon: float = 1e-6
   activation: str = 'gelu'
   remat: bool = False
+  remat_policy: str | None = None
   final_norm: bool = True
   tokenizer: Mapping[str, Any] | None = None
   frames: int = 1
@@ -252,7 +254,8 @@ class Encoder(nn.Module):
       kind: its class, which has the attributes of `Encoder1DBlock`.
       **attributes: more of them.
     """
-    kind = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
+    if self.remat:
+      kind = nn.remat(kind, policy=layers.remat_policy(self.remat_policy), static_argnums=(2,))
     return kind(
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
@@ -319,6 +322,8 @@ class ViT(Backbone, kw_only=True):
     norm_epsilon: epsilon of every LayerNorm.
     activation: of the MLPs of the layers and the MAP head: a name in `layers.ACTIVATIONS`.
     remat: recompute the layers' activations in the backward pass, saving memory for time.
+    remat_policy: which of them are kept with `remat`: those of a policy of
+      `jax.checkpoint_policies`, a name in `layers.REMAT_POLICIES`. None: each layer's input alone.
     class_token: whether there is a class token; None means where the classifier is 'token'. Every
       other classifier leaves it out of what it reads, as in models fine-tuned from MAE (arXiv
       2111.06377): it takes part in attention alone.
@@ -357,6 +362,7 @@ class ViT(Backbone, kw_only=True):
   norm_epsilon: float = 1e-6
   activation: str = 'gelu'
   remat: bool = False
+  remat_policy: str | None = None
   class_token: bool | None = None
   fc_norm: bool = False
   tokenizer: Mapping[str, Any] | None = None
@@ -469,6 +475,7 @@ class ViT(Backbone, kw_only=True):
       norm_epsilon=self.norm_epsilon,
       activation=self.activation,
       remat=self.remat,
+      remat_policy=self.remat_policy,
       final_norm=not self.fc_norm,
       tokenizer=self.tokenizer,
       name='Transformer',
@@ -813,6 +820,7 @@ def _check_options(model: ViT) -> None:
   for field in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
     if getattr(model, field) < 1:
       raise FieldError(field, f'{getattr(model, field)} is less than 1')
+  layers.check_remat(model.remat, model.remat_policy)
   layers.check_tokenizer(model.tokenizer, model.num_layers)
   if model.representation_size is not None and model.representation_size < 1:
     raise FieldError('representation_size', f'{model.representation_size} is less than 1')

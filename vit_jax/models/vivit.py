@@ -313,6 +313,7 @@ class VideoTransformer(Backbone, kw_only=True):
     norm_epsilon: epsilon of every LayerNorm.
     activation: of the MLPs: a name in `layers.ACTIVATIONS`.
     remat: recompute the layers' activations in the backward pass, saving memory for time.
+    remat_policy: as of `vit.ViT`.
     tokenizer: as of `vit.ViT`, with the type 'video' in place of 'dynamic': each frame is tokenized
       by itself, and num_tokens are learned of each.
 
@@ -337,6 +338,7 @@ class VideoTransformer(Backbone, kw_only=True):
   norm_epsilon: float = 1e-6
   activation: str = 'gelu'
   remat: bool = False
+  remat_policy: str | None = None
   tokenizer: Mapping[str, Any] | None = None
 
   INPUT: ClassVar[str] = 'video'
@@ -451,6 +453,7 @@ class VideoTransformer(Backbone, kw_only=True):
       norm_epsilon=self.norm_epsilon,
       activation=self.activation,
       remat=self.remat,
+      remat_policy=self.remat_policy,
       name=name,
       **attributes,
     )(x, train=train, outputs=outputs)
@@ -1083,6 +1086,7 @@ def _check_options(model: VideoTransformer) -> None:
   """Raises FieldError for options, of either model, that are unknown or don't fit each other."""
   check_choice('classifier', model.classifier, CLASSIFIERS)
   check_choice('activation', model.activation, layers.ACTIVATIONS)
+  layers.check_remat(model.remat, model.remat_policy)
   encoding = model.temporal_encoding_config
   entries = ('method', 'n_sampled_frames', 'kernel_init_method')
   _check_entries('temporal_encoding_config', encoding, entries)

@@ -21,6 +21,7 @@ from vit_jax.models.layers.positions import (
   sinusoidal_1d,
   sinusoidal_2d,
 )
+from vit_jax.models.layers.remat import REMAT_POLICIES, check_remat, remat_policy
 from vit_jax.models.layers.token_learner import (
   TokenFuser,
   Tokenizer,
@@ -34,6 +35,7 @@ from vit_jax.models.layers.token_learner import (
 
 __all__ = [
   'ACTIVATIONS',
+  'REMAT_POLICIES',
   'AddFixedSinCosPositionEmbedding',
   'AddPositionEmbs',
   'BatchNorm',
@@ -48,6 +50,7 @@ __all__ = [
   'Tokenizer',
   'adapt_channels',
   'as_pair',
+  'check_remat',
   'check_tokenizer',
   'dot_product_attention',
   'interpolate_positions',
@@ -56,6 +59,7 @@ __all__ = [
   'make_divisible',
   'make_tokenizer',
   'patch_grid',
+  'remat_policy',
   'resample_patch_kernel',
   'resize_position_embeddings',
   'resolve_grid',
