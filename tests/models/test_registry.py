@@ -39,6 +39,7 @@ OPTIONS = {
   'activation': 'relu',
   'remat': True,
   'remat_policy': 'dots_saveable',
+  'scan': True,
   'class_token': True,
   'fc_norm': True,
 }

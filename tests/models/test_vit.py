@@ -295,6 +295,78 @@ def test_remat_changes_neither_names_nor_numbers():
   assert len(recomputed) == 2
 
 
+def loops(function, *args):
+  """How many scans there are in what a function traces to."""
+  found = equations(jax.make_jaxpr(function)(*args).jaxpr)
+  return sum(e.primitive.name == 'scan' for e in found)
+
+
+WITHOUT_DROPOUT = {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0}
+
+
+def test_scanned_layers_have_the_values_and_gradients_of_layers_one_by_one():
+  plain = make('vit', classifier='token', **WITHOUT_DROPOUT)
+  variables = random_variables(plain)
+
+  def loss(model, variables):
+    return jnp.sum(model.apply(variables, IMAGES, train=True) ** 2)
+
+  def step(variables):
+    options = ({}, {'remat': True, 'remat_policy': 'dots_with_no_batch_dims_saveable'})
+    models = [plain, *(plain.clone(scan=True, **more) for more in options)]
+    return [jax.value_and_grad(functools.partial(loss, model))(variables) for model in models]
+
+  (value, gradient), *scanned = jax.jit(step)(variables)
+  for its_value, its_gradient in scanned:
+    np.testing.assert_allclose(its_value, value, rtol=1e-5)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), its_gradient, gradient
+    )
+
+
+def test_layers_are_scanned_where_nothing_of_one_is_asked_for():
+  model = make('vit', scan=True)
+  variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+  assert loops(model.apply, variables, IMAGES) == 1
+  assert loops(functools.partial(model.apply, method='features'), variables, IMAGES) == 1
+  assert loops(model.init, jax.random.key(0), IMAGES) == 0
+  assert tree_of(model) == tree_of(make('vit'))
+  for options in (
+    {'mutable': ['intermediates']},
+    {'capture_intermediates': True},
+    {'method': 'features', 'layers': (1,)},
+  ):
+    assert loops(functools.partial(model.apply, **options), variables, IMAGES) == 0
+  perturbed = {'attention_weights': jnp.zeros((2, 2, 6, 6))}
+  for name in ('MultiHeadDotProductAttention_0', 'encoderblock_1', 'Transformer', 'perturbations'):
+    perturbed = {name: perturbed}
+  assert loops(model.apply, {**variables, **perturbed}, IMAGES) == 0
+  learner = make('v11', scan=True)
+  variables = jax.eval_shape(learner.init, jax.random.key(0), IMAGES)
+  assert loops(learner.apply, variables, IMAGES) == 0
+
+
+def test_scanned_layers_draw_for_themselves_each_at_its_rate():
+  encoder = vit.Encoder(3, 2, 1, scan=True, stochastic_depth=0.6, **WITHOUT_DROPOUT)
+  tokens = np.random.default_rng(0).normal(size=(64, 1, 2)).astype(np.float32)
+  variables, drawn = random_variables(encoder, tokens), []
+
+  def record(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    if isinstance(context.module, layers.StochasticDepth):
+      drawn.append((float(context.module.rate), np.asarray(out == 0).all((1, 2))))
+    return out
+
+  with jax.disable_jit(), nn.intercept_methods(record):
+    encoder.apply(variables, tokens, train=True, rngs={'dropout': jax.random.key(0)})
+  rates = [rate for rate, _ in drawn]
+  np.testing.assert_allclose(rates, [0, 0, 0.3, 0.3, 0.6, 0.6], rtol=1e-6)
+  for rate, dropped in drawn:
+    assert abs(dropped.mean() - rate) < 0.2
+  patterns = {tuple(dropped) for rate, dropped in drawn if rate}
+  assert len(patterns) == 4
+
+
 @pytest.mark.parametrize('kind', ['vit', 'v11+fuser'])
 @pytest.mark.parametrize('field', ['dropout_rate', 'attention_dropout_rate', 'stochastic_depth'])
 def test_dropout_acts_in_training_alone(kind, field):

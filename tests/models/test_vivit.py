@@ -494,6 +494,18 @@ def test_bfloat16_and_remat(number):
   assert jax.eval_shape(features.apply, variables, clips).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize('number', MODELS)
+def test_scanned_layers_compute_the_same(number):
+  clips, model = clips_of(4, 8, 4), make(number)
+  variables = random_variables(model)
+  scanned = model.clone(scan=True)
+  traced = str(jax.make_jaxpr(scanned.apply)(variables, clips))
+  assert traced.count('= scan[') == len(model.encoders)
+  np.testing.assert_allclose(
+    run(scanned, variables, clips), run(model, variables, clips), rtol=1e-4, atol=1e-5
+  )
+
+
 @pytest.mark.parametrize(
   ('number', 'field'),
   [('3', 'stochastic_droplayer_rate'), ('4', 'attention_dropout_rate')],

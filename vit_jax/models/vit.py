@@ -168,6 +168,7 @@ class Encoder(nn.Module):
     activation: name in `layers.ACTIVATIONS`.
     remat: recompute each block's activations in the backward pass instead of keeping them.
     remat_policy: as of `ViT`.
+    scan: as of `ViT`.
     final_norm: whether the tokens are normed after the last block.
     tokenizer: as of `ViT`.
     frames: that the grids of tokens of an example are of, one after the other.
@@ -188,6 +189,7 @@ class Encoder(nn.Module):
   activation: str = 'gelu'
   remat: bool = False
   remat_policy: str | None = None
+  scan: bool = False
   final_norm: bool = True
   tokenizer: Mapping[str, Any] | None = None
   frames: int = 1
@@ -215,12 +217,50 @@ class Encoder(nn.Module):
       x = select_tokens(x)  # [B, M, D]
     x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
     tokenizer = self.make_tokenizer()
+    if self.scan and tokenizer is None and outputs is None and self.blocks_are_plain():
+      return self.norm(self.scan_blocks(x, not train))
     for layer in range(self.num_layers):
       block = self.block(layer)
       x = tokenizer(layer, block, x, not train) if tokenizer else block(x, not train)
       if outputs is not None:
         outputs.append(x)
     return self.norm(x)
+
+  @nn.nowrap
+  def blocks_are_plain(self) -> bool:
+    """Whether blocks have parameters, nothing but these, and leave nothing behind."""
+    others = [name for name in self.variables if name != 'params']
+    names = [f'encoderblock_{layer}' for layer in range(self.num_layers)]
+    return (
+      all(self.has_variable('params', name) for name in names)  # none of them when initialising
+      and not any(self.has_variable(other, name) for other in others for name in names)
+      and not self.is_mutable_collection('intermediates')
+    )
+
+  @nn.nowrap
+  def scan_blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    """Applies all blocks to tokens [B, N, D], in a loop over their stacked parameters."""
+    layer = jnp.arange(self.num_layers)
+    rate = jnp.linspace(0, self.stochastic_depth, self.num_layers)
+    params = [self.variables['params'][f'encoderblock_{i}'] for i in range(self.num_layers)]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    # Without a name or a place in this module, and without its own `nn.remat`.
+    block = self.clone(remat=False, parent=None).block(0).clone(parent=None, name=None)
+    drops = max(self.dropout_rate, self.attention_dropout_rate, self.stochastic_depth) > 0
+    key = self.make_rng('dropout') if drops and not deterministic else None
+
+    def body(x, inputs):
+      params, layer, rate = inputs
+      rngs = {} if key is None else {'dropout': jax.random.fold_in(key, layer)}
+      own = block.clone(stochastic_depth=rate) if self.stochastic_depth else block
+      return own.apply({'params': params}, x, deterministic, rngs=rngs), None
+
+    if self.remat:
+      # A loop's iterations can't be merged, which prevent_cse is there for.
+      policy = layers.remat_policy(self.remat_policy)
+      body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    x = x.astype(jnp.promote_types(x.dtype, self.dtype))
+    return jax.lax.scan(body, x, (params, layer, rate))[0]
 
   @nn.nowrap
   def make_tokenizer(self) -> layers.Tokenizer | None:
@@ -324,6 +364,10 @@ class ViT(Backbone, kw_only=True):
     remat: recompute the layers' activations in the backward pass, saving memory for time.
     remat_policy: which of them are kept with `remat`: those of a policy of
       `jax.checkpoint_policies`, a name in `layers.REMAT_POLICIES`. None: each layer's input alone.
+    scan: compile one layer for all, in a loop: less to compile, of the same parameters, of which
+      the program makes a copy. Numbers are the same to rounding, but draws of dropout and
+      stochastic depth are others. Layers that learn tokens, whose attention is captured or
+      perturbed, or whose outputs are asked for (`features` with `layers`), run one after the other.
     class_token: whether there is a class token; None means where the classifier is 'token'. Every
       other classifier leaves it out of what it reads, as in models fine-tuned from MAE (arXiv
       2111.06377): it takes part in attention alone.
@@ -363,6 +407,7 @@ class ViT(Backbone, kw_only=True):
   activation: str = 'gelu'
   remat: bool = False
   remat_policy: str | None = None
+  scan: bool = False
   class_token: bool | None = None
   fc_norm: bool = False
   tokenizer: Mapping[str, Any] | None = None
@@ -476,6 +521,7 @@ class ViT(Backbone, kw_only=True):
       activation=self.activation,
       remat=self.remat,
       remat_policy=self.remat_policy,
+      scan=self.scan,
       final_norm=not self.fc_norm,
       tokenizer=self.tokenizer,
       name='Transformer',

@@ -314,6 +314,7 @@ class VideoTransformer(Backbone, kw_only=True):
     activation: of the MLPs: a name in `layers.ACTIVATIONS`.
     remat: recompute the layers' activations in the backward pass, saving memory for time.
     remat_policy: as of `vit.ViT`.
+    scan: as of `vit.ViT`.
     tokenizer: as of `vit.ViT`, with the type 'video' in place of 'dynamic': each frame is tokenized
       by itself, and num_tokens are learned of each.
 
@@ -339,6 +340,7 @@ class VideoTransformer(Backbone, kw_only=True):
   activation: str = 'gelu'
   remat: bool = False
   remat_policy: str | None = None
+  scan: bool = False
   tokenizer: Mapping[str, Any] | None = None
 
   INPUT: ClassVar[str] = 'video'
@@ -454,6 +456,7 @@ class VideoTransformer(Backbone, kw_only=True):
       activation=self.activation,
       remat=self.remat,
       remat_policy=self.remat_policy,
+      scan=self.scan,
       name=name,
       **attributes,
     )(x, train=train, outputs=outputs)

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class StochasticDepth(nn.Module):
@@ -10,11 +11,15 @@ class StochasticDepth(nn.Module):
   Survivors are scaled by 1 / (1 - rate), so the mean over draws is the input.
 
   Attributes:
-    rate: probability of dropping an example.
+    rate: probability of dropping an example; a number, or an array of one that a loop varies.
   """
 
-  rate: float = 0.0
+  rate: float | jax.Array = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    if isinstance(self.rate, jax.Array) and not deterministic:  # nn.Dropout takes numbers alone
+      shape = (x.shape[0], *[1] * (x.ndim - 1))
+      keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.rate, shape)
+      return jnp.where(keep, x / (1 - self.rate).astype(x.dtype), 0)
     return nn.Dropout(self.rate, broadcast_dims=range(1, x.ndim))(x, deterministic)
