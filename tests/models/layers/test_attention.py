@@ -46,6 +46,23 @@ def test_attention_logits_are_float32_whatever_the_inputs():
   np.testing.assert_allclose(out[0, 0, 0, 1], 1 / (1 + np.exp(-1.0)), atol=2e-3)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_products_of_gradients_are_in_the_dtype_of_the_inputs(dtype):
+  inputs = queries_keys_values(dtype=dtype)
+  bias = jnp.ones((2, 6, 6))  # as Swin's, for which no kernel is taken
+
+  def loss(bias, *inputs):
+    return jnp.square(layers.dot_product_attention(*inputs, bias=bias).astype(jnp.float32)).sum()
+
+  gradient = jax.grad(loss, argnums=(0, 1, 2, 3))
+  traced = jax.make_jaxpr(gradient)(bias, *inputs)
+  products = [e for e in traced.eqns if e.primitive.name == 'dot_general']
+  assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype(dtype)}
+  wide = [x.astype(jnp.float32) for x in inputs]
+  for ours, exact in zip(gradient(bias, *inputs), gradient(bias, *wide), strict=True):
+    np.testing.assert_allclose(ours, exact, rtol=0.02, atol=0.02)
+
+
 def numpy_attention(q, k, v, bias=0.0, mask=True):
   """[batch, queries, heads, d], in float64."""
   q, k, v = (np.asarray(x, np.float64).transpose(0, 2, 1, 3) for x in (q, k, v))
