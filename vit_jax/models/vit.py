@@ -364,8 +364,9 @@ class ViT(Backbone, kw_only=True):
     remat: recompute the layers' activations in the backward pass, saving memory for time.
     remat_policy: which of them are kept with `remat`: those of a policy of
       `jax.checkpoint_policies`, a name in `layers.REMAT_POLICIES`. None: each layer's input alone.
-    scan: compile one layer for all, in a loop: less to compile, of the same parameters, of which
-      the program makes a copy. Numbers are the same to rounding, but draws of dropout and
+    scan: trace and compile one layer for all, in a loop over the same parameters, of which the
+      program makes a copy. It is meant for accelerators (not measured there); on a CPU, XLA takes
+      longer to compile the gradients. Numbers are the same to rounding, but draws of dropout and
       stochastic depth are others. Layers that learn tokens, whose attention is captured or
       perturbed, or whose outputs are asked for (`features` with `layers`), run one after the other.
     class_token: whether there is a class token; None means where the classifier is 'token'. Every
