@@ -160,11 +160,20 @@ class _KeepBest(preservation_policy.PreservationPolicy):
     return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
+def _has_place(template: Any) -> bool:
+  return isinstance(template, jax.ShapeDtypeStruct) and template.sharding is not None
+
+
+def _broadcast_to_place(x: np.ndarray, template: Any) -> jax.Array:
+  whole = np.asarray(multihost_utils.broadcast_one_to_all(x))
+  return jax.make_array_from_callback(x.shape, template.sharding, lambda index: whole[index])
+
+
 class Checkpointer:
   """The checkpoints of one run directory: the last two, and the best.
 
   Process 0 alone reads and writes; what it reads reaches the other processes by broadcast, so
-  that they need no shared file system.
+  that they need no shared file system. Arrays are saved whole, wherever their parts are.
   """
 
   def __init__(self, directory: Path, read_only: bool = False):
@@ -197,9 +206,9 @@ class Checkpointer:
       meta: what the run carries on the host, JSON-able; `meta['best']`, where it isn't None, has
         the `step` of the best checkpoint, which is kept. So is that of `meta['best_if_longer']`.
     """
+    state = jax.tree.map(self._copy, state)
     if self._manager is None:
       return
-    state = jax.tree.map(lambda x: np.array(x, copy=True), state)
     step = int(state.step)
     if step in self._manager.all_steps():
       return
@@ -215,6 +224,12 @@ class Checkpointer:
       ),
       force=True,
     )
+
+  def _copy(self, x: Any) -> np.ndarray | None:
+    """Returns a whole array on the host; None in processes that don't write."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+      x = multihost_utils.process_allgather(x, tiled=True)  # by all processes
+    return None if self._manager is None else np.array(x, copy=True)
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest checkpoint on disk, or None."""
@@ -256,29 +271,36 @@ class Checkpointer:
     """Returns (state, meta) of the newest intact checkpoint, or None where there is none.
 
     Args:
-      template: a state of the same structure; its values don't matter.
+      template: a state of the same structure; its values don't matter. Arrays are NumPy's, but
+        those of a `jax.ShapeDtypeStruct` with a sharding are restored there.
       step: the checkpoint to try first, where it isn't the newest.
 
     Raises:
       UsageError: there are checkpoints, and all are damaged.
     """
-    template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+    arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+    has_places = all(map(_has_place, jax.tree.leaves(template)))
     if jax.process_count() == 1:
-      return self._restore(template, step)
-    return self._restore_and_broadcast(template, step)
+      return self._restore(template if has_places else arrays, step)
+    return self._restore_and_broadcast(arrays, template if has_places else None, step)
 
-  def _restore_and_broadcast(self, template, step):
+  def _restore_and_broadcast(self, arrays, places, step):
     """Sends what process 0 restored to all; its meta serves host-side state that all agree on."""
-    found = self._restore(template, step)
-    state, meta = found or (template, {})
+    found = self._restore(arrays, step)
+    state, meta = found or (arrays, {})
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text) if found else -1)))
     if length < 0:
       return None
     if jax.process_index():
       text = np.zeros(length, np.uint8)
-    state, text = multihost_utils.broadcast_one_to_all((state, text))
-    return jax.tree.map(np.asarray, state), json.loads(bytes(np.asarray(text)).decode())
+    if places is not None:  # array by array: a device may have no room for all
+      text = multihost_utils.broadcast_one_to_all(text)
+      state = jax.tree.map(_broadcast_to_place, state, places)
+    else:
+      state, text = multihost_utils.broadcast_one_to_all((state, text))
+      state = jax.tree.map(np.asarray, state)
+    return state, json.loads(bytes(np.asarray(text)).decode())
 
   def wait(self) -> None:
     """Blocks until everything saved is on disk."""
