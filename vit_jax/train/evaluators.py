@@ -128,8 +128,8 @@ class _Reader:
     feed = feeds.ResidentEvalFeed if self._resident else feeds.StreamedEvalFeed
     run, resident = self._run, self._resident
     loaders = [run.make_loader(source, run.preprocess, resident) for source in self.sources]
-    mapped_step = feed.mapped(self._step)
-    return [feed(mapped_step, loader) for loader in loaders]
+    mapped_step = feed.mapped(self._step, run.layout)
+    return [feed(mapped_step, loader, layout=run.layout) for loader in loaders]
 
   def __call__(self, variables: Any) -> list[np.ndarray]:
     """Returns what `KNN.accuracy` takes: features and labels to learn from, and those to test."""
@@ -150,6 +150,7 @@ class Evaluators:
     make_loader: (source, preprocess, resident) -> the loader of an evaluation.
     sources: of the run, to learn from and to be judged on.
     beside: (source, preprocess) of the data that stay on the devices anyway.
+    layout: where the run's state lies.
     periods: name -> steps from one evaluation to the next.
     splits: name -> the split that it is judged on; '' for that of the run.
   """
@@ -163,6 +164,7 @@ class Evaluators:
     make_loader: Callable,
     sources: Mapping[str, Source],
     beside: Collection[tuple[Source, Preprocess]],
+    layout: step.Whole = step.WHOLE,
   ):
     """Checks all options; of data, a first example is read.
 
@@ -171,7 +173,7 @@ class Evaluators:
     """
     self.config, self.model_config, self.shapes = config, model_config, shapes
     self.preprocess, self.make_loader = preprocess, make_loader
-    self.sources, self.beside = sources, beside
+    self.sources, self.beside, self.layout = sources, beside, layout
     self.periods, self.splits, self._judges, self._readers = {}, {}, {}, {}
     for name in EVALUATORS:
       if config.evaluators[name].enabled:

@@ -18,24 +18,20 @@ import numpy as np
 from vit_jax.data import ResidentLoader, StreamedLoader
 from vit_jax.train import step as steps_lib
 from vit_jax.train.state import TrainState
+from vit_jax.train.step import WHOLE, Whole
 
 MAX_STEPS = 64  # of one dispatch
 _STEPS_OF_PROCESSES = 8  # of one dispatch, where several processes take part
 _DISPATCH_SECONDS = 0.2  # aimed at: long against a dispatch's cost, short against a person's wait
 
 
-def put_on_devices(arrays: Any) -> Any:
+def put_on_devices(arrays: Any, layout: Whole = WHOLE) -> Any:
   """Returns `arrays` on every local device, laid out as mapped functions take and return them.
 
   A state that starts like this compiles the step once; as NumPy, it would once more, for the
   second step gets what the first returned.
   """
-  return _identity()(arrays, np.zeros(jax.local_device_count()))
-
-
-@functools.cache
-def _identity() -> Callable:
-  return jax.pmap(lambda x, _: x, axis_name='batch', in_axes=(None, 0), out_axes=None)
+  return layout.put(arrays)
 
 
 def max_in_flight() -> int:
@@ -52,8 +48,7 @@ def _compile(step: Callable, *arguments: Any) -> Future:
     called = Future()
     called.set_result(step)
     return called
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-  lowered, background = step.lower(*shapes), ThreadPoolExecutor(1)
+  lowered, background = step.lower(*arguments), ThreadPoolExecutor(1)
   compiled = background.submit(lowered.compile)
   background.shutdown(wait=False)
   return compiled
@@ -68,11 +63,11 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
     loader: ResidentLoader,
     state: TrainState,
     max_steps: int = MAX_STEPS,
+    layout: Whole = WHOLE,
   ):
     """Starts to compile the step for a state of these shapes, while the data are decoded."""
-    steps = steps_lib.map_over_devices(
-      steps_lib.many_train_steps(train_step, max_steps), donate=True
-    )
+    many = steps_lib.many_train_steps(train_step, max_steps, layout)
+    steps = layout.compile_training(many, state)
     devices, rows = loader.indices(0, 1)['slot'].shape
     dtypes = {'index': np.int32, 'slot': np.int32, 'weight': np.float32}
     batches = {
@@ -80,7 +75,7 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
       for name, dtype in dtypes.items()
     }
     self._steps = _compile(steps, state, batches, (loader.shapes, np.int32(0)))
-    self._max_steps = max_steps
+    self._max_steps, self._layout = max_steps, layout
     self._loader, self._arrays = loader, None
     self._num_steps, self._last = 1, None
 
@@ -114,7 +109,7 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
   def _load(self) -> None:
     """Waits for the data, and puts them on the devices."""
     if self._arrays is None:
-      self._arrays = put_on_devices(self._loader.arrays)
+      self._arrays = put_on_devices(self._loader.arrays, self._layout)
       del self._loader.arrays  # the devices have it now
 
   def __enter__(self):
@@ -130,10 +125,15 @@ class ResidentTrainFeed(contextlib.AbstractContextManager):
 class StreamedTrainFeed(contextlib.AbstractContextManager):
   """Trains on batches that the host makes, one step in a dispatch."""
 
-  def __init__(self, train_step: Callable, loader: StreamedLoader, state: TrainState):
+  def __init__(
+    self,
+    train_step: Callable,
+    loader: StreamedLoader,
+    state: TrainState,
+    layout: Whole = WHOLE,
+  ):
     """Starts to compile the step for a state of these shapes."""
-    one_step = steps_lib.one_train_step(train_step)
-    step = steps_lib.map_over_devices(one_step, donate=True)
+    step = layout.compile_training(steps_lib.one_train_step(train_step), state)
     self._step = _compile(step, state, loader.shapes, ())
     self._loader, self._batches, self._next_step = loader, None, None
 
@@ -219,22 +219,30 @@ class ResidentEvalFeed:
   """Evaluates on data that stay on the device."""
 
   @staticmethod
-  def mapped(eval_step: Callable) -> Callable:
+  def mapped(eval_step: Callable, layout: Whole = WHOLE) -> Callable:
     """Returns the step as feeds take it; those that share it compile it once for equal shapes."""
-    return steps_lib.map_over_devices(
+    return layout.compile_evaluation(
       lambda variables, rows, shared: eval_step(
         variables, steps_lib.gather(shared[0], rows, shared[1])
       )
     )
 
-  def __init__(self, mapped_step: Callable, loader: ResidentLoader, num_examples: int = 0):
+  def __init__(
+    self,
+    mapped_step: Callable,
+    loader: ResidentLoader,
+    num_examples: int = 0,
+    layout: Whole = WHOLE,
+  ):
     """Takes data, which go to the devices before the first batch.
 
     Args:
       mapped_step: see `mapped`.
       loader: of the data.
       num_examples: that the shapes are made for, where that is more than there are.
+      layout: that the step is mapped with.
     """
+    self._layout = layout
     self._step, self._loader, self._num_examples = mapped_step, loader, num_examples
     rows = loader.indices()
     rows['slot'] = rows['index']  # in order, so that it is the place in the split
@@ -246,7 +254,7 @@ class ResidentEvalFeed:
   def _arrays(self) -> Any:
     arrays = {n: _fill(x, self._num_examples, axis=0) for n, x in self._loader.arrays.items()}
     del self._loader.arrays  # the devices have it now
-    return put_on_devices(arrays)
+    return put_on_devices(arrays, self._layout)
 
   def batches(self, variables: Any) -> Iterator[Any]:
     """Yields what the step gives of each batch, with a model's `variables`."""
@@ -262,15 +270,21 @@ class StreamedEvalFeed:
   """Evaluates on batches that the host makes."""
 
   @staticmethod
-  def mapped(eval_step: Callable) -> Callable:
+  def mapped(eval_step: Callable, layout: Whole = WHOLE) -> Callable:
     """Returns the step as feeds take it, and share it."""
-    return steps_lib.map_over_devices(
+    return layout.compile_evaluation(
       lambda variables, batch, first: eval_step(variables, batch | {'slot': batch['slot'] + first})
     )
 
-  def __init__(self, mapped_step: Callable, loader: StreamedLoader, num_examples: int = 0):
+  def __init__(
+    self,
+    mapped_step: Callable,
+    loader: StreamedLoader,
+    num_examples: int = 0,
+    layout: Whole = WHOLE,
+  ):
     """Keeps the arguments of `ResidentEvalFeed`; batches are of one shape anyway."""
-    del num_examples
+    del num_examples, layout
     self._step, self._loader = mapped_step, loader
 
   def batches(self, variables: Any) -> Iterator[Any]:

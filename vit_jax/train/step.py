@@ -4,6 +4,7 @@ Every function here sees one device's part of the batch; 'batch' is the axis of 
 """
 
 import collections
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -26,6 +28,79 @@ Views = Mapping[str, Sequence[ConfigDict]]
 
 # Streams of random numbers, apart from those of augmentation, which count from 0.
 _TASK, _EVALUATION, _ROTATION = 2**30, 2**30 + 1, 2**30 + 2
+
+
+class Whole:
+  """Every device has all of the state, and one mapped function does all of a step.
+
+  `shard.Spread` has the same methods for a state that is spread over the devices.
+  """
+
+  def put(self, tree: Any) -> Any:
+    """Returns arrays on the devices, laid out as compiled functions take and return them."""
+    return _identity()(tree, np.zeros(jax.local_device_count()))
+
+  def place(self, state: Any) -> Any:
+    """Returns a state, or its shapes, with every leaf where it lies between steps."""
+    return state
+
+  def place_gradients(self, params: Any) -> Any:
+    """Returns shapes of parameters with the places that their gradients have."""
+    return params
+
+  def spread(self, params: Any) -> Any:
+    """Returns parameters where the optimiser updates them."""
+    return params
+
+  def create(self, make: Callable, arrays: Any) -> Any:
+    """Returns the state that `make(arrays)` gives, from arrays on the host."""
+    return jax.device_get(jax.jit(make)(arrays))
+
+  def batch(self, gather: Callable, arrays: Any, rows: Any, i: jax.Array) -> Any:
+    """Returns a batch of resident data by the function `gather`, within a step."""
+    return gather(arrays, rows, i)
+
+  def on_each_device(self, gradients: Callable, carry: tuple[Any, ...], batch: Batch) -> Any:
+    """Returns `gradients(self, carry, batch)`, within a step, of each device's part of a batch."""
+    return gradients(self, carry, batch)
+
+  def gradient(self, loss_fn: Callable) -> Callable:
+    """Returns the function of `loss_fn`'s arguments that gives its gradient, and what is aside.
+
+    Args:
+      loss_fn: (trainable, (frozen, teacher) parameters, *args) -> (loss, aside).
+    """
+    return jax.grad(loss_fn, has_aux=True)
+
+  def scatter(self, grads: Any) -> Any:
+    """Returns what a device keeps of a micro-batch's gradients."""
+    return grads
+
+  def add_up(self, grads: Any, sums: Any) -> Any:
+    """Returns both, added up over the devices."""
+    return jax.lax.psum((grads, sums), 'batch')
+
+  def compile_training(self, steps: Callable, state: Any) -> Callable:
+    """Compiles `steps(state, mapped, shared)` as `map_over_devices` does; the state is donated.
+
+    Args:
+      steps: see `many_train_steps`.
+      state: what `place` gives of its shapes.
+    """
+    del state
+    return map_over_devices(steps, donate=True)
+
+  def compile_evaluation(self, step: Callable) -> Callable:
+    """Compiles `step(variables, mapped, shared)` as `map_over_devices` does."""
+    return map_over_devices(step)
+
+
+WHOLE = Whole()
+
+
+@functools.cache
+def _identity() -> Callable:
+  return jax.pmap(lambda x, _: x, axis_name='batch', in_axes=(None, 0), out_axes=None)
 
 
 def _split(batch: Batch, parts: int) -> Batch:
@@ -88,6 +163,7 @@ def make_train_step(
   schedule: optax.Schedule,
   num_classes: int,
   views: Views | None = None,
+  layout: Whole = WHOLE,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
   """Returns `train_step(state, batch) -> (state, sums)`, for use under an axis named 'batch'.
 
@@ -100,11 +176,12 @@ def make_train_step(
   of batch normalisation) follow each micro-batch in turn, those of frozen modules too, as in
   PyTorch, where requires_grad doesn't stop them. The sums are the task's over the global batch,
   with `learning_rate` and `grad_norm`. Where the task takes views of its input, `views` has the
-  augmentations of each (`ViewGroup.configs`).
+  augmentations of each (`ViewGroup.configs`). `layout` says where the state lies; what it spreads
+  over the devices, the step takes and returns so, and calls what is mapped by itself.
   """
 
-  def loss_fn(trainable, fixed, model_state, batch, key):
-    frozen, teacher_params, totals = fixed
+  def loss_fn(trainable, fixed, totals, model_state, batch, key):
+    frozen, teacher_params = fixed
     params, calls, batch = partition.merge(trainable, frozen), itertools.count(), batch | totals
     rng, teacher = batch.pop('rng'), None
 
@@ -127,39 +204,45 @@ def make_train_step(
     sums = task.loss(outputs, batch, rng, True)
     return sums['loss'][0], (sums, model_state)
 
-  def compute(trainable, fixed, model_state, batch, key):
-    """Returns ((gradients, sums), the next model state)."""
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-    grads, (sums, model_state) = grad_fn(trainable, fixed, model_state, batch, key)
-    return (grads, sums), model_state
-
-  def add_up(trainable, fixed, model_state, batch, key):
-    """Computes as `compute` does, in micro-batches whose gradients and sums are added up."""
+  def add_up(compute, model_state, batch, key):
+    """Computes in micro-batches whose gradients and sums are added up."""
     parts = config.grad_accum_steps
     if parts == 1:
-      return compute(trainable, fixed, model_state, batch, key)
+      return compute(model_state, batch, key)
     keys, batches = jax.random.split(key, parts), _split(batch, parts)
     first = jax.tree.map(lambda x: x[0], batches)
-    shapes, _ = jax.eval_shape(compute, trainable, fixed, model_state, first, keys[0])
+    shapes, _ = jax.eval_shape(compute, model_state, first, keys[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def body(carry, xs):
       total, model_state = carry
-      part, model_state = compute(trainable, fixed, model_state, *xs)
+      part, model_state = compute(model_state, *xs)
       return (jax.tree.map(jnp.add, total, part), model_state), None
 
     return jax.lax.scan(body, (zeros, model_state), (batches, keys))[0]
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-    augment_key, dropout_key = step_keys(config.seed, state.step)
+  def gradients(parts, carry, batch):
+    """Returns ((gradients, sums) of the global batch, the next model state)."""
+    step, trainable, fixed, model_state = carry
+    augment_key, dropout_key = step_keys(config.seed, step)
     batch = augmented(config, batch, augment_key, num_classes, views)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index('batch'))
+    totals = jax.lax.psum(task.totals(batch), 'batch') | task.scheduled(step)
+    grad_fn = parts.gradient(loss_fn)
 
+    def compute(model_state, batch, key):
+      grads, (sums, model_state) = grad_fn(trainable, fixed, totals, model_state, batch, key)
+      return (parts.scatter(grads), sums), model_state
+
+    found, model_state = add_up(compute, model_state, batch, dropout_key)
+    return parts.add_up(*found), model_state
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
     trainable, frozen = partition.split(config.freeze, state.params)
-    totals = jax.lax.psum(task.totals(batch), 'batch') | task.scheduled(state.step)
-    fixed = frozen, state.ema_params if task.TEACHER else None, totals
-    found, model_state = add_up(trainable, fixed, state.model_state, batch, dropout_key)
-    grads, sums = jax.lax.psum(found, 'batch')
+    fixed = frozen, state.ema_params if task.TEACHER else None
+    carry = state.step, trainable, fixed, state.model_state
+    (grads, sums), model_state = layout.on_each_device(gradients, carry, batch)
+    trainable = layout.spread(trainable)
     grads = jax.tree.map(lambda g: g / sums['loss'][1], grads)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     scale = 1.0 if state.plateau is None else state.plateau.scale
@@ -179,7 +262,7 @@ def make_train_step(
       ema_params=ema_params,
       model_state=model_state,
     )
-    return state, sums
+    return layout.place(state), sums
 
   return train_step
 
@@ -276,7 +359,7 @@ def one_train_step(train_step: Callable) -> Callable:
   return steps
 
 
-def many_train_steps(train_step: Callable, max_steps: int) -> Callable:
+def many_train_steps(train_step: Callable, max_steps: int, layout: Whole = WHOLE) -> Callable:
   """Returns `steps(state, rows, (arrays, n)) -> (state, sums)`: n steps on resident data.
 
   n is data, not shape, so that one program serves every n up to `max_steps`, and n steps give
@@ -287,13 +370,13 @@ def many_train_steps(train_step: Callable, max_steps: int) -> Callable:
   def steps(state, rows, shared):
     arrays, n = shared
     if max_steps == 1:
-      return one_train_step(train_step)(state, gather(arrays, rows, 0), ())
-    shapes = jax.eval_shape(train_step, state, gather(arrays, rows, 0))[1]
+      return one_train_step(train_step)(state, layout.batch(gather, arrays, rows, 0), ())
+    shapes = jax.eval_shape(train_step, state, layout.batch(gather, arrays, rows, 0))[1]
     log = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
 
     def body(i, carry):
       state, log = carry
-      state, sums = train_step(state, gather(arrays, rows, i))
+      state, sums = train_step(state, layout.batch(gather, arrays, rows, i))
       return state, jax.tree.map(lambda entries, x: entries.at[i].set(x), log, sums)
 
     return jax.lax.fori_loop(0, n, body, (state, log))
