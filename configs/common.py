@@ -22,6 +22,9 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.num_epochs = 10.0  # passes over the training split
   c.num_steps = 0  # optimiser steps; where set, it stands instead of num_epochs
   c.grad_accum_steps = 1  # micro-batches that a step's batch is computed in, to save memory
+  # What is spread over the devices instead of whole on each, to save memory: none; optimizer (its
+  # state, gradients, moving average); all (parameters too). Runs may go on with another.
+  c.shard = 'none'
 
   c.log_every = 0  # steps between lines in metrics.jsonl; 0 = four per evaluation, or every 100
   c.eval_every = 0  # steps between evaluations; 0 = once per epoch

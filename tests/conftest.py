@@ -96,6 +96,7 @@ SWEEPS = (
   'test_experiment_configs.py::test_trains_and_cites',
   'train/test_describe.py::test_every_config_is_described',
   'train/test_devices.py::test_eight_devices_stream',
+  'train/test_devices.py::test_two_processes_spread_the_state_and_resume',
   'train/test_devices.py::test_two_processes_start_from_the_weights_of_a_run_and_stream',
   'train/test_dino_runs.py::test_eight_devices',
   'train/test_label_runs.py::test_several_classes_an_image_of_tfds',
@@ -103,6 +104,8 @@ SWEEPS = (
   'train/test_model_state.py::test_eight_devices_train_a_mobilevit',
   'train/test_point_runs.py::test_a_run_is_explained',
   'train/test_segmentation_runs.py::test_eight_devices',
+  'train/test_shard.py::test_a_run_goes_on_with_another_number_of_devices',
+  'train/test_shard.py::test_any_optimiser_model_and_task_is_spread',
   'train/test_simmim_runs.py::test_eight_devices',
 )
 

@@ -1,6 +1,7 @@
 """One device, eight devices, two processes of four: the same losses for the same global batch."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -114,6 +115,22 @@ def test_two_processes_of_four_devices_give_the_losses_of_one_and_resume(one_dev
   assert 'going on after step 13' in outputs[0]
   np.testing.assert_allclose(column(tmp_path, 'train/loss'), expected, rtol=1e-4)
   assert_same_evaluation(tmp_path, one_device)
+
+
+def test_two_processes_spread_the_state_and_resume(train, tmp_path):
+  """Of eight devices of two processes; and what they saved goes on in one process."""
+  run = *RUN, '--config.model.hidden_size=64', '--config.checkpoint_every=13', '--config.shard=all'
+  result = train(*run, f'--workdir={tmp_path}/one')
+  assert result.returncode == 0, result.stderr
+  workdir = tmp_path / 'two'
+  outputs = run_two_processes(*run, f'--workdir={workdir}')
+  assert_same_losses(workdir, tmp_path / 'one')
+  for start in (run_two_processes, lambda *args: [train(*args).stdout]):
+    shutil.rmtree(workdir / 'checkpoints' / '20')
+    (workdir / 'results.json').unlink()
+    outputs = start(*run, '--config.data.resident=no', f'--workdir={workdir}')
+    assert 'going on after step 13' in outputs[0]
+    assert_same_losses(workdir, tmp_path / 'one')
 
 
 @pytest.mark.parametrize('mode', ['preview', 'describe'])

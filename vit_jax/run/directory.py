@@ -20,9 +20,9 @@ try:
 except ImportError:  # Windows, where nothing keeps two processes from training in a folder
   fcntl = None
 
-# Fields that change what a run reports, not what it computes; and how fast it reads.
+# Fields that change what a run reports, not what it computes; and how fast, and where.
 _REPORTED = ('metrics', 'profile', 'reference', 'writers')
-_FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch'}
+_FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.prefetch', 'shard'}
 
 # Those that a run may have another value of when it goes on, where its steps so far don't depend on
 # it; log_every follows from num_steps.

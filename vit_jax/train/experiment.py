@@ -40,6 +40,7 @@ from vit_jax.train import (
   partition,
   pretrained,
   resolve,
+  shard,
   step,
 )
 from vit_jax.train.optimizers import make_optimizer
@@ -83,6 +84,7 @@ class Experiment:
     resident: whether the data stay on the devices.
     sets: split -> (source, preprocess), of train, val where there is one, and test.
     judged: the split that is evaluated during the run, and chooses: val if there is one, else test.
+    layout: where the state lies.
   """
 
   def __init__(self, config: ConfigDict, workdir: Path | None = None):
@@ -106,6 +108,8 @@ class Experiment:
     self._warmup_asked_for = config.schedule.warmup_steps
     config, start = pretrained.complete(config, channels, workdir)
     self.config = config = resolve.resolve(config, len(sources['train']))
+    with field_prefix('config.'):
+      self.layout = shard.make_layout(config)
     self.sets = {
       split: (source, _preprocess(config.data, split)) for split, source in sources.items()
     }
@@ -244,6 +248,7 @@ class Experiment:
       self._eval_loader,
       {'train': self.sets['train'][0], 'test': self.sets[self.judged][0]},
       self.sets.values() if self.resident else (),
+      self.layout,
     )
 
   def _check_frozen(self, frozen: Any) -> None:
@@ -303,14 +308,17 @@ class Experiment:
     return self.model.apply(variables, inputs, train=False)
 
   def initial_state(self) -> TrainState:
-    """Returns the state before the first step as NumPy arrays, the same in every process."""
+    """Returns the state before the first step, the same in every process.
+
+    Its arrays are NumPy's, but where `config.shard` spreads them: there they have their places.
+    """
 
     def create(pretrained):
       variables = init(self.model, self.config.seed, (1, *self._input_shape))
       flat = models.flatten(variables) | pretrained
       return self._create_state(models.unflatten(flat, tuple(self._shapes)))
 
-    return jax.device_get(jax.jit(create)(self._pretrained))
+    return self.layout.create(create, self._pretrained)
 
   def _create_state(self, variables: Any) -> TrainState:
     params, model_state = variables['params'], {n: v for n, v in variables.items() if n != 'params'}
@@ -318,8 +326,13 @@ class Experiment:
 
   @property
   def state_shapes(self) -> TrainState:
-    """Shapes and dtypes of the state."""
-    return jax.eval_shape(self._create_state, self._shapes)
+    """Shapes and dtypes of the state; and its places, where `config.shard` spreads it."""
+    return self.layout.place(jax.eval_shape(self._create_state, self._shapes))
+
+  @property
+  def gradient_shapes(self) -> Any:
+    """Shapes and dtypes of the gradients, with their places as `state_shapes` has them."""
+    return self.layout.place_gradients(self._trainable)
 
   def _loader(self, split: str, resident: bool) -> ResidentLoader | StreamedLoader:
     if split != 'train':
@@ -365,15 +378,15 @@ class Experiment:
 
   def train_feed(self) -> feeds.ResidentTrainFeed | feeds.StreamedTrainFeed:
     """Returns what runs training steps: (state, step, limit) -> (state, metrics, steps done)."""
-    loader = self.train_loader()
+    loader, train_step = self.train_loader(), self._train_step(self.layout)
     if not self.resident:
-      return feeds.StreamedTrainFeed(self._train_step(), loader, self.state_shapes)
+      return feeds.StreamedTrainFeed(train_step, loader, self.state_shapes, self.layout)
     # XLA compiles gradients of convolutions to slow code where they stand in a loop on a CPU
     # (github.com/jax-ml/jax/issues/12868); those of a patch embedding alone don't matter.
     num_convolutions = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(self._param_shapes))
     is_slow = jax.default_backend() == 'cpu' and num_convolutions > 1
     max_steps = 1 if is_slow else feeds.MAX_STEPS
-    return feeds.ResidentTrainFeed(self._train_step(), loader, self.state_shapes, max_steps)
+    return feeds.ResidentTrainFeed(train_step, loader, self.state_shapes, max_steps, self.layout)
 
   def training_rows(self, steps_done: int, count: int) -> dict[str, np.ndarray]:
     """Returns the first rows of a step's batch as the model is trained on them: augmented.
@@ -392,7 +405,7 @@ class Experiment:
     rows = jax.device_get(jax.jit(augmented)(rows, key))
     return {name: value[:count] for name, value in rows.items() if name != 'rng'}
 
-  def _train_step(self) -> Callable:
+  def _train_step(self, layout: step.Whole = step.WHOLE) -> Callable:
     return step.make_train_step(
       self.config,
       self.model,
@@ -401,6 +414,7 @@ class Experiment:
       self._schedule,
       self.num_classes,
       self._views['train'],
+      layout,
     )
 
   def eval_feed(
@@ -416,9 +430,10 @@ class Experiment:
       eval_step = step.make_eval_step(
         self.config, self.model, self.task, self._views['test'], with_rows
       )
-      self._eval_steps[with_rows] = feed.mapped(eval_step)
+      self._eval_steps[with_rows] = feed.mapped(eval_step, self.layout)
     longest = max(len(source) for name, (source, _) in self.sets.items() if name != 'train')
-    return feed(self._eval_steps[with_rows], self._loader(split, self.resident), longest)
+    loader = self._loader(split, self.resident)
+    return feed(self._eval_steps[with_rows], loader, longest, self.layout)
 
   def flops_per_image(self, state: TrainState) -> dict[str, float]:
     """Returns floating-point operations an example, counted as `vit_jax.train.flops` does.
@@ -451,8 +466,16 @@ class Experiment:
       name: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype)
       for name, x in self.batch_shapes().items()
     }
-    steps = step.map_over_devices(step.one_train_step(self._train_step()), donate=True)
-    return steps.lower(self.state_shapes, batch, ()).compile()
+    one_step, state = step.one_train_step(self._train_step(self.layout)), self.state_shapes
+    return self.layout.compile_training(one_step, state).lower(state, batch, ()).compile()
+
+  def _spread(self) -> str:
+    """Says what `config.shard` saves."""
+    text, state = f'config.shard={self.config.shard}', self.state_shapes
+    whole, part = (shard.device_bytes(x) for x in (shard.without_places(state), state))
+    if self.layout is step.WHOLE:
+      return f'{text}: nothing to spread over, on one device'
+    return f'{text}: of the state of {whole / 2**20:,.1f} MiB each device has {part / 2**20:,.1f}'
 
   def _epochs(self) -> str:
     c, num_examples = self.config, len(self.sets['train'][0])
@@ -494,6 +517,8 @@ class Experiment:
       f'{self.config.num_steps:,} steps of {self.config.batch_size} examples, {self._epochs()}',
       self._choice(),
     ]
+    if self.config.shard != 'none':
+      lines.append(self._spread())
     if self.config.batch_size > (num_train := len(self.sets['train'][0])):
       lines.append(
         f'config.batch_size: {self.config.batch_size:,} is more than the {num_train:,} train '

@@ -96,7 +96,7 @@ class Run:
       state, self.meta = found
     else:
       state = experiment.initial_state()
-    self.state, self.step = feeds.put_on_devices(state), int(state.step)
+    self.state, self.step = feeds.put_on_devices(state, experiment.layout), int(state.step)
     self.window = metrics.Window(experiment.task.metrics, self.meta['window'])
     self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
     if self.step < self.config.num_steps and 'best_if_longer' in self.meta:
@@ -156,9 +156,9 @@ class Run:
     if best == self.step:
       return found | {'best': found['final']}
     self.checkpointer.wait()
-    state, _ = self.checkpointer.restore(self.state, best)
+    state, _ = self.checkpointer.restore(self.experiment.state_shapes, best)
     if state.step == best:
-      variables = feeds.put_on_devices(state.eval_variables)
+      variables = feeds.put_on_devices(state.eval_variables, self.experiment.layout)
       found['best'] = self._test(eval_feed, variables, best)
     return found
 
@@ -185,7 +185,8 @@ class Run:
       # optax reduces the scale where a value doesn't fall.
       old = jax.device_get(self.state.plateau)
       _, new = plateau.update({}, old, value=np.float32(-value * sign))
-      self.state = self.state.replace(plateau=feeds.put_on_devices(jax.device_get(new)))
+      plateau = feeds.put_on_devices(jax.device_get(new), self.experiment.layout)
+      self.state = self.state.replace(plateau=plateau)
 
   def save(self) -> None:
     """Starts to save a checkpoint."""
@@ -405,7 +406,7 @@ def _evaluate_best(
   if found is None:
     raise UsageError(f'--workdir: {workdir} holds no checkpoint yet')
   state, _ = found
-  variables = feeds.put_on_devices(state.eval_variables)
+  variables = feeds.put_on_devices(state.eval_variables, experiment.layout)
   found, splits = {}, list(dict.fromkeys((experiment.judged, 'test')))
   for split in splits:
     writes = write if split == 'test' else None
