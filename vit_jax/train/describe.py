@@ -12,6 +12,7 @@ from vit_jax import models
 from vit_jax.errors import UsageError
 from vit_jax.train import partition
 from vit_jax.train.experiment import Experiment
+from vit_jax.train.shard import device_bytes
 from vit_jax.train.state import TrainState
 
 _MOST_ROWS = 40  # of the table of layers, beyond which it goes less deep
@@ -46,10 +47,6 @@ def describe(experiment: Experiment, compile: bool = False) -> str:
   for title, texts in sections.items():
     lines += ['', title, *(f'  {text}' for text in texts)]
   return '\n'.join(lines)
-
-
-def _bytes(tree: Any) -> int:
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _mib(count: int) -> str:
@@ -186,10 +183,10 @@ def _memory(experiment: Experiment, state: TrainState, compile: bool) -> list[st
     'optimiser state': state.opt_state,
     'moving average': state.ema_params,
     'other variables': state.model_state,
-    'gradients': partition.split(experiment.config.freeze, state.params)[0],
+    'gradients': experiment.gradient_shapes,
   }
-  rows = [(name, _mib(_bytes(tree))) for name, tree in parts.items() if jax.tree.leaves(tree)]
-  rows.append(('a batch, as it is stored', _mib(_bytes(experiment.batch_shapes()))))
+  rows = [(name, _mib(device_bytes(tree))) for name, tree in parts.items() if jax.tree.leaves(tree)]
+  rows.append(('a batch, as it is stored', _mib(device_bytes(experiment.batch_shapes()))))
   if not compile:
     return [*_align(rows, right=(1,)), 'what a step needs besides, such as activations: --compile']
   found = experiment.compiled_train_step().memory_analysis()
