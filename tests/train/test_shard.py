@@ -12,8 +12,10 @@ from conftest import ROOT, tiny_config, virtual_devices
 
 from vit_jax.errors import UsageError
 from vit_jax.run.checkpoints import Checkpointer
+from vit_jax.train import describe
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.feeds import put_on_devices
+from vit_jax.train.shard import device_bytes
 from vit_jax.train.step import one_train_step
 
 DEVICES, STEPS = 8, 4
@@ -100,6 +102,17 @@ def check_shares(state, mode):
       assert share == (1 / DEVICES if is_large else 1), (name, shape)
 
 
+def check_memory(experiment):
+  """Asserts that the compiled step takes the memory that `describe` says of the state."""
+  shapes = experiment.state_shapes, experiment.batch_shapes()
+  found = experiment.compiled_train_step().memory_analysis()
+  assert abs(found.argument_size_in_bytes - device_bytes(shapes)) < 2**12
+  assert abs(found.output_size_in_bytes - device_bytes(shapes[0])) < 2**12
+  text = describe.describe(experiment)
+  for tree in (shapes[0].params, shapes[0].opt_state, experiment.gradient_shapes):
+    assert f' {device_bytes(tree) / 2**20:,.1f} MiB' in text
+
+
 def restored(checkpointer, training):
   state, _ = checkpointer.restore(training.experiment.state_shapes)
   return training.put(state)
@@ -136,6 +149,8 @@ def compare(case, folder):
     if case == 'remat in bfloat16':
       count, found = gathers(spread)
       assert found == 0 if mode == 'optimizer' else 1.5 * count < found <= 2 * count
+    if case == 'micro-batches':
+      check_memory(spread.experiment)
     first = spread.train(STEPS // 2)
     if case == 'adamw':
       check_checkpoints(folder / mode, spread, whole, losses[STEPS // 2 :])
