@@ -92,7 +92,7 @@ class TimedExperiment:
         **sides.peak_memory(),
       }
     self._feed = self._experiment.train_feed()
-    self._state = feeds.put_on_devices(self._experiment.initial_state())
+    self._state = feeds.put_on_devices(self._experiment.initial_state(), self._experiment.layout)
     jax.block_until_ready(self._dispatch(1))
     seconds = self._seconds_to_build + time.perf_counter() - start
     before = 0
