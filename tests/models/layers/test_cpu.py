@@ -85,3 +85,26 @@ def test_other_devices_convolve_as_usual(side, size, stride, groups):
   for platform, convolutions in (('cpu', 0), ('cuda', 1), ('tpu', 1)):
     text = convolve.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     assert text.count('stablehlo.convolution') == convolutions, platform
+
+
+@pytest.mark.parametrize('size', [5, 70])
+def test_a_product_has_the_derivatives_of_one(size):
+  """Of matrices that are transposed for the gradient, and of larger ones."""
+  rng = np.random.default_rng(0)
+  shapes = [(2, 3, 4, size), (2, 3, size, 6)]
+  inputs = [jnp.float32(rng.normal(size=shape)) for shape in shapes]
+  changes = [jnp.float32(rng.normal(size=shape)) for shape in shapes]
+  for ours, theirs in zip(
+    *(_derivatives(f, inputs, changes) for f in (cpu.product, jnp.matmul)), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+  lowered = jax.jit(jax.grad(lambda b: cpu.product(inputs[0], b).sum())).trace(inputs[1])
+  for platform, transposes in (('cpu', size == 5), ('cuda', False)):
+    text = lowered.lower(lowering_platforms=(platform,)).as_text()
+    assert ('optimization_barrier' in text) == transposes, platform
+
+
+def _derivatives(f, inputs, changes):
+  """Returns f, its change, and the gradients of a function of it to both inputs."""
+  value, change = jax.jvp(f, inputs, changes)
+  return value, change, *jax.grad(lambda *x: jnp.sin(f(*x)).sum(), (0, 1))(*inputs)

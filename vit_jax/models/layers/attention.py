@@ -99,27 +99,22 @@ def attend(
   # With heads in front, the products are of plain matrices; on a CPU that is far faster.
   query, key, value = (jnp.swapaxes(x, -3, -2) for x in (query, key, value))
   narrow = query.dtype == key.dtype and query.dtype.itemsize == 2
-  logits = (_narrow_logits if narrow else _wide_logits)(query, key)
+  logits = _narrow_logits(query, key) if narrow else cpu.product(query, jnp.swapaxes(key, -2, -1))
   if bias is not None:
     logits += bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = change(cpu.softmax(logits))
-  return jnp.swapaxes(jnp.matmul(weights.astype(value.dtype), value), -3, -2)
-
-
-def _wide_logits(query: jax.Array, key: jax.Array) -> jax.Array:
-  """Returns q k^T in float32."""
-  return jnp.matmul(query, jnp.swapaxes(key, -2, -1), preferred_element_type=jnp.float32)
+  return jnp.swapaxes(cpu.product(weights.astype(value.dtype), value), -3, -2)
 
 
 @jax.custom_jvp
 def _narrow_logits(query: jax.Array, key: jax.Array) -> jax.Array:
-  """`_wide_logits` of inputs of 16 bits, whose gradients are products of 16 bits, too.
+  """Returns q k^T in float32 of inputs of 16 bits, whose gradients are products of 16 bits, too.
 
   JAX multiplies the float32 gradient of the logits with the inputs otherwise: products in float32.
   """
-  return _wide_logits(query, key)
+  return jnp.matmul(query, jnp.swapaxes(key, -2, -1), preferred_element_type=jnp.float32)
 
 
 @_narrow_logits.defjvp

@@ -38,26 +38,38 @@ def main() -> None:
     for f in (jax.nn.softmax, cpu.softmax)
   )
   print('softmax, gradient of attention:', _ratio(*gradients, *tokens))
-  for name, side, channels, groups in (
-    ('convolution of small maps', 2, 512, 1),
-    ('depthwise convolution', 16, 256, 256),
+  weights = jax.nn.softmax(jax.random.normal(jax.random.key(0), (64, 4, 17, 17)))
+  values = jax.random.normal(jax.random.key(1), (64, 4, 17, 8))
+  gradients = (
+    jax.grad(lambda v, f=f: jnp.square(f(weights, v)).sum()) for f in (jnp.matmul, cpu.product)
+  )
+  print('product of small matrices, its gradient:', _ratio(*gradients, values))
+  hidden = jax.random.normal(jax.random.key(0), (32, 197, 768))
+  exact = functools.partial(jax.nn.gelu, approximate=False)
+  print('exact GELU:', _ratio(exact, cpu.gelu_exact, hidden))
+  for name, side, channels, groups, size, filters in (
+    ('convolution of small maps', 2, 512, 1, 3, 512),
+    ('depthwise convolution', 16, 256, 256, 3, 256),
+    ('embedding of patches', 224, 3, 1, 16, 192),
   ):
     x = jax.random.normal(jax.random.key(1), (32, side, side, channels))
-    kernel = jax.random.normal(jax.random.key(2), (3, 3, channels // groups, channels)) / 64
+    kernel = jax.random.normal(jax.random.key(2), (size, size, channels // groups, filters)) / 64
+    how = ((1, 1), ((1, 1), (1, 1))) if size == 3 else ((size, size), ((0, 0), (0, 0)))
     options = {
       'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'),
       'feature_group_count': groups,
     }
 
-    def usual(x, kernel, options=options):
-      return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **options)
+    def usual(x, kernel, how=how, options=options):
+      return jax.lax.conv_general_dilated(x, kernel, *how, **options)
 
-    def ours(x, kernel, options=options):
-      return cpu.convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), **options)
+    def ours(x, kernel, how=how, options=options):
+      return cpu.convolve(x, kernel, *how, **options)
 
     print(f'{name}:', _ratio(usual, ours, x, kernel))
+    wanted = (0, 1) if channels > 3 else 1  # images have no gradient
     gradients = (
-      jax.grad(lambda x, k, f=f: jnp.square(f(x, k)).sum(), (0, 1)) for f in (usual, ours)
+      jax.grad(lambda x, k, f=f: jnp.square(f(x, k)).sum(), wanted) for f in (usual, ours)
     )
     print('its gradient:', _ratio(*gradients, x, kernel))
 
