@@ -2,8 +2,9 @@
 # Measures a GPU or a TPU: benchmarks/accelerator.sh [SECONDS] [ROW...], 520 seconds and all rows unless given.
 #
 # Rows, in this order: vit_b, vit_l, swin, resnet and mnist beside PyTorch (from timm where it is installed, under
-# torch.compile, SDPA), token_learner beside plain attention, batches of vit_b and vit_l, digits, and cifar10: accuracy
-# after 50 epochs, one config after the other. Images are digits, enlarged to 224 pixels, which stay on the device.
+# torch.compile, SDPA), token_learner beside plain attention, batches of vit_b and vit_l, attention: its kernels beside
+# XLA's products, digits, and cifar10: accuracy after 50 epochs, one config after the other. Images are digits, enlarged
+# to 224 pixels, which stay on the device.
 # It needs the packages of requirements.txt. MNIST's images are digits, too, unless TFDS has prepared MNIST in
 # $TFDS_DATA_DIR; cifar10 needs it there. What isn't there is left out and told.
 # What the time doesn't suffice for is cut short or left out: give the rows that are missing. The run of a config that
@@ -46,7 +47,7 @@ installed() {
 
 for row in "${rows[@]}"; do
   case $row in
-    vit_b | vit_l | swin | resnet | mnist | token_learner | batches | digits | cifar10) ;;
+    vit_b | vit_l | swin | resnet | mnist | token_learner | batches | attention | digits | cifar10) ;;
     *) echo "accelerator.sh: no row $row" >&2; exit 2 ;;
   esac
 done
@@ -101,6 +102,9 @@ if wanted batches; then
   done
   measure "$python" -m vit_jax.benchmark --config=configs/vit.py:L/16,digits "${photographs[@]}" \
     --config.batch_size=128 "${turns[@]}"
+fi
+if wanted attention; then
+  measure "$python" -m vit_jax.models.layers.attention_times
 fi
 if wanted digits; then
   measure "$python" -m vit_jax.benchmark --config=configs/digits.py "${turns[@]}"
