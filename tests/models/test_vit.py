@@ -324,6 +324,13 @@ def test_scanned_layers_have_the_values_and_gradients_of_layers_one_by_one():
     )
 
 
+def test_scanned_layers_drop_nothing_where_they_do_not_train():
+  plain = make('vit', stochastic_depth=0.2)
+  variables = random_variables(plain)
+  values = (jax.jit(m.apply)(variables, IMAGES) for m in (plain, plain.clone(scan=True)))
+  np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_are_scanned_where_nothing_of_one_is_asked_for():
   model = make('vit', scan=True)
   variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)

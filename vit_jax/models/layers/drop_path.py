@@ -18,8 +18,10 @@ class StochasticDepth(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-    if isinstance(self.rate, jax.Array) and not deterministic:  # nn.Dropout takes numbers alone
+    if deterministic:
+      return x
+    if isinstance(self.rate, jax.Array):  # nn.Dropout takes numbers alone
       shape = (x.shape[0], *[1] * (x.ndim - 1))
       keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.rate, shape)
       return jnp.where(keep, x / (1 - self.rate).astype(x.dtype), 0)
-    return nn.Dropout(self.rate, broadcast_dims=range(1, x.ndim))(x, deterministic)
+    return nn.Dropout(self.rate, broadcast_dims=range(1, x.ndim))(x, deterministic=False)
