@@ -1,6 +1,7 @@
 """What any task can ask of training and evaluation, with tasks made for it."""
 
 import dataclasses
+import functools
 import shutil
 import subprocess
 import sys
@@ -231,7 +232,8 @@ def test_the_gradient_of_one_step_leaves_the_teacher_alone():
       state, sums, _ = feed(put_on_devices(experiment.initial_state()), 0, 1)
     assert float(sums['distance'][0][0]) == 0
     states.append(jax.device_get(state.params))
-  jax.tree.map(np.testing.assert_array_equal, *states)
+  # Two programs, which may round differently.
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *states)
 
 
 def test_a_teacher_needs_a_moving_average():

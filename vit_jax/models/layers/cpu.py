@@ -60,7 +60,7 @@ def _product_jvp(primals, tangents):
     change = a @ b_
   else:
     change = jax.lax.platform_dependent(a, b_, cpu=_product_by_transposes, default=jnp.matmul)
-  return product(a, b), a_ @ b + change
+  return a @ b, a_ @ b + change
 
 
 def _product_by_transposes(a, b):
@@ -73,7 +73,8 @@ def _product_by_transposes(a, b):
 def gelu_exact(x: jax.Array) -> jax.Array:
   """x times the normal distribution's cumulative function at x, as `gelu` of PyTorch (1606.08415).
 
-  On a CPU that is of erf in float32, which takes a third of the time of the usual erfc.
+  On a CPU that is of erf in float32, as in PyTorch: half the time of the usual erfc. The absolute
+  error is about 1e-7; erfc has a small relative one below -4, too.
   """
   usual = functools.partial(jax.nn.gelu, approximate=False)
   return jax.lax.platform_dependent(x, cpu=_gelu_by_erf, default=usual) if _rewrites else usual(x)
@@ -115,8 +116,8 @@ def convolve(
 ) -> jax.Array:
   """jax.lax.conv_general_dilated, on a CPU in another way where that is faster.
 
-  That is as one matrix product where maps are small, or where kernels tile the map, and as a sum of
-  shifted maps where each channel has a filter of its own.
+  That is as one matrix product where maps are small, or where kernels tile the map, whose gradient
+  is then faster, and as a sum of shifted maps where each channel has a filter of its own.
 
   Args:
     x: [B, H, W, C].
