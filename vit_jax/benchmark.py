@@ -84,8 +84,9 @@ def _against_torch() -> bool:
 
 
 def _device_counts() -> list[int]:
-  counts = _DEVICES.value or []
-  if not all(count.isdecimal() and int(count) for count in counts):
+  if (counts := _DEVICES.value) is None:
+    return []
+  if not counts or not all(count.isdecimal() and int(count) for count in counts):
     raise UsageError(f'--devices: {",".join(counts)!r} is not numbers of devices, as 1,8')
   return [int(count) for count in dict.fromkeys(counts)]
 

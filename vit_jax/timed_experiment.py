@@ -205,12 +205,18 @@ class TimedExperiment:
     """Returns the whole training set as it is decoded for the device.
 
     Raises:
-      UsageError: it doesn't stay there.
+      UsageError: it doesn't stay there, has no single label for each image, or fills no batch.
     """
     loader, data = self._experiment.train_loader(), self.config.data
     if not isinstance(loader, ResidentLoader):
       raise UsageError('--torch_loader: needs a set that stays on the device, and this is streamed')
-    arrays = loader.arrays
+    arrays, batch_size = loader.arrays, self.config.batch_size
+    if 'image' not in arrays or arrays.get('label', np.zeros(())).ndim != 1:
+      raise UsageError('--torch_loader: needs images with one label each')
+    if batch_size > (count := len(arrays['label'])):
+      raise UsageError(
+        f'--torch_loader: config.batch_size {batch_size} is more than {count} images'
+      )
     return TrainingSet(arrays['image'], arrays['label'], data.mean, data.std)
 
   def torch_model(self, folder: str, origins: Sequence[str]) -> Timm | Transformers:

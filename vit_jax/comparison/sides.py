@@ -159,8 +159,7 @@ class JaxSide(_Side):
 
     Returns:
       `compile_seconds` and `programs_from_cache`, as `compile_time` counts them;
-      `first_step_seconds`, of the first run, with all that comes before it; and what `peak_memory`
-      does.
+      `first_step_seconds`, of the first run, with compiling; and what `peak_memory` does.
     """
     compiled = compile_time.so_far()
     first = self._run(task, 1)
@@ -229,7 +228,7 @@ class JaxSide(_Side):
     jax.block_until_ready(result)
 
 
-_ASKED = itertools.count()  # how often this process was asked for its peak
+_TIMES_ASKED = itertools.count()  # how often this process was asked for its peak
 
 
 def peak_memory() -> dict[str, Any]:
@@ -240,12 +239,16 @@ def peak_memory() -> dict[str, Any]:
   """
   import jax
 
-  if next(_ASKED):
-    return _memory(None, None)
   statistics = jax.local_devices()[0].memory_stats() or {}
-  if 'peak_bytes_in_use' in statistics:
-    return _memory(statistics['peak_bytes_in_use'] / 2**20, 'device')
-  return _memory(host_memory.peak_mib(), 'host')
+  if 'peak_bytes_in_use' not in statistics:
+    return _host_memory()
+  if next(_TIMES_ASKED):
+    return _memory(None, None)
+  return _memory(statistics['peak_bytes_in_use'] / 2**20, 'device')
+
+
+def _host_memory() -> dict[str, Any]:
+  return _memory(None if next(_TIMES_ASKED) else host_memory.peak_mib(), 'host')
 
 
 def _memory(mib: float | None, of: str | None) -> dict[str, Any]:
@@ -335,7 +338,7 @@ class TorchSide(_Side):
       torch.cuda.reset_peak_memory_stats()
     first, _, last = (self._run(task, 1) for _ in range(3))
     if self._on_cpu:
-      memory = _memory(host_memory.peak_mib(), 'host')
+      memory = _host_memory()
     else:
       memory = _memory(torch.cuda.max_memory_allocated() / 2**20, 'device')
     return {
