@@ -150,13 +150,13 @@ class _Side:
   def __init__(self, folder: Path, side: dict):
     self.rates = []
     command = [sys.executable, __file__, '--serve', json.dumps(side), '--photos', str(folder)]
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
     self._process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     self._read()
 
   def _read(self) -> str:
     if not (line := self._process.stdout.readline()):
-      raise SystemExit(self._process.stderr.read())
+      raise SystemExit('a side ended before its time; see above')
     return line
 
   def run(self, seconds: float) -> None:

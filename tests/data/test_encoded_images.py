@@ -170,7 +170,7 @@ def test_a_folder_gives_the_same_batches_to_threads_and_to_workers(tmp_path):
   assert isinstance(source[0]['image'], np.ndarray)  # single records are decoded
   preprocess = make_preprocess((12, 12), 3, 'inception', train=True, decoding='reduced')
 
-  def batches(workers):
+  def batches(workers, threads):
     loader = train_loader(
       source,
       preprocess,
@@ -181,7 +181,7 @@ def test_a_folder_gives_the_same_batches_to_threads_and_to_workers(tmp_path):
       process_count=1,
       resident=False,
       num_workers=workers,
-      num_threads=2,
+      num_threads=threads,
       prefetch=2,
     )
     made = loader.batches()
@@ -190,6 +190,6 @@ def test_a_folder_gives_the_same_batches_to_threads_and_to_workers(tmp_path):
     finally:
       made.close()
 
-  for one, other in zip(batches(0), batches(1), strict=True):
+  for one, other in zip(batches(0, threads=2), batches(1, threads=8), strict=True):
     for name in one:
       np.testing.assert_array_equal(one[name], other[name])

@@ -135,7 +135,7 @@ class Spread(Whole):
     return self._constrain(params, self._specs(params))
 
   def create(self, make: Callable, arrays: Any) -> Any:
-    """No device ever has a whole state."""
+    """The result is spread from the start."""
     arrays = jax.tree.map(lambda x: _put(x, self._sharding(self._spec(x))), arrays)
     places = jax.tree.map(self._sharding, self._state_specs(jax.eval_shape(make, arrays)))
     return jax.jit(make, out_shardings=places)(arrays)

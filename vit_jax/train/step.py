@@ -1,6 +1,7 @@
 """The train and evaluation steps: plain functions of (state, batch), mapped over devices once.
 
-Every function here sees one device's part of the batch; 'batch' is the axis of the devices.
+Functions here see one device's part of the batch; 'batch' is the axis of the devices. Where
+`shard.Spread` lays the state out, a train step sees whole arrays, and maps the gradients alone.
 """
 
 import collections

@@ -54,7 +54,10 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    """Yields records, one by one, which may be read from disk together."""
+    """Yields records, one by one, which may be read from disk together.
+
+    An image may be a file that stands for an array; `kinds.load` of a record gives arrays.
+    """
 
   def labels(self) -> np.ndarray | None:
     """Returns the labels of all records, None where these have none.
