@@ -164,6 +164,10 @@ def _has_place(template: Any) -> bool:
   return isinstance(template, jax.ShapeDtypeStruct) and template.sharding is not None
 
 
+def _zeros(template: Any) -> Any:
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+
+
 def _broadcast_to_place(x: np.ndarray, template: Any) -> jax.Array:
   whole = np.asarray(multihost_utils.broadcast_one_to_all(x))
   return jax.make_array_from_callback(x.shape, template.sharding, lambda index: whole[index])
@@ -278,11 +282,10 @@ class Checkpointer:
     Raises:
       UsageError: there are checkpoints, and all are damaged.
     """
-    arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
     has_places = all(map(_has_place, jax.tree.leaves(template)))
     if jax.process_count() == 1:
-      return self._restore(template if has_places else arrays, step)
-    return self._restore_and_broadcast(arrays, template if has_places else None, step)
+      return self._restore(template if has_places else _zeros(template), step)
+    return self._restore_and_broadcast(_zeros(template), template if has_places else None, step)
 
   def _restore_and_broadcast(self, arrays, places, step):
     """Sends what process 0 restored to all; its meta serves host-side state that all agree on."""
