@@ -36,9 +36,24 @@ from vit_jax.models.backbone import (
   TokenMaps,
   trace_shapes,
 )
+from vit_jax.models.blocks import Encoder1DBlock
+from vit_jax.models.encoder import POSITIONAL_EMBEDDINGS, Encoder
+
+__all__ = [
+  'CLASSIFIERS',
+  'PATCH_EMBEDDINGS',
+  'POSITIONAL_EMBEDDINGS',
+  'TOKENIZER',
+  'Encoder',
+  'Encoder1DBlock',
+  'MAPHead',
+  'ViT',
+  'classify',
+  'learned_maps',
+  'pool',
+]
 
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'map', 'none')
-POSITIONAL_EMBEDDINGS = ('learned_1d', 'sinusoidal_1d', 'sinusoidal_2d', 'none')
 PATCH_EMBEDDINGS = ('conv', 'linear')
 
 _POOLING = {'gap': jnp.mean, 'gmp': jnp.max, 'gsp': jnp.sum}
@@ -91,248 +106,6 @@ class MAPHead(nn.Module):
       dtype=self.dtype,
     )(y, deterministic=True)
     return (x + y)[:, 0]  # [B, D]
-
-
-class Encoder1DBlock(nn.Module):
-  """One pre-norm Transformer layer: [B, N, D] to [B, N, D].
-
-  Attributes:
-    mlp_dim: hidden width of the MLP.
-    num_heads: number of attention heads.
-    dtype: dtype of the computation; parameters are float32.
-    dropout_rate: dropout of both branches.
-    attention_dropout_rate: dropout of the attention weights.
-    stochastic_depth: probability of dropping each branch of an example.
-    norm_epsilon: epsilon of the LayerNorms.
-    activation: name in `layers.ACTIVATIONS`.
-    attention_fn: as for `layers.MultiHeadDotProductAttention`.
-  """
-
-  mlp_dim: int
-  num_heads: int
-  dtype: Any = jnp.float32
-  dropout_rate: float = 0.1
-  attention_dropout_rate: float = 0.1
-  stochastic_depth: float = 0.0
-  norm_epsilon: float = 1e-6
-  activation: str = 'gelu'
-  attention_fn: Callable[..., jax.Array] = layers.dot_product_attention
-
-  @nn.compact
-  def __call__(
-    self,
-    inputs: jax.Array,
-    deterministic: bool,
-    bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
-  ) -> jax.Array:
-    """`bias` and `mask` of attention are those of `layers.dot_product_attention`."""
-    x = nn.LayerNorm(self.norm_epsilon, self.dtype)(inputs)
-    x = layers.MultiHeadDotProductAttention(
-      num_heads=self.num_heads,
-      dtype=self.dtype,
-      dropout_rate=self.attention_dropout_rate,
-      attention_fn=self.attention_fn,
-    )(x, bias=bias, mask=mask, deterministic=deterministic)
-    x = nn.Dropout(self.dropout_rate)(x, deterministic)
-    x = layers.StochasticDepth(self.stochastic_depth)(x, deterministic) + inputs
-
-    y = nn.LayerNorm(self.norm_epsilon, self.dtype)(x)
-    y = layers.MlpBlock(
-      mlp_dim=self.mlp_dim,
-      dropout_rate=self.dropout_rate,
-      activation_fn=layers.ACTIVATIONS[self.activation],
-      dtype=self.dtype,
-    )(y, deterministic=deterministic)
-    return layers.StochasticDepth(self.stochastic_depth)(y, deterministic) + x
-
-
-class Encoder(nn.Module):
-  """Position embeddings, `num_layers` blocks and a final norm: [B, N, D] to [B, N, D].
-
-  A tokenizer makes fewer tokens of them.
-
-  Attributes:
-    num_layers: number of blocks.
-    mlp_dim: hidden width of the MLPs.
-    num_heads: number of attention heads.
-    positional_embedding: one of `POSITIONAL_EMBEDDINGS`.
-    dropout_rate: dropout after the position embeddings and in the blocks.
-    attention_dropout_rate: dropout of the attention weights.
-    stochastic_depth: rate of the last block; grows linearly from 0 at the first.
-    dtype: dtype of the computation; parameters are float32.
-    has_cls_token: whether token 0 is a class token, which stands outside the grid.
-    grid: (rows, columns) of the other tokens; None means a square.
-    posemb_init_stddev: standard deviation of learned position embeddings at the start.
-    norm_epsilon: epsilon of the LayerNorms.
-    activation: name in `layers.ACTIVATIONS`.
-    remat: recompute each block's activations in the backward pass instead of keeping them.
-    remat_policy: as of `ViT`.
-    scan: as of `ViT`.
-    final_norm: whether the tokens are normed after the last block.
-    tokenizer: as of `ViT`.
-    frames: that the grids of tokens of an example are of, one after the other.
-  """
-
-  num_layers: int
-  mlp_dim: int
-  num_heads: int
-  positional_embedding: str = 'learned_1d'
-  dropout_rate: float = 0.1
-  attention_dropout_rate: float = 0.1
-  stochastic_depth: float = 0.0
-  dtype: Any = jnp.float32
-  has_cls_token: bool = False
-  grid: tuple[int, int] | None = None
-  posemb_init_stddev: float = 0.02
-  norm_epsilon: float = 1e-6
-  activation: str = 'gelu'
-  remat: bool = False
-  remat_policy: str | None = None
-  scan: bool = False
-  final_norm: bool = True
-  tokenizer: Mapping[str, Any] | None = None
-  frames: int = 1
-
-  @nn.compact
-  def __call__(
-    self,
-    inputs: jax.Array,
-    *,
-    train: bool = False,
-    select_tokens: Callable[[jax.Array], jax.Array] | None = None,
-    outputs: list[jax.Array] | None = None,
-  ) -> jax.Array:
-    """Encodes tokens.
-
-    Args:
-      inputs: [B, N, D].
-      train: turns on dropout and stochastic depth.
-      select_tokens: applied to the tokens once they have their positions, [B, N, D] to [B, M, D]:
-        for models that drop or replace some (arXiv 2111.06377).
-      outputs: a list that takes the tokens after each block.
-    """
-    x = self.add_positions(inputs)
-    if select_tokens is not None:
-      x = select_tokens(x)  # [B, M, D]
-    x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-    tokenizer = self.make_tokenizer()
-    if self.scan and tokenizer is None and outputs is None and self.blocks_are_plain():
-      return self.norm(self.scan_blocks(x, not train))
-    for layer in range(self.num_layers):
-      block = self.block(layer)
-      x = tokenizer(layer, block, x, not train) if tokenizer else block(x, not train)
-      if outputs is not None:
-        outputs.append(x)
-    return self.norm(x)
-
-  @nn.nowrap
-  def blocks_are_plain(self) -> bool:
-    """Whether blocks have parameters, nothing but these, and leave nothing behind."""
-    others = [name for name in self.variables if name != 'params']
-    names = [f'encoderblock_{layer}' for layer in range(self.num_layers)]
-    return (
-      all(self.has_variable('params', name) for name in names)  # none of them when initialising
-      and not any(self.has_variable(other, name) for other in others for name in names)
-      and not self.is_mutable_collection('intermediates')
-    )
-
-  @nn.nowrap
-  def scan_blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
-    """Applies all blocks to tokens [B, N, D], in a loop over their stacked parameters."""
-    layer = jnp.arange(self.num_layers)
-    rate = jnp.linspace(0, self.stochastic_depth, self.num_layers)
-    params = [self.variables['params'][f'encoderblock_{i}'] for i in range(self.num_layers)]
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    # Without a name or a place in this module, and without its own `nn.remat`.
-    block = self.clone(remat=False, parent=None).block(0).clone(parent=None, name=None)
-    drops = max(self.dropout_rate, self.attention_dropout_rate, self.stochastic_depth) > 0
-    key = self.make_rng('dropout') if drops and not deterministic else None
-
-    def body(x, inputs):
-      params, layer, rate = inputs
-      rngs = {} if key is None else {'dropout': jax.random.fold_in(key, layer)}
-      own = block.clone(stochastic_depth=rate) if self.stochastic_depth else block
-      return own.apply({'params': params}, x, deterministic, rngs=rngs), None
-
-    if self.remat:
-      # A loop's iterations can't be merged, which prevent_cse is there for.
-      policy = layers.remat_policy(self.remat_policy)
-      body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    x = x.astype(jnp.promote_types(x.dtype, self.dtype))
-    return jax.lax.scan(body, x, (params, layer, rate))[0]
-
-  @nn.nowrap
-  def make_tokenizer(self) -> layers.Tokenizer | None:
-    """Returns what learns tokens; None where those of the patches stay."""
-    return layers.make_tokenizer(
-      self.tokenizer,
-      self.num_layers,
-      num_prefix=int(self.has_cls_token),
-      frames=self.frames,
-      grid=self.grid,
-      dropout_rate=self.dropout_rate,
-      dtype=self.dtype,
-      norm_epsilon=self.norm_epsilon,
-    )
-
-  @nn.nowrap
-  def norm(self, x: jax.Array) -> jax.Array:
-    """Norms the tokens after the last block, where that is asked for."""
-    if not self.final_norm:
-      return x
-    return nn.LayerNorm(self.norm_epsilon, self.dtype, name='encoder_norm')(x)
-
-  @nn.nowrap
-  def block(
-    self, layer: int, kind: type[nn.Module] = Encoder1DBlock, **attributes: Any
-  ) -> nn.Module:
-    """Returns block `layer`; its call takes (tokens, deterministic).
-
-    Args:
-      layer: from 0.
-      kind: its class, which has the attributes of `Encoder1DBlock`.
-      **attributes: more of them.
-    """
-    if self.remat:
-      kind = nn.remat(kind, policy=layers.remat_policy(self.remat_policy), static_argnums=(2,))
-    return kind(
-      mlp_dim=self.mlp_dim,
-      num_heads=self.num_heads,
-      dtype=self.dtype,
-      dropout_rate=self.dropout_rate,
-      attention_dropout_rate=self.attention_dropout_rate,
-      stochastic_depth=layer / max(self.num_layers - 1, 1) * self.stochastic_depth,
-      norm_epsilon=self.norm_epsilon,
-      activation=self.activation,
-      name=f'encoderblock_{layer}',
-      **attributes,
-    )
-
-  @nn.nowrap
-  def add_positions(self, x: jax.Array) -> jax.Array:
-    """Adds the chosen position embedding to tokens [B, N, D]."""
-    kind = self.positional_embedding
-    check_choice('positional_embedding', kind, POSITIONAL_EMBEDDINGS)
-    if kind == 'learned_1d':
-      init = nn.initializers.normal(self.posemb_init_stddev)
-      grid = self.grid if self.frames == 1 else None
-      return layers.AddPositionEmbs(init, grid, name='posembed_input')(x)
-    if kind == 'sinusoidal_1d':
-      return x + layers.sinusoidal_1d(*x.shape[1:]).astype(x.dtype)
-    if kind == 'sinusoidal_2d':
-      cls, x = self.split_cls(x)
-      grid = layers.resolve_grid(x.shape[1] // self.frames, self.grid)
-      images = x.reshape(-1, *grid, x.shape[-1])  # [B * frames, h, w, D]
-      x = layers.AddFixedSinCosPositionEmbedding()(images).reshape(x.shape)
-      return jnp.concatenate([cls, x], axis=1)
-    return x
-
-  @nn.nowrap
-  def split_cls(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Splits tokens into the class token [B, 1, D] (or [B, 0, D]) and those of the grid."""
-    count = int(self.has_cls_token)
-    return x[:, :count], x[:, count:]
 
 
 class ViT(Backbone, kw_only=True):
