@@ -4,7 +4,9 @@ from vit_jax.models.layers.attention import MultiHeadDotProductAttention, dot_pr
 from vit_jax.models.layers.batch_norm import BatchNorm
 from vit_jax.models.layers.conv_norm import ConvNorm, kaiming_normal, make_divisible
 from vit_jax.models.layers.drop_path import StochasticDepth
+from vit_jax.models.layers.layer_scale import LayerScale
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
+from vit_jax.models.layers.norms import NORMS, norm_layer
 from vit_jax.models.layers.patches import (
   PatchEmbedding,
   adapt_channels,
@@ -35,11 +37,13 @@ from vit_jax.models.layers.token_learner import (
 
 __all__ = [
   'ACTIVATIONS',
+  'NORMS',
   'REMAT_POLICIES',
   'AddFixedSinCosPositionEmbedding',
   'AddPositionEmbs',
   'BatchNorm',
   'ConvNorm',
+  'LayerScale',
   'MlpBlock',
   'MultiHeadDotProductAttention',
   'PatchEmbedding',
@@ -58,6 +62,7 @@ __all__ = [
   'learns_tokens',
   'make_divisible',
   'make_tokenizer',
+  'norm_layer',
   'patch_grid',
   'remat_policy',
   'resample_patch_kernel',

@@ -133,6 +133,11 @@ class MultiHeadDotProductAttention(nn.Module):
     dropout_rate: dropout of the attention weights.
     attention_fn: `dot_product_attention`, or a function that takes the same arguments.
     out_kernel_init: initialiser of the kernel of `out`.
+    qkv_bias: whether query, key and value have a bias; 'qv' for the query and the value alone.
+    use_bias: whether `out` has one.
+    norm: makes the norms, as `norm_layer` does.
+    qk_norm: norm the queries and keys of each head: `query_norm`, `key_norm` (arXiv 2302.05442).
+    attention_norm: norm what goes into `out`, of all heads together: `norm`.
   """
 
   num_heads: int
@@ -140,6 +145,11 @@ class MultiHeadDotProductAttention(nn.Module):
   dropout_rate: float = 0.0
   attention_fn: Callable[..., jax.Array] = dot_product_attention
   out_kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+  qkv_bias: bool | str = True
+  use_bias: bool = True
+  norm: Callable[..., nn.Module] = nn.LayerNorm
+  qk_norm: bool = False
+  attention_norm: bool = False
 
   @nn.compact
   def __call__(
@@ -161,11 +171,16 @@ class MultiHeadDotProductAttention(nn.Module):
       nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
     )
     to_heads = functools.partial(dense, (self.num_heads, width // self.num_heads))
+    query = to_heads(use_bias=bool(self.qkv_bias), name='query')(queries)
+    key = to_heads(use_bias=self.qkv_bias is True, name='key')(keys)
+    value = to_heads(use_bias=bool(self.qkv_bias), name='value')(keys)
+    if self.qk_norm:
+      query, key = self.norm(name='query_norm')(query), self.norm(name='key_norm')(key)
     drops = self.dropout_rate > 0 and not deterministic
     x = self.attention_fn(
-      to_heads(name='query')(queries),
-      to_heads(name='key')(keys),
-      to_heads(name='value')(keys),
+      query,
+      key,
+      value,
       bias=bias,
       mask=mask,
       dropout_rng=self.make_rng('dropout') if drops else None,
@@ -173,4 +188,12 @@ class MultiHeadDotProductAttention(nn.Module):
       deterministic=deterministic,
       module=self,
     )  # [B, Q, heads, D / heads]
-    return dense(width, axis=(-2, -1), kernel_init=self.out_kernel_init, name='out')(x)
+    if self.attention_norm:
+      x = self.norm(name='norm')(x.reshape(queries.shape)).reshape(x.shape)
+    return dense(
+      width,
+      axis=(-2, -1),
+      kernel_init=self.out_kernel_init,
+      use_bias=self.use_bias,
+      name='out',
+    )(x)

@@ -24,6 +24,7 @@ class PatchEmbedding(nn.Module):
     stride: (vertical, horizontal) step between patches in pixels.
     method: 'conv', or 'linear' for a matrix product over flattened patches.
     dtype: dtype of the computation; parameters are float32.
+    use_bias: whether there is a bias.
 
   Raises:
     FieldError: patches, at this stride, don't tile the image exactly.
@@ -34,19 +35,23 @@ class PatchEmbedding(nn.Module):
   stride: tuple[int, int]
   method: str = 'conv'
   dtype: Any = jnp.float32
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     _check_tiling(images.shape[1:3], self.patch_size, self.stride)
     shape = (*self.patch_size, images.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    images, kernel, bias = (a.astype(self.dtype) for a in (images, kernel, bias))
+    images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
     if self.method == 'linear':
       patches = _extract_patches(images, self.patch_size, self.stride)
-      return jnp.einsum('bhpwqc,pqcd->bhwd', patches, kernel) + bias
-    layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
-    return cpu.convolve(images, kernel, self.stride, ((0, 0), (0, 0)), **layout) + bias
+      x = jnp.einsum('bhpwqc,pqcd->bhwd', patches, kernel)
+    else:
+      layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+      x = cpu.convolve(images, kernel, self.stride, ((0, 0), (0, 0)), **layout)
+    if not self.use_bias:
+      return x
+    return x + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
 
 
 def _check_tiling(image: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]) -> None:
