@@ -130,7 +130,6 @@ def test_fields_have_types(fields, message):
       {'classifier': 'token', 'class_token': False},
       r"class_token: False, but classifier is 'token'",
     ),
-    ({'classifier': 'token', 'fc_norm': True}, r"fc_norm: classifier 'token'"),
     ({'classifier': 'none', 'fc_norm': True}, r"fc_norm: classifier 'none'"),
     ({'patch_embedding': 'cnv'}, r"patch_embedding: .*did you mean 'conv'"),
     ({'activation': 'rele'}, r"activation: .*did you mean 'relu'"),

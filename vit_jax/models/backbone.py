@@ -56,6 +56,7 @@ class Features:
     layers: [B, num_prefix + N, D] after each of the layers that were asked for.
     grid: (rows, columns) of the N tokens; None where they stand for no places.
     num_prefix: tokens before those of the grid, such as the class token.
+    num_registers: how many of these, the last ones, stand for nothing (arXiv 2309.16588).
     strides: (vertical, horizontal) pixels from each element of a map to the next, for each map.
   """
 
@@ -66,6 +67,7 @@ class Features:
   layers: tuple[jax.Array, ...] = ()
   grid: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
   num_prefix: int = flax.struct.field(pytree_node=False, default=0)
+  num_registers: int = flax.struct.field(pytree_node=False, default=0)
   strides: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vit_jax.errors import check_choice
 from vit_jax.models import layers
-from vit_jax.models.blocks import Encoder1DBlock
+from vit_jax.models.blocks import BlockOptions, Encoder1DBlock
 
 POSITIONAL_EMBEDDINGS = ('learned_1d', 'sinusoidal_1d', 'sinusoidal_2d', 'none')
 
@@ -39,6 +39,10 @@ class Encoder(nn.Module):
     final_norm: whether the tokens are normed after the last block.
     tokenizer: as of `ViT`.
     frames: that the grids of tokens of an example are of, one after the other.
+    num_prefix: tokens before those of the grid; None means the class token, if there is one.
+    num_placed: how many of these, the first ones, have positions; None means all.
+    pre_norm: norm the tokens before the first block, once they have their positions.
+    options: what the blocks are made of; the other norms are of the same kind.
   """
 
   num_layers: int
@@ -60,6 +64,10 @@ class Encoder(nn.Module):
   final_norm: bool = True
   tokenizer: Mapping[str, Any] | None = None
   frames: int = 1
+  num_prefix: int | None = None
+  num_placed: int | None = None
+  pre_norm: bool = False
+  options: BlockOptions = BlockOptions()
 
   @nn.compact
   def __call__(
@@ -83,6 +91,8 @@ class Encoder(nn.Module):
     if select_tokens is not None:
       x = select_tokens(x)  # [B, M, D]
     x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+    if self.pre_norm:
+      x = self.norm_layer(name='pre_norm')(x)
     tokenizer = self.make_tokenizer()
     if self.scan and tokenizer is None and outputs is None and self.blocks_are_plain():
       return self.norm(self.scan_blocks(x, not train))
@@ -135,7 +145,7 @@ class Encoder(nn.Module):
     return layers.make_tokenizer(
       self.tokenizer,
       self.num_layers,
-      num_prefix=int(self.has_cls_token),
+      num_prefix=self.prefix,
       frames=self.frames,
       grid=self.grid,
       dropout_rate=self.dropout_rate,
@@ -146,21 +156,25 @@ class Encoder(nn.Module):
   @nn.nowrap
   def norm(self, x: jax.Array) -> jax.Array:
     """Norms the tokens after the last block, where that is asked for."""
-    if not self.final_norm:
-      return x
-    return nn.LayerNorm(self.norm_epsilon, self.dtype, name='encoder_norm')(x)
+    return self.norm_layer(name='encoder_norm')(x) if self.final_norm else x
+
+  @property
+  def norm_layer(self) -> Callable[..., nn.Module]:
+    """Makes norms, as `layers.norm_layer` does."""
+    return layers.norm_layer(self.options.norm, self.norm_epsilon, self.dtype)
 
   @nn.nowrap
-  def block(
-    self, layer: int, kind: type[nn.Module] = Encoder1DBlock, **attributes: Any
-  ) -> nn.Module:
+  def block(self, layer: int, kind: type[nn.Module] | None = None, **attributes: Any) -> nn.Module:
     """Returns block `layer`; its call takes (tokens, deterministic).
 
     Args:
       layer: from 0.
-      kind: its class, which has the attributes of `Encoder1DBlock`.
+      kind: its class, which has the attributes of `Encoder1DBlock` but for `options`; None for
+        that one.
       **attributes: more of them.
     """
+    if kind is None:
+      kind, attributes = Encoder1DBlock, {'options': self.options, **attributes}
     if self.remat:
       kind = nn.remat(kind, policy=layers.remat_policy(self.remat_policy), static_argnums=(2,))
     return kind(
@@ -176,9 +190,24 @@ class Encoder(nn.Module):
       **attributes,
     )
 
+  @property
+  def prefix(self) -> int:
+    """How many tokens are before those of the grid."""
+    return int(self.has_cls_token) if self.num_prefix is None else self.num_prefix
+
   @nn.nowrap
   def add_positions(self, x: jax.Array) -> jax.Array:
-    """Adds the chosen position embedding to tokens [B, N, D]."""
+    """Adds the chosen position embedding to tokens [B, N, D], those that have positions."""
+    prefix, placed = self.prefix, self.prefix if self.num_placed is None else self.num_placed
+    if placed == prefix:
+      return self.place(x, prefix)
+    first, others, grid = x[:, :placed], x[:, placed:prefix], x[:, prefix:]
+    x = self.place(jnp.concatenate([first, grid], axis=1), placed)
+    return jnp.concatenate([x[:, :placed], others, x[:, placed:]], axis=1)
+
+  @nn.nowrap
+  def place(self, x: jax.Array, prefix: int) -> jax.Array:
+    """Adds it to each of tokens [B, prefix + N, D]."""
     kind = self.positional_embedding
     check_choice('positional_embedding', kind, POSITIONAL_EMBEDDINGS)
     if kind == 'learned_1d':
@@ -188,15 +217,9 @@ class Encoder(nn.Module):
     if kind == 'sinusoidal_1d':
       return x + layers.sinusoidal_1d(*x.shape[1:]).astype(x.dtype)
     if kind == 'sinusoidal_2d':
-      cls, x = self.split_cls(x)
+      first, x = x[:, :prefix], x[:, prefix:]
       grid = layers.resolve_grid(x.shape[1] // self.frames, self.grid)
       images = x.reshape(-1, *grid, x.shape[-1])  # [B * frames, h, w, D]
       x = layers.AddFixedSinCosPositionEmbedding()(images).reshape(x.shape)
-      return jnp.concatenate([cls, x], axis=1)
+      return jnp.concatenate([first, x], axis=1)
     return x
-
-  @nn.nowrap
-  def split_cls(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Splits tokens into the class token [B, 1, D] (or [B, 0, D]) and those of the grid."""
-    count = int(self.has_cls_token)
-    return x[:, :count], x[:, count:]

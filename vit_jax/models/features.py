@@ -32,10 +32,11 @@ def read_features(
   found = _apply(backbone, variables, inputs, layer)
   if pooling == 'head' and layer is None and found.pooled is not None:
     return found.pooled.astype(jnp.float32)
-  if pooling == 'token' and not found.num_prefix:
+  has_class_token = found.num_prefix > found.num_registers
+  if pooling == 'token' and not has_class_token:
     raise FieldError('pooling', "'token', but the model has no class token")
   tokens = _tokens(found, layer)
-  if found.num_prefix and pooling != 'mean':
+  if has_class_token and pooling != 'mean':
     return tokens[:, 0].astype(jnp.float32)
   return tokens[:, found.num_prefix :].astype(jnp.float32).mean(axis=1)
 

@@ -10,6 +10,7 @@ those by which the fuser returns them, at `Transformer/TokenFuser_{i}/token_maps
 layers that learn tokens from 0.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -36,13 +37,14 @@ from vit_jax.models.backbone import (
   TokenMaps,
   trace_shapes,
 )
-from vit_jax.models.blocks import Encoder1DBlock
+from vit_jax.models.blocks import BlockOptions, Encoder1DBlock
 from vit_jax.models.encoder import POSITIONAL_EMBEDDINGS, Encoder
 
 __all__ = [
   'CLASSIFIERS',
   'PATCH_EMBEDDINGS',
   'POSITIONAL_EMBEDDINGS',
+  'POSITION_TOKENS',
   'TOKENIZER',
   'Encoder',
   'Encoder1DBlock',
@@ -55,11 +57,14 @@ __all__ = [
 
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'map', 'none')
 PATCH_EMBEDDINGS = ('conv', 'linear')
+POSITION_TOKENS = ('all', 'class', 'patches')
 
 _POOLING = {'gap': jnp.mean, 'gmp': jnp.max, 'gsp': jnp.sum}
 _KERNEL = 'embedding/kernel'
 _POSITIONS = 'Transformer/posembed_input/pos_embedding'
-_BEFORE_BLOCKS = re.compile(r'(embedding|cls|Transformer/posembed_input)(/.*)?')
+_BEFORE_BLOCKS = re.compile(
+  r'(embedding|embedding_norm|cls|dist|registers|Transformer/(posembed_input|pre_norm))(/.*)?'
+)
 _BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
 _LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
 
@@ -82,8 +87,9 @@ class MAPHead(nn.Module):
     mlp_dim: hidden width of the MLP; None means four times D.
     num_heads: number of attention heads.
     dtype: dtype of the computation; parameters are float32.
-    norm_epsilon: epsilon of the LayerNorm.
+    norm_epsilon: epsilon of the norm.
     activation: name in `layers.ACTIVATIONS`.
+    norm: its kind, a name in `layers.NORMS`.
   """
 
   mlp_dim: int | None = None
@@ -91,6 +97,7 @@ class MAPHead(nn.Module):
   dtype: Any = jnp.float32
   norm_epsilon: float = 1e-6
   activation: str = 'gelu'
+  norm: str = 'layernorm'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,7 +105,8 @@ class MAPHead(nn.Module):
     probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, width))
     probe = jnp.tile(probe.astype(self.dtype), [batch, 1, 1])  # [B, 1, D]
     x = layers.MultiHeadDotProductAttention(num_heads=self.num_heads, dtype=self.dtype)(probe, x)
-    y = nn.LayerNorm(self.norm_epsilon, self.dtype)(x)
+    norm = layers.norm_layer(self.norm, self.norm_epsilon, self.dtype)
+    y = norm(name='LayerNorm_0')(x)
     y = layers.MlpBlock(
       mlp_dim=self.mlp_dim,
       dropout_rate=0.0,
@@ -132,7 +140,7 @@ class ViT(Backbone, kw_only=True):
       None means the patch size.
     patch_embedding: 'conv' or 'linear', the same function computed in two ways.
     posemb_init_stddev: standard deviation of learned position embeddings at the start.
-    norm_epsilon: epsilon of every LayerNorm.
+    norm_epsilon: epsilon of every norm.
     activation: of the MLPs of the layers and the MAP head: a name in `layers.ACTIVATIONS`.
     remat: recompute the layers' activations in the backward pass, saving memory for time.
     remat_policy: which of them are kept with `remat`: those of a policy of
@@ -155,6 +163,32 @@ class ViT(Backbone, kw_only=True):
       use_v11: TokenLearner version 1.1 instead of 1 (True if absent);
       use_tokenfuse: that layer and all after it learn tokens, and a TokenFuser returns them to the
         positions, so that their number stays (False if absent).
+    norm: 'layernorm', or 'rmsnorm' (arXiv 1910.07467); TokenLearner's norms stay LayerNorms.
+    block: 'pre', the norm is before each branch, x + f(norm(x)), or 'post', it is after, x +
+      norm(f(x)) (arXiv 2111.09883).
+    layer_scale: the branches are scaled by a parameter for each channel that begins with this value
+      (arXiv 2103.17239); None leaves it out.
+    layer_scale_mlp: whether the MLP's branch is, too.
+    qkv_bias: whether queries, keys and values have a bias; 'qv': all but keys (arXiv 2106.08254).
+    use_bias: whether the output of attention and the dense layers of the MLP have one.
+    qk_norm: norm the queries and the keys of each head (arXiv 2302.05442).
+    attention_norm: norm what attention gives, of all heads together, before its output layer.
+    mlp: 'mlp', or 'glu': the activation gates a second hidden layer (arXiv 2002.05202).
+    mlp_norm: norm the hidden layer of the MLP (arXiv 2110.09456).
+    patch_bias: whether the patch embedding has a bias.
+    patch_norm: norm the embedded patches, before there are other tokens and positions.
+    pre_norm: norm all tokens before the first layer, once they have positions (arXiv 2103.00020).
+    num_registers: learned tokens between the class token and the patches (arXiv 2309.16588), which
+      no head reads.
+    distillation: whether there is a second token after the class token, with a head of its own
+      (arXiv 2012.12877). Logits are the mean of both heads', pooled features that of both tokens.
+    position_tokens: what `positional_embedding` gives positions to: 'all' tokens, the 'class'
+      token, that of distillation and the patches, or the 'patches' alone.
+    pool_prefix: whether the pooling of another classifier than 'token' takes in the tokens before
+      the patches, too.
+    final_norm: whether there is a norm after the last layer.
+    map_num_heads: attention heads of the classifier 'map'; None: as many as in the layers.
+    map_mlp_dim: hidden width of its MLP; None: that of the layers.
 
   Raises:
     FieldError: on construction, for options that don't fit each other; when called, for images
@@ -185,7 +219,44 @@ class ViT(Backbone, kw_only=True):
   class_token: bool | None = None
   fc_norm: bool = False
   tokenizer: Mapping[str, Any] | None = None
+  norm: str = 'layernorm'
+  block: str = 'pre'
+  layer_scale: float | None = None
+  layer_scale_mlp: bool = True
+  qkv_bias: bool | str = True
+  use_bias: bool = True
+  qk_norm: bool = False
+  attention_norm: bool = False
+  mlp: str = 'mlp'
+  mlp_norm: bool = False
+  patch_bias: bool = True
+  patch_norm: bool = False
+  pre_norm: bool = False
+  num_registers: int = 0
+  distillation: bool = False
+  position_tokens: str = 'all'
+  pool_prefix: bool = False
+  final_norm: bool = True
+  map_num_heads: int | None = None
+  map_mlp_dim: int | None = None
 
+  # Fields that say what the layers, and what comes before them, are made of.
+  _PARTS: ClassVar[tuple[str, ...]] = (
+    'norm',
+    'block',
+    'layer_scale_mlp',
+    'qkv_bias',
+    'use_bias',
+    'qk_norm',
+    'attention_norm',
+    'mlp',
+    'mlp_norm',
+    'patch_bias',
+    'patch_norm',
+    'pre_norm',
+    'num_registers',
+    'distillation',
+  )
   # ViT-Ti/16 without dropout; scenic's attributes have its defaults.
   CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
     'hidden_size': 192,
@@ -198,7 +269,7 @@ class ViT(Backbone, kw_only=True):
     'attention_dropout_rate': 0.0,
     'tokenizer': TOKENIZER,
   }
-  NO_DECAY: ClassVar[str] = r'(^|/)(bias|scale|pos_embedding|cls|probe)$'
+  NO_DECAY: ClassVar[str] = r'(^|/)(bias|scale|gamma|pos_embedding|cls|dist|registers|probe)$'
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
     'hidden_size',
     'mlp_dim',
@@ -213,12 +284,20 @@ class ViT(Backbone, kw_only=True):
     'norm_epsilon',
     'activation',
     'tokenizer',
+    'layer_scale',
+    'position_tokens',
+    'pool_prefix',
+    'final_norm',
+    'map_num_heads',
+    'map_mlp_dim',
+    *_PARTS,
   )
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (
     'activation',
     'norm_epsilon',
     'num_heads',
     'positional_embedding',
+    *_PARTS,
   )
   HEAD_READS: ClassVar[tuple[str, ...]] = ('pre_logits', 'MAPHead_0', 'fc_norm')
   PATCH_HOOKS: ClassVar[tuple[str, ...]] = ('map_patches', 'select_tokens')
@@ -247,6 +326,35 @@ class ViT(Backbone, kw_only=True):
     """Whether token 0 is a class token."""
     return self.classifier == 'token' if self.class_token is None else self.class_token
 
+  @property
+  def num_prefix(self) -> int:
+    """How many tokens are before the patches': class token, that of distillation, registers."""
+    return self.has_class_token + self.distillation + self.num_registers
+
+  @property
+  def num_placed(self) -> int:
+    """How many of these, the first ones, have positions."""
+    counts = {'all': self.num_prefix, 'class': self.num_prefix - self.num_registers, 'patches': 0}
+    return counts[self.position_tokens]
+
+  @property
+  def placed_tokens(self) -> tuple[str, ...]:
+    """What these are, in words."""
+    registers = (f'register {i}' for i in range(self.num_registers))
+    first = ('class token',) * self.has_class_token + ('distillation token',) * self.distillation
+    return (*first, *registers)[: self.num_placed]
+
+  @property
+  def block_options(self) -> BlockOptions:
+    """What the layers are made of."""
+    names = (field.name for field in dataclasses.fields(BlockOptions))
+    return BlockOptions(**{name: getattr(self, name) for name in names})
+
+  @property
+  def norm_layer(self) -> Callable[..., nn.Module]:
+    """Makes norms, as `layers.norm_layer` does."""
+    return layers.norm_layer(self.norm, self.norm_epsilon, self.dtype)
+
   @nn.compact
   def __call__(
     self,
@@ -271,14 +379,12 @@ class ViT(Backbone, kw_only=True):
     if select_tokens is not None and self.learns_tokens and self.tokenizer.get('use_v11') is False:
       raise FieldError('tokenizer.use_v11', 'False, but version 1 takes all tokens of a grid')
     x = self.embed(x)  # [B, h, w, D]
+    if self.patch_norm:
+      x = self.norm_layer(name='embedding_norm')(x)
     if map_patches is not None:
       x = map_patches(x)
     batch, *grid, width = x.shape
-    x = x.reshape(batch, -1, width)  # [B, N, D]
-    if self.has_class_token:
-      cls = self.param('cls', nn.initializers.zeros, (1, 1, width))
-      cls = jnp.tile(cls.astype(x.dtype), [batch, 1, 1])
-      x = jnp.concatenate([cls, x], axis=1)  # [B, 1 + N, D]
+    x = self.add_prefix(x.reshape(batch, -1, width))  # [B, P + N, D]
     tokens = Encoder(
       num_layers=self.num_layers,
       mlp_dim=self.mlp_dim,
@@ -296,10 +402,14 @@ class ViT(Backbone, kw_only=True):
       remat=self.remat,
       remat_policy=self.remat_policy,
       scan=self.scan,
-      final_norm=not self.fc_norm,
+      final_norm=self.final_norm and not self.fc_norm,
       tokenizer=self.tokenizer,
+      num_prefix=self.num_prefix,
+      num_placed=self.num_placed,
+      pre_norm=self.pre_norm,
+      options=self.block_options,
       name='Transformer',
-    )(x, train=train, select_tokens=select_tokens, outputs=outputs)  # [B, 1 + N, D]
+    )(x, train=train, select_tokens=select_tokens, outputs=outputs)  # [B, P + N, D]
     x = pool(self, tokens)  # [B, D]
     if features:
       keeps_grid = select_tokens is None and (
@@ -309,9 +419,31 @@ class ViT(Backbone, kw_only=True):
         pooled=None if self.classifier == 'none' else x,
         tokens=tokens,
         grid=tuple(grid) if keeps_grid else None,
-        num_prefix=int(self.has_class_token),
+        num_prefix=self.num_prefix,
+        num_registers=self.num_registers,
       )
+    if self.distillation and self.num_classes > 0:
+      heads = ('output_projection', 'output_projection_dist')
+      return sum(classify(self, tokens[:, i], name) for i, name in enumerate(heads)) / 2
     return classify(self, x)  # [B, num_classes]
+
+  @nn.nowrap
+  def add_prefix(self, x: jax.Array) -> jax.Array:
+    """Puts class token, that of distillation and registers before patches: [B, P + N, D]."""
+    # Tokens alike would stay so, where they have no positions.
+    apart = nn.initializers.normal(0.02)
+    tokens = (
+      ('cls', nn.initializers.zeros, self.has_class_token),
+      ('dist', apart, self.distillation),
+      ('registers', apart, self.num_registers),
+    )
+    batch, _, width = x.shape
+    prefix = [self.param(n, init, (1, int(count), width)) for n, init, count in tokens if count]
+    if not prefix:
+      return x
+    return jnp.concatenate(
+      [*(jnp.tile(p.astype(x.dtype), [batch, 1, 1]) for p in prefix), x], axis=1
+    )
 
   @nn.nowrap
   def embed(self, x: jax.Array) -> jax.Array:
@@ -322,6 +454,7 @@ class ViT(Backbone, kw_only=True):
       stride=self.patch_stride,
       method=self.patch_embedding,
       dtype=self.dtype,
+      use_bias=self.patch_bias,
       name='embedding',
     )(x)
 
@@ -347,12 +480,15 @@ class ViT(Backbone, kw_only=True):
   def layer_of(self, path: str) -> int | None:
     """As BEiT (arXiv 2106.08254), MAE (arXiv 2111.06377) and timm count.
 
-    `embedding`, `cls` and position embeddings are layer 0, `encoderblock_i` is layer i + 1, all
-    else (TokenLearner's modules, too) comes after the last.
+    What comes before the layers is layer 0, `encoderblock_i` is layer i + 1, all else
+    (TokenLearner's modules, too) comes after the last.
     """
     if block := _BLOCK.fullmatch(path):
       return int(block[1]) + 1
     return 0 if _BEFORE_BLOCKS.fullmatch(path) else self.num_layers + 1
+
+  def is_head(self, path: str) -> bool:
+    return path.startswith(('output_projection/', 'output_projection_dist/'))
 
   def works_untrained(self, path: str) -> bool:
     return path.startswith('fc_norm/')
@@ -399,8 +535,8 @@ class ViT(Backbone, kw_only=True):
     Position embeddings are interpolated, the patch kernel is resampled to another patch and to
     grey or colour images. The class token, its position, MAPHead_0, pre_logits, fc_norm with
     encoder_norm, and TokenLearner's modules are kept where both models have them alike. The
-    position of a class token that the source lacks is zeros, since its parameter holds the
-    others' too.
+    position of a class token that the source lacks, as of other tokens before the patches, is
+    zeros, since its parameter holds the others' too.
     """
     arrays, notes = dict(arrays), []
     if _KERNEL in arrays.keys() & shapes.keys():
@@ -420,9 +556,9 @@ class ViT(Backbone, kw_only=True):
     return layers.resample_patch_kernel(adapted, self.patch_size)
 
   def _fit_positions(self, positions, old, new, path, notes: list[str]) -> np.ndarray:
-    """Returns position embeddings on this model's grid, with its class token or without."""
-    had, has = old.backbone.has_class_token, self.has_class_token
-    count, new_grid = positions.shape[1] - had, self.grid(new.image_size)
+    """Returns position embeddings on this model's grid, after those of the tokens before it."""
+    had, has = old.backbone.placed_tokens, self.placed_tokens
+    count, new_grid = positions.shape[1] - len(had), self.grid(new.image_size)
     if old.image_size is not None:
       old_grid = old.backbone.grid(old.image_size)
     elif count == math.prod(new_grid):
@@ -441,14 +577,14 @@ class ViT(Backbone, kw_only=True):
       )
     if old_grid != new_grid:
       notes.append(f'position embeddings: resized from {_text(old_grid)} to {_text(new_grid)}')
-    positions = layers.resize_position_embeddings(positions, old_grid, new_grid, int(had))
-    if had and not has:
-      notes.append('position of the class token: left out')
-      return positions[:, 1:]
-    if has and not had:
-      notes.append('position of the class token: zeros')
-      return np.pad(positions, ((0, 0), (1, 0), (0, 0)))
-    return positions
+    positions = layers.resize_position_embeddings(positions, old_grid, new_grid, len(had))
+    if had == has:
+      return positions
+    notes += [f'position of the {name}: left out' for name in had if name not in has]
+    notes += [f'position of the {name}: zeros' for name in has if name not in had]
+    rows = dict(zip(had, positions[0], strict=False))
+    prefix = [rows.get(name, np.zeros_like(positions[0, 0])) for name in has]
+    return np.concatenate([*prefix, *positions[0, len(had) :]]).reshape(1, -1, positions.shape[-1])
 
   @nn.nowrap
   def differing_modules(
@@ -504,7 +640,7 @@ class ViT(Backbone, kw_only=True):
       grid=self.grid(image_size),
       patch=self.patch_size,
       stride=self.patch_stride,
-      num_prefix=int(self.has_class_token),
+      num_prefix=self.num_prefix,
       head_token=0 if self.classifier == 'token' else None,
     )
 
@@ -517,8 +653,13 @@ class ViT(Backbone, kw_only=True):
       return None
     blocks = intermediates['Transformer']
     found = [_weights(blocks[f'encoderblock_{i}']) for i in range(self.num_layers)]
-    probe = _weights(intermediates['MAPHead_0']) if self.classifier == 'map' else None
+    probe = self._probe(intermediates) if self.classifier == 'map' else None
     return Attention(jnp.stack(found), probe)
+
+  @nn.nowrap
+  def _probe(self, intermediates: Mapping[str, Any]) -> Any:
+    """Returns what the MAP head's probe pays to each patch, [B, heads, 1, patches]."""
+    return _weights(intermediates['MAPHead_0'])[..., self.num_prefix if self.pool_prefix else 0 :]
 
   def attention_maps(
     self, intermediates: Mapping[str, Any], image_size: tuple[int, int], layer: int | None = None
@@ -529,9 +670,10 @@ class ViT(Backbone, kw_only=True):
     last = self.num_layers - 1
     layer = last if layer is None else layer
     if self.classifier == 'map':
-      weights, source = _weights(intermediates['MAPHead_0'])[:, :, 0], "MAP head's probe"
+      weights, source = self._probe(intermediates)[:, :, 0], "MAP head's probe"
     else:
-      weights = _weights(intermediates['Transformer'][f'encoderblock_{layer}'])[:, :, 0, 1:]
+      weights = _weights(intermediates['Transformer'][f'encoderblock_{layer}'])
+      weights = weights[:, :, 0, self.num_prefix :]
       source = f'class token in layer {layer} (0 to {last})'
     layout = self.layout(image_size)
     maps = np.asarray(weights).reshape(*weights.shape[:2], *layout.grid)
@@ -559,7 +701,7 @@ class ViT(Backbone, kw_only=True):
 
   def positions(self, params: Mapping[str, Any], image_size: tuple[int, int]) -> Positions | None:
     kind, grid = self.positional_embedding, self.grid(image_size)
-    count, prefix = math.prod(grid), int(self.has_class_token)
+    count, prefix = math.prod(grid), self.num_placed
     if kind == 'none':
       return None
     if kind == 'sinusoidal_2d':
@@ -571,7 +713,7 @@ class ViT(Backbone, kw_only=True):
     if len(embeddings) != prefix + count:
       raise UsageError(
         f'pos_embedding: {len(embeddings)} positions for {_text(grid)} patches '
-        f'and {prefix} class tokens'
+        f'and {prefix} tokens before them'
       )
     return Positions(kind, embeddings[prefix:].reshape(*grid, -1))
 
@@ -589,31 +731,40 @@ def learned_maps(encoder: Mapping[str, Any]) -> list[np.ndarray]:
 
 def pool(model: ViT, tokens: jax.Array) -> jax.Array:
   """Reduces tokens [B, N, D] to what the model's head reads: [B, D], or all of them for 'none'."""
-  x = tokens[:, 0] if model.classifier == 'token' else tokens[:, int(model.has_class_token) :]
+  if model.classifier == 'token':
+    x = tokens[:, :2].mean(axis=1) if model.distillation else tokens[:, 0]
+  else:
+    x = tokens if model.pool_prefix else tokens[:, model.num_prefix :]
   if model.classifier == 'map':
     x = MAPHead(
-      mlp_dim=model.mlp_dim,
-      num_heads=model.num_heads,
+      mlp_dim=model.map_mlp_dim or model.mlp_dim,
+      num_heads=model.map_num_heads or model.num_heads,
       dtype=model.dtype,
       norm_epsilon=model.norm_epsilon,
       activation=model.activation,
+      norm=model.norm,
     )(x)
   elif model.classifier in _POOLING:
     x = _POOLING[model.classifier](x, axis=1)
   if model.fc_norm:
-    x = nn.LayerNorm(model.norm_epsilon, model.dtype, name='fc_norm')(x)
+    x = model.norm_layer(name='fc_norm')(x)
   if model.representation_size is not None:
     x = nn.tanh(nn.Dense(model.representation_size, dtype=model.dtype, name='pre_logits')(x))
   return x
 
 
-def classify(model: ViT, x: jax.Array) -> jax.Array:
-  """Returns float32 logits [..., num_classes] of pooled tokens [..., D]; those without a head."""
+def classify(model: ViT, x: jax.Array, name: str = 'output_projection') -> jax.Array:
+  """Returns float32 logits [..., num_classes] of pooled tokens [..., D]; those without a head.
+
+  Args:
+    model: whose head it is.
+    x: the pooled tokens.
+    name: of the head.
+  """
   if model.num_classes <= 0:
     return x
   zeros = nn.initializers.zeros
-  head = nn.Dense(model.num_classes, dtype=jnp.float32, kernel_init=zeros, name='output_projection')
-  return head(x)
+  return nn.Dense(model.num_classes, dtype=jnp.float32, kernel_init=zeros, name=name)(x)
 
 
 def _text(size: Sequence[int]) -> str:
@@ -627,16 +778,40 @@ def _check_options(model: ViT) -> None:
     ('positional_embedding', POSITIONAL_EMBEDDINGS),
     ('patch_embedding', PATCH_EMBEDDINGS),
     ('activation', layers.ACTIVATIONS),
+    ('position_tokens', POSITION_TOKENS),
   ):
     check_choice(field, getattr(model, field), allowed)
+  model.block_options  # noqa: B018  which checks them
   if model.classifier == 'token' and not model.has_class_token:
     raise FieldError('class_token', "False, but classifier is 'token'")
-  if model.fc_norm and model.classifier in ('token', 'none'):
+  if model.fc_norm and model.classifier == 'none':
     raise FieldError(
       'fc_norm',
-      f'classifier {model.classifier!r} pools nothing, so that the norm of the tokens is the same; '
-      'leave it False',
+      "classifier 'none' pools nothing, so that the norm of the tokens is the same; leave it False",
     )
+  if model.fc_norm and not model.final_norm:
+    raise FieldError('final_norm', 'False, but fc_norm is one')
+  if model.num_registers < 0:
+    raise FieldError('num_registers', f'{model.num_registers} is negative')
+  if model.pool_prefix and model.classifier == 'token':
+    raise FieldError('pool_prefix', "True, but classifier 'token' reads one token")
+  for field in ('map_num_heads', 'map_mlp_dim'):
+    if (value := getattr(model, field)) is None:
+      continue
+    if model.classifier != 'map':
+      raise FieldError(field, f"{value}, but classifier is {model.classifier!r}, not 'map'")
+    if value < 1 or (field == 'map_num_heads' and model.hidden_size % value):
+      raise FieldError(field, f'{value} does not divide hidden_size={model.hidden_size}')
+  if model.distillation:
+    for field, is_set in (
+      ('classifier', model.classifier != 'token'),
+      ('fc_norm', model.fc_norm),
+      ('representation_size', model.representation_size is not None),
+    ):
+      if is_set:
+        raise FieldError(
+          'distillation', f'True, but {field} is {getattr(model, field)!r}: both heads read a token'
+        )
   for field in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
     if getattr(model, field) < 1:
       raise FieldError(field, f'{getattr(model, field)} is less than 1')
