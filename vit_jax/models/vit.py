@@ -584,7 +584,7 @@ class ViT(Backbone, kw_only=True):
     notes += [f'position of the {name}: zeros' for name in has if name not in had]
     rows = dict(zip(had, positions[0], strict=False))
     prefix = [rows.get(name, np.zeros_like(positions[0, 0])) for name in has]
-    return np.concatenate([*prefix, *positions[0, len(had) :]]).reshape(1, -1, positions.shape[-1])
+    return np.stack([*prefix, *positions[0, len(had) :]])[None]
 
   @nn.nowrap
   def differing_modules(
