@@ -24,6 +24,7 @@ from vit_jax.models.layers.positions import (
   sinusoidal_2d,
 )
 from vit_jax.models.layers.remat import REMAT_POLICIES, check_remat, remat_policy
+from vit_jax.models.layers.rotary import ROTARY, RotaryEmbedding, Rotation, resolve_rotary
 from vit_jax.models.layers.token_learner import (
   TokenFuser,
   Tokenizer,
@@ -39,6 +40,7 @@ __all__ = [
   'ACTIVATIONS',
   'NORMS',
   'REMAT_POLICIES',
+  'ROTARY',
   'AddFixedSinCosPositionEmbedding',
   'AddPositionEmbs',
   'BatchNorm',
@@ -47,6 +49,8 @@ __all__ = [
   'MlpBlock',
   'MultiHeadDotProductAttention',
   'PatchEmbedding',
+  'RotaryEmbedding',
+  'Rotation',
   'StochasticDepth',
   'TokenFuser',
   'TokenLearnerModule',
@@ -68,6 +72,7 @@ __all__ = [
   'resample_patch_kernel',
   'resize_position_embeddings',
   'resolve_grid',
+  'resolve_rotary',
   'sinusoidal_1d',
   'sinusoidal_2d',
   'tokenizer_layer',
