@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 from vit_jax import models
 from vit_jax.errors import FieldError
-from vit_jax.models import swin
+from vit_jax.models import layers, swin
 from vit_jax.models.swin import SIZES, Swin
 from vit_jax.train import flops
 from vit_jax.weights.adapt import adapt
@@ -66,18 +66,18 @@ def test_windows_go_back_where_they_were(window):
   x = np.random.default_rng(0).normal(size=(2, 6, 9, 4))
   if 6 % window[0] or 9 % window[1]:
     pytest.fail('the sizes of this test have to divide')
-  windows = swin.window_partition(x, window)
+  windows = layers.window_partition(x, window)
   assert windows.shape == (2, 54 // (window[0] * window[1]), window[0] * window[1], 4)
   np.testing.assert_array_equal(
     np.asarray(windows)[1, 1].reshape(*window, 4), x[1, : window[0], window[1] : 2 * window[1]]
   )
-  np.testing.assert_array_equal(swin.window_reverse(windows, window, (6, 9)), x)
+  np.testing.assert_array_equal(layers.window_reverse(windows, window, (6, 9)), x)
 
 
 @pytest.mark.parametrize('window', [(1, 1), (2, 3), (4, 4)])
 def test_relative_positions_are_those_of_a_loop(window):
   height, width = window
-  index = swin.relative_position_index(window)
+  index = layers.relative_position_index(window)
   places = [(i, j) for i in range(height) for j in range(width)]
   for a, (i, j) in enumerate(places):
     for b, (k, m) in enumerate(places):
@@ -91,7 +91,7 @@ def test_places_that_a_shift_brings_together_do_not_see_each_other(shift):
   mask = swin.shift_bias(size, window, shift)
   source = np.stack(np.mgrid[: size[0], : size[1]], axis=-1)
   rolled = np.roll(source, (-shift[0], -shift[1]), axis=(0, 1))
-  moved = np.asarray(swin.window_partition((rolled - source)[None], window))[0]  # [windows, N, 2]
+  moved = np.asarray(layers.window_partition((rolled - source)[None], window))[0]  # [windows, N, 2]
   together = (moved[:, :, None] == moved[:, None]).all(-1)
   np.testing.assert_array_equal(mask[:, 0] == 0, together)
   assert set(np.unique(mask)) == {-100.0, 0.0}
@@ -242,7 +242,7 @@ def test_attention_is_drawn_where_it_lies(layer, windowing):
     places = np.roll(np.pad(places, padded), (-shift[0], -shift[1]), axis=(1, 2))
   else:
     places = np.pad(np.roll(places, (-shift[0], -shift[1]), axis=(1, 2)), padded)
-  keys = np.asarray(swin.window_partition(places, window))[..., 0]  # [1, windows, N]
+  keys = np.asarray(layers.window_partition(places, window))[..., 0]  # [1, windows, N]
   weights = np.broadcast_to(keys[:, :, None, None], (*keys.shape[:2], 2, *(keys.shape[-1],) * 2))
   tree = {f'layers_{stage}': {f'blocks_{layer % 2}': {'attn': {'attention_weights': weights}}}}
   maps = model.attention_maps(tree, size, layer)

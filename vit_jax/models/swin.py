@@ -48,22 +48,6 @@ SIZES = {
 }
 
 
-def window_partition(x: jax.Array, window: tuple[int, int]) -> jax.Array:
-  """Cuts maps into windows: [B, H, W, C] to [B, windows, window's positions, C]."""
-  batch, height, width, channels = x.shape
-  rows, columns = height // window[0], width // window[1]
-  x = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
-  return x.reshape(batch, rows * columns, window[0] * window[1], channels)
-
-
-def window_reverse(x: jax.Array, window: tuple[int, int], size: tuple[int, int]) -> jax.Array:
-  """Puts windows back: the inverse of `window_partition`, for maps of `size` (H, W)."""
-  batch, _, _, channels = x.shape
-  rows, columns = size[0] // window[0], size[1] // window[1]
-  x = x.reshape(batch, rows, columns, *window, channels).swapaxes(2, 3)
-  return x.reshape(batch, *size, channels)
-
-
 def shift_bias(
   size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> np.ndarray:
@@ -78,31 +62,9 @@ def shift_bias(
     part = (position >= size[axis] - window[axis]) * 1 + (position >= size[axis] - shift[axis])
     part = part if shift[axis] else np.zeros_like(part)
     regions = 3 * regions + part.reshape((1, -1, 1, 1) if axis == 0 else (1, 1, -1, 1))
-  regions = np.asarray(window_partition(regions, window))[0, :, :, 0]  # [windows, N]
+  regions = np.asarray(layers.window_partition(regions, window))[0, :, :, 0]  # [windows, N]
   apart = regions[:, :, None] != regions[:, None, :]
   return np.where(apart, _MASKED, 0).astype(np.float32)[:, None]
-
-
-def relative_position_index(window: tuple[int, int]) -> np.ndarray:
-  """Returns the row of the bias table for each pair of positions in a window: int [N, N]."""
-  rows, columns = (p.ravel() for p in np.mgrid[: window[0], : window[1]])
-  down = rows[:, None] - rows + window[0] - 1
-  right = columns[:, None] - columns + window[1] - 1
-  return down * (2 * window[1] - 1) + right
-
-
-def relative_coordinates(window: tuple[int, int], pretrained: int) -> np.ndarray:
-  """Returns the differences of positions on version 2's logarithmic scale: float32 [M, 2].
-
-  1 is the farthest in a window of `pretrained`, or of this one where that is 0.
-  """
-  sides = (pretrained,) * 2 if pretrained else window
-  axes = [
-    np.arange(1 - w, w, dtype=np.float32) * 8 / max(side - 1, 1)
-    for w, side in zip(window, sides, strict=True)
-  ]
-  table = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1).reshape(-1, 2)
-  return (np.sign(table) * np.log2(np.abs(table) + 1) / np.log2(8)).astype(np.float32)
 
 
 class WindowAttention(nn.Module):
@@ -172,9 +134,9 @@ class WindowAttention(nn.Module):
   @nn.nowrap
   def position_bias(self) -> jax.Array:
     """Returns float32 [heads, N, N]."""
-    index = relative_position_index(self.window)
+    index = layers.relative_position_index(self.window)
     if self.version == 2:
-      coordinates = relative_coordinates(self.window, self.pretrained_window)
+      coordinates = layers.relative_coordinates(self.window, self.pretrained_window)
       hidden = nn.relu(nn.Dense(_BIAS_WIDTH, kernel_init=_normal, name='cpb_mlp_0')(coordinates))
       table = nn.Dense(self.num_heads, use_bias=False, kernel_init=_normal, name='cpb_mlp_2')
       return 16 * nn.sigmoid(table(hidden)[index]).transpose(2, 0, 1)
@@ -256,7 +218,7 @@ class SwinBlock(nn.Module):
     if not self.pad_first:
       x = _pad(x, padding)
     shifted = shift_bias(size, self.window, self.shift) if shifts else None
-    x = window_partition(x, self.window)  # [B, windows, N, C]
+    x = layers.window_partition(x, self.window)  # [B, windows, N, C]
     x = WindowAttention(
       num_heads=self.num_heads,
       window=self.window,
@@ -268,7 +230,7 @@ class SwinBlock(nn.Module):
       dtype=self.dtype,
       name='attn',
     )(x, shifted, deterministic)
-    x = window_reverse(x, self.window, size)  # [B, H + padding, W + padding, C]
+    x = layers.window_reverse(x, self.window, size)  # [B, H + padding, W + padding, C]
     if not self.pad_first:
       x = x[:, :height, :width]
     if shifts:
@@ -749,7 +711,7 @@ class Swin(Backbone, kw_only=True):
     rows, columns = self.grid(image_size, stage)
     window, shift = self.window_and_shift((rows, columns))
     padding = padding_to((rows, columns), window)
-    maps = window_reverse(received, window, (rows + padding[0], columns + padding[1]))
+    maps = layers.window_reverse(received, window, (rows + padding[0], columns + padding[1]))
     if self.windowing == 'timm':
       maps = maps[:, :rows, :columns]
     if block % 2:

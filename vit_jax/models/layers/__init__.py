@@ -23,6 +23,10 @@ from vit_jax.models.layers.positions import (
   sinusoidal_1d,
   sinusoidal_2d,
 )
+from vit_jax.models.layers.relative_positions import (
+  relative_coordinates,
+  relative_position_index,
+)
 from vit_jax.models.layers.remat import REMAT_POLICIES, check_remat, remat_policy
 from vit_jax.models.layers.rotary import ROTARY, RotaryEmbedding, Rotation, resolve_rotary
 from vit_jax.models.layers.token_learner import (
@@ -35,6 +39,7 @@ from vit_jax.models.layers.token_learner import (
   make_tokenizer,
   tokenizer_layer,
 )
+from vit_jax.models.layers.windows import window_partition, window_reverse
 
 __all__ = [
   'ACTIVATIONS',
@@ -68,6 +73,8 @@ __all__ = [
   'make_tokenizer',
   'norm_layer',
   'patch_grid',
+  'relative_coordinates',
+  'relative_position_index',
   'remat_policy',
   'resample_patch_kernel',
   'resize_position_embeddings',
@@ -76,4 +83,6 @@ __all__ = [
   'sinusoidal_1d',
   'sinusoidal_2d',
   'tokenizer_layer',
+  'window_partition',
+  'window_reverse',
 ]

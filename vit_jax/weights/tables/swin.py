@@ -9,8 +9,8 @@ import numpy as np
 
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
-from vit_jax.models.layers import as_pair
-from vit_jax.models.swin import Swin, padding_to, relative_coordinates
+from vit_jax.models.layers import as_pair, relative_coordinates
+from vit_jax.models.swin import Swin, padding_to
 from vit_jax.models.variables import Variables
 from vit_jax.weights import files
 from vit_jax.weights.formats import huggingface, timm
