@@ -24,8 +24,14 @@ from vit_jax.models.layers.positions import (
   sinusoidal_2d,
 )
 from vit_jax.models.layers.relative_positions import (
+  RELATIVE_POSITIONS,
+  DecomposedPositions,
+  RelativePositions,
   relative_coordinates,
   relative_position_index,
+  resize_bias_table,
+  resize_distances,
+  resolve_relative_positions,
 )
 from vit_jax.models.layers.remat import REMAT_POLICIES, check_remat, remat_policy
 from vit_jax.models.layers.rotary import ROTARY, RotaryEmbedding, Rotation, resolve_rotary
@@ -44,16 +50,19 @@ from vit_jax.models.layers.windows import window_partition, window_reverse
 __all__ = [
   'ACTIVATIONS',
   'NORMS',
+  'RELATIVE_POSITIONS',
   'REMAT_POLICIES',
   'ROTARY',
   'AddFixedSinCosPositionEmbedding',
   'AddPositionEmbs',
   'BatchNorm',
   'ConvNorm',
+  'DecomposedPositions',
   'LayerScale',
   'MlpBlock',
   'MultiHeadDotProductAttention',
   'PatchEmbedding',
+  'RelativePositions',
   'RotaryEmbedding',
   'Rotation',
   'StochasticDepth',
@@ -77,8 +86,11 @@ __all__ = [
   'relative_position_index',
   'remat_policy',
   'resample_patch_kernel',
+  'resize_bias_table',
+  'resize_distances',
   'resize_position_embeddings',
   'resolve_grid',
+  'resolve_relative_positions',
   'resolve_rotary',
   'sinusoidal_1d',
   'sinusoidal_2d',
