@@ -71,6 +71,13 @@ def test_kernels_are_chosen_by_device_and_shape(accelerators, platform, options,
   assert kernels(step, platform, *inputs(**options)) == found
 
 
+def test_values_that_are_wider_than_keys_take_the_usual_operations(accelerators):
+  query, key, value = inputs(1025)[:3]
+  value = jnp.tile(value, 2)
+  for platform in CALLS:
+    assert not any(kernels(attention.dot_product_attention, platform, query, key, value))
+
+
 def test_a_gpu_before_ampere_and_a_machine_without_any_have_none(accelerators, monkeypatch):
   accelerators.compute_capability = '7.5'
   assert not fused_attention.implementations(*inputs()[:3])

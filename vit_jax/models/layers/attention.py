@@ -43,7 +43,7 @@ def dot_product_attention(
   Args:
     query: [batch..., queries, heads, d].
     key: [batch..., keys, heads, d].
-    value: [batch..., keys, heads, d].
+    value: [batch..., keys, heads, d'].
     bias: added to the logits; broadcasts to [batch..., heads, queries, keys].
     mask: bool, False where a query doesn't see a key; broadcasts likewise. Each query must see one.
     dropout_rng: key for dropout, one draw for each weight.
@@ -53,7 +53,7 @@ def dot_product_attention(
     name: under which they are.
 
   Returns:
-    [batch..., queries, heads, d] in the inputs' dtype.
+    [batch..., queries, heads, d'] in the inputs' dtype.
   """
   observed = module is not None and (
     module.is_mutable_collection('intermediates') or module.has_variable('perturbations', name)
@@ -174,20 +174,8 @@ class MultiHeadDotProductAttention(nn.Module):
     query = to_heads(use_bias=bool(self.qkv_bias), name='query')(queries)
     key = to_heads(use_bias=self.qkv_bias is True, name='key')(keys)
     value = to_heads(use_bias=bool(self.qkv_bias), name='value')(keys)
-    if self.qk_norm:
-      query, key = self.norm(name='query_norm')(query), self.norm(name='key_norm')(key)
-    drops = self.dropout_rate > 0 and not deterministic
-    x = self.attention_fn(
-      query,
-      key,
-      value,
-      bias=bias,
-      mask=mask,
-      dropout_rng=self.make_rng('dropout') if drops else None,
-      dropout_rate=self.dropout_rate,
-      deterministic=deterministic,
-      module=self,
-    )  # [B, Q, heads, D / heads]
+    inputs = {'bias': bias, 'mask': mask, 'deterministic': deterministic}
+    x = self.attend(query, key, value, **inputs)  # [B, Q, heads, D / heads]
     if self.attention_norm:
       x = self.norm(name='norm')(x.reshape(queries.shape)).reshape(x.shape)
     return dense(
@@ -197,3 +185,28 @@ class MultiHeadDotProductAttention(nn.Module):
       use_bias=self.use_bias,
       name='out',
     )(x)
+
+  @nn.nowrap
+  def attend(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    deterministic: bool,
+    **inputs: jax.Array | None,
+  ) -> jax.Array:
+    """Attends with queries [B, Q, heads, d] to keys, likewise, and values [B, K, heads, d']."""
+    if self.qk_norm:
+      query, key = self.norm(name='query_norm')(query), self.norm(name='key_norm')(key)
+    drops = self.dropout_rate > 0 and not deterministic
+    return self.attention_fn(
+      query,
+      key,
+      value,
+      dropout_rng=self.make_rng('dropout') if drops else None,
+      dropout_rate=self.dropout_rate,
+      deterministic=deterministic,
+      module=self,
+      **inputs,
+    )

@@ -34,7 +34,7 @@ def implementations(query: jax.Array, key: jax.Array, value: jax.Array) -> dict[
   Args:
     query: [batch..., queries, heads, d].
     key: [batch..., keys, heads, d].
-    value: as `key`.
+    value: as `key`; kernels don't take another width.
 
   Returns:
     Functions of (query, key, value), as `attention.dot_product_attention` without bias, mask and
@@ -43,6 +43,8 @@ def implementations(query: jax.Array, key: jax.Array, value: jax.Array) -> dict[
   inputs, found = (query, key, value), {}
   sides = (*query.shape, *key.shape)
   if len({x.dtype for x in inputs}) > 1 or not all(isinstance(side, int) for side in sides):
+    return found
+  if key.shape != value.shape:
     return found
   tokens = min(query.shape[-3], key.shape[-3])
   if query.dtype in (jnp.bfloat16, jnp.float16) and tokens >= _CUDNN_TOKENS:
