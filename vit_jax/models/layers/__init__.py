@@ -3,6 +3,7 @@
 from vit_jax.models.layers.attention import MultiHeadDotProductAttention, dot_product_attention
 from vit_jax.models.layers.batch_norm import BatchNorm
 from vit_jax.models.layers.conv_norm import ConvNorm, kaiming_normal, make_divisible
+from vit_jax.models.layers.differential import DifferentialAttention
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.layer_scale import LayerScale
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
@@ -58,6 +59,7 @@ __all__ = [
   'BatchNorm',
   'ConvNorm',
   'DecomposedPositions',
+  'DifferentialAttention',
   'LayerScale',
   'MlpBlock',
   'MultiHeadDotProductAttention',
