@@ -1,5 +1,8 @@
 """What ViT's layers, and what stands before and after them, may be made of, against PyTorch."""
 
+import itertools
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -46,16 +49,79 @@ def norm(x, p, model):
   return F.layer_norm(x, x.shape[-1:], p['scale'], p['bias'], model.norm_epsilon)
 
 
-def attention(x, p, model, keys=None):
+def attention(x, p, model, keys=None, bias=0, angles=None):
+  """Softmax attention of [B, Q, D], or the difference of two; bias is added to the logits."""
   keys = x if keys is None else keys
-  q, k, v = (dense(a, p[n]) for n, a in (('query', x), ('key', keys), ('value', keys)))
+  q, k, v = (
+    dense(a, p[n]).transpose(1, 2) for n, a in (('query', x), ('key', keys), ('value', keys))
+  )
+  k, v = (a.repeat_interleave(q.shape[1] // a.shape[1], 1) for a in (k, v))
+  if model.differential:
+    q, k = (a.unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2) for a in (q, k))
+    v = v.repeat_interleave(2, 1)
   if 'query_norm' in p:
     q, k = norm(q, p['query_norm'], model), norm(k, p['key_norm'], model)
-  x = F.scaled_dot_product_attention(*(a.transpose(1, 2) for a in (q, k, v))).transpose(1, 2)
-  x = x.flatten(2)
+  if angles is not None:
+    q, k = turn(q, angles), turn(k, angles)
+  logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+  x = (logits + (bias(q) if callable(bias) else bias)).softmax(-1) @ v
+  if model.differential:
+    start = 0.8 - 0.6 * math.exp(-0.3 * p['layer'])
+    first, second = (torch.exp(p[f'lambda_q{i}'] @ p[f'lambda_k{i}']) for i in (1, 2))
+    x = x[:, ::2] - (first - second + start) * x[:, 1::2]
+    x = F.rms_norm(x, x.shape[-1:], p['sub_norm']['scale'], 1e-5) * (1 - start)
+  x = x.transpose(1, 2).flatten(2)
   if 'norm' in p:
     x = norm(x, p['norm'], model)
   return dense(x, {**p['out'], 'kernel': p['out']['kernel'].flatten(0, 1)})
+
+
+def turn(x, angles):
+  """Turns pairs of channels of patches, the last of [B, heads, N, d]; angles [..., h * w, d / 2]."""
+  first, x = x.split([x.shape[2] - angles.shape[-2], angles.shape[-2]], 2)
+  pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+  return torch.cat([first, torch.view_as_real(pairs * torch.exp(1j * angles)).flatten(-2)], 2)
+
+
+def angles_of(model, encoder, grid, layer):
+  """Angles of each patch, for heads of 4 channels."""
+  places = torch.cartesian_prod(*(torch.arange(float(side)) for side in grid))  # [N, 2]
+  if model.rotary['type'] == 'axial':
+    return places
+  return torch.einsum('na,ahi->hni', places, encoder['rotary']['freqs'][:, layer])
+
+
+def bias_of(model, p, grid):
+  """What relative positions add, [heads, N, N], or make of queries [B, heads, N, d]."""
+  places = list(itertools.product(*map(range, grid)))
+  kind, (height, width), count = model.relative_positions['type'], grid, len(places)
+  if kind == 'decomposed':
+    down, right = (p[f'rel_pos_{axis}'] for axis in 'hw')
+    rows = [
+      [down[a - b + height - 1] + right[c - d + width - 1] for b, d in places] for a, c in places
+    ]
+    vectors = torch.stack([torch.stack(row) for row in rows])  # [N, N, d]
+    return lambda q: torch.einsum('bhqd,qkd->bhqk', q, vectors)
+  table = p['relative_position_bias_table']
+  bias = torch.empty(count + 1, count + 1, table.shape[1])
+  bias[0], bias[1:, 0], bias[0, 0] = table[-3], table[-2], table[-1]
+  for q, (a, c) in enumerate(places):
+    for k, (b, d) in enumerate(places):
+      bias[1 + q, 1 + k] = table[(a - b + height - 1) * (2 * width - 1) + c - d + width - 1]
+  return bias.permute(2, 0, 1)
+
+
+def in_windows(f, x, grid, side):
+  """Applies f to each window of tokens [B, h * w, D], zeros beyond the grid."""
+  x = x.unflatten(1, grid)
+  result = torch.zeros_like(x)
+  for row, column in itertools.product(*(range(0, length, side) for length in grid)):
+    part = x[:, row : row + side, column : column + side]
+    size = part.shape[1:3]
+    part = F.pad(part, (0, 0, 0, side - size[1], 0, side - size[0]))
+    y = f(part.flatten(1, 2)).unflatten(1, (side, side))
+    result[:, row : row + side, column : column + side] = y[:, : size[0], : size[1]]
+  return result.flatten(1, 2)
 
 
 def mlp(x, p, model):
@@ -66,15 +132,39 @@ def mlp(x, p, model):
   return dense(hidden, p['Dense_1'])
 
 
-def block(x, p, model):
-  branches = [(attention, 'MultiHeadDotProductAttention_0'), (mlp, 'MlpBlock_0')]
-  for i, (f, name) in enumerate(branches):
+def block(x, encoder, model, layer, grid):
+  p, inputs = encoder[f'encoderblock_{layer}'], {}
+  side = None if layer in model.global_layers else model.window_size
+  if model.rotary:
+    inputs['angles'] = angles_of(model, encoder, grid, layer)
+  if model.relative_positions:
+    owner = encoder if model.relative_positions['shared'] else p
+    inputs['bias'] = bias_of(model, owner['relative_positions'], (side, side) if side else grid)
+
+  def attend(x, i=0):
+    own = p.get(f'MultiHeadDotProductAttention_{i}') or p['DifferentialAttention_0'] | {
+      'layer': layer
+    }
+    if side:
+      return in_windows(lambda part: attention(part, own, model, **inputs), x, grid, side)
+    return attention(x, own, model, **inputs)
+
+  def feed(x, i=0):
+    return mlp(x, p[f'MlpBlock_{i}'], model)
+
+  def branch(i, f, x, *args):
+    p_norm, scale = p[f'LayerNorm_{i}'], p.get(f'LayerScale_{i}', {'gamma': 1})['gamma']
     if model.block == 'post':
-      y = norm(f(x, p[name], model), p[f'LayerNorm_{i}'], model)
-    else:
-      y = f(norm(x, p[f'LayerNorm_{i}'], model), p[name], model)
-    x = x + y * (p[f'LayerScale_{i}']['gamma'] if f'LayerScale_{i}' in p else 1)
-  return x
+      return norm(f(x, *args), p_norm, model)
+    return f(norm(x, p_norm, model), *args) * scale
+
+  if model.block == 'parallel_scaling':
+    return x + branch(0, lambda y: attend(y) + feed(y), x)
+  if model.block == 'parallel':
+    x = x + branch(0, attend, x, 0) + branch(1, attend, x, 1)
+    return x + branch(2, feed, x, 0) + branch(3, feed, x, 1)
+  x = x + branch(0, attend, x)
+  return x + branch(1, feed, x)
 
 
 def embed(images, p, model):
@@ -86,6 +176,8 @@ def embed(images, p, model):
     x = norm(x, p['embedding_norm'], model)
   prefix = [p[n].expand(len(x), -1, -1) for n in ('cls', 'dist', 'registers') if n in p]
   count = sum(tokens.shape[1] for tokens in prefix)
+  if model.positional_embedding == 'none':
+    return torch.cat([*prefix, x], 1)
   table = p['Transformer']['posembed_input']['pos_embedding']
   placed = {'all': count, 'class': count - model.num_registers, 'patches': 0}
   placed = placed[model.position_tokens]
@@ -118,13 +210,23 @@ def forward(p, images, model):
   if model.pre_norm:
     x = norm(x, encoder['pre_norm'], model)
   for layer in range(model.num_layers):
-    x = block(x, encoder[f'encoderblock_{layer}'], model)
-  if model.final_norm and not model.fc_norm:
+    x = block(x, encoder, model, layer, model.grid(images.shape[1:3]))
+  if model.neck:
+    x = x.unflatten(1, model.grid(images.shape[1:3])).permute(0, 3, 1, 2)
+    for i in range(2):
+      kernel, p_norm = (
+        p['neck'][f'Conv_{i}']['kernel'].permute(3, 2, 0, 1),
+        p['neck'][f'LayerNorm_{i}'],
+      )
+      x = F.conv2d(x, kernel, padding=i).permute(0, 2, 3, 1)
+      x = F.layer_norm(x, x.shape[-1:], p_norm['scale'], p_norm['bias'], 1e-6).permute(0, 3, 1, 2)
+    x = x.permute(0, 2, 3, 1).flatten(1, 2)
+  elif model.final_norm and not model.fc_norm:
     x = norm(x, encoder['encoder_norm'], model)
   return head(x, p, model)
 
 
-def check(model, images=IMAGES, atol=2e-5):
+def check(model, images=IMAGES, atol=5e-5):
   """Compares logits; returns the parameters' names, and their shapes."""
   params = random_params(model, images)
   found = np.asarray(model.apply({'params': params}, images))
@@ -213,3 +315,47 @@ def test_logits_and_parameters(options, there, not_there):
   assert shapes.items() >= there.items()
   assert not shapes.keys() & {*not_there}
   assert model.variable_shapes(IMAGES.shape[1:3], 3) == shapes
+
+
+TALL = np.random.default_rng(0).normal(size=(2, 12, 20, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+  ('options', 'there'),
+  [
+    ({'block': 'parallel', 'layer_scale': 0.1}, {f'{BLOCK}LayerScale_3/gamma': (8,)}),
+    ({'block': 'parallel_scaling', 'layer_scale': 0.1}, {f'{BLOCK}LayerScale_0/gamma': (8,)}),
+    ({'differential': True, 'hidden_size': 16, 'qk_norm': True}, {}),
+    (
+      {'rotary': {'type': 'axial'}, 'num_kv_heads': (2, 1), 'num_registers': 2},
+      {f'{ATTENTION}key/kernel': (8, 1, 4), f'{ATTENTION}value/bias': (1, 4)},
+    ),
+    (
+      {'rotary': {'type': 'mixed'}, 'classifier': 'token', 'positional_embedding': 'none'},
+      {'Transformer/rotary/freqs': (2, 2, 2, 2)},
+    ),
+    (
+      {'relative_positions': {'type': 'bias'}, 'class_token': True, 'qkv_bias': 'qv'},
+      {f'{BLOCK}relative_positions/relative_position_bias_table': (48, 2)},
+    ),
+    (
+      {'relative_positions': {'type': 'bias', 'shared': True}, 'classifier': 'token'},
+      {'Transformer/relative_positions/relative_position_bias_table': (48, 2)},
+    ),
+    (
+      {'relative_positions': {'type': 'decomposed'}, 'window_size': 2, 'global_layers': (1,)}
+      | {'neck': 6, 'classifier': 'gap'},
+      {
+        f'{BLOCK}relative_positions/rel_pos_w': (9, 4),
+        'Transformer/encoderblock_0/relative_positions/rel_pos_w': (3, 4),
+        'neck/Conv_1/kernel': (3, 3, 6, 6),
+        'output_projection/kernel': (6, 5),
+      },
+    ),
+  ],
+)
+def test_attention_and_arrangements(options, there):
+  model = ViT(**{**FIELDS, **options})
+  shapes = check(model, TALL)
+  assert shapes.items() >= there.items()
+  assert model.variable_shapes(TALL.shape[1:3], 3) == shapes

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+import math
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,13 +15,13 @@ import jax.numpy as jnp
 from vit_jax.errors import FieldError, check_choice
 from vit_jax.models import layers
 
-BLOCKS = ('pre', 'post')
+BLOCKS = ('pre', 'post', 'parallel', 'parallel_scaling')
 MLPS = ('mlp', 'glu')
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockOptions:
-  """What a layer is made of: fields of `vit.ViT` of these names, which has their meaning.
+  """What layers are made of: the fields of `vit.ViT` of these names.
 
   Raises:
     FieldError: on construction, for options that are unknown or don't fit each other.
@@ -34,16 +37,67 @@ class BlockOptions:
   attention_norm: bool = False
   mlp: str = 'mlp'
   mlp_norm: bool = False
+  differential: bool = False
+  num_kv_heads: int | tuple[int, ...] | None = None
+  rotary: Mapping[str, Any] | None = None
+  relative_positions: Mapping[str, Any] | None = None
+  window_size: int | None = None
+  global_layers: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     for field, allowed in (('norm', layers.NORMS), ('block', BLOCKS), ('mlp', MLPS)):
       check_choice(field, getattr(self, field), allowed)
+    object.__setattr__(self, 'rotary', layers.resolve_rotary(self.rotary))
+    relative = layers.resolve_relative_positions(self.relative_positions)
+    object.__setattr__(self, 'relative_positions', relative)
+    for field, problem in self._problems():
+      raise FieldError(field, problem)
+
+  def _problems(self):
+    """Yields (field, what is wrong with it)."""
     if self.qkv_bias not in (True, False, 'qv'):
-      raise FieldError('qkv_bias', f"{self.qkv_bias!r} is not True, False or 'qv'")
+      yield 'qkv_bias', f"{self.qkv_bias!r} is not True, False or 'qv'"
     if self.layer_scale is not None and self.block == 'post':
-      raise FieldError('layer_scale', "set, but block is 'post', whose norms scale the branches")
+      yield 'layer_scale', "set, but block is 'post', whose norms scale the branches"
     if self.layer_scale is None and not self.layer_scale_mlp:
-      raise FieldError('layer_scale_mlp', 'False, but there is no layer_scale')
+      yield 'layer_scale_mlp', 'False, but there is no layer_scale'
+    if not self.layer_scale_mlp and self.block == 'parallel_scaling':
+      yield 'layer_scale_mlp', "False, but block is 'parallel_scaling', of a single branch"
+    if self.num_kv_heads is not None and self.differential:
+      yield 'num_kv_heads', 'set, but attention is differential'
+    if self.num_kv_heads is not None and self.rotary and self.rotary['type'] == 'mixed':
+      yield 'num_kv_heads', "set, but rotary.type is 'mixed', which turns heads one by one"
+    if self.window_size is not None and self.window_size < 1:
+      yield 'window_size', f'{self.window_size} is less than 1'
+    if self.window_size is None and self.global_layers:
+      yield 'global_layers', f'{self.global_layers}, but there is no window_size'
+    if self.window_size is not None and self.rotary:
+      yield 'rotary', 'set, but window_size is, too'
+    if self.window_size is not None and (self.relative_positions or {}).get('shared'):
+      yield 'relative_positions.shared', 'True, but window_size is set'
+
+  def of_layer(self, layer: int) -> 'BlockOptions':
+    """Returns those of one layer, from 0, for which none is a sequence."""
+    heads, is_global = self.num_kv_heads, layer in self.global_layers
+    return dataclasses.replace(
+      self,
+      num_kv_heads=heads[layer] if isinstance(heads, tuple) else heads,
+      window_size=None if is_global else self.window_size,
+      global_layers=(),
+    )
+
+  @property
+  def of_places(self) -> str | None:
+    """The field, if one is set, for which layers have to know where tokens are."""
+    fields = ('rotary', 'relative_positions', 'window_size')
+    return next((field for field in fields if getattr(self, field) is not None), None)
+
+  @property
+  def differing(self) -> str | None:
+    """The field, if there is one, by which layers have other parameters or do something else."""
+    if isinstance(self.num_kv_heads, tuple):
+      return 'num_kv_heads'
+    return 'global_layers' if self.global_layers else None
 
 
 class Encoder1DBlock(nn.Module):
@@ -59,7 +113,9 @@ class Encoder1DBlock(nn.Module):
     norm_epsilon: epsilon of the norms.
     activation: name in `layers.ACTIVATIONS`.
     attention_fn: as for `layers.MultiHeadDotProductAttention`.
-    options: what it is made of.
+    options: what it is made of, `BlockOptions.of_layer`.
+    layer: which one of the model it is, from 0.
+    grid: (rows, columns) of the tokens after the first; for relative positions and windows.
   """
 
   mlp_dim: int
@@ -72,6 +128,8 @@ class Encoder1DBlock(nn.Module):
   activation: str = 'gelu'
   attention_fn: Callable[..., jax.Array] = layers.dot_product_attention
   options: BlockOptions = BlockOptions()
+  layer: int | jax.Array = 0
+  grid: tuple[int, int] | None = None
 
   @nn.compact
   def __call__(
@@ -80,36 +138,54 @@ class Encoder1DBlock(nn.Module):
     deterministic: bool,
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    rotation: Callable[[jax.Array], jax.Array] | None = None,
   ) -> jax.Array:
-    """`bias` and `mask` of attention are those of `layers.dot_product_attention`."""
-    attend = functools.partial(self.attend, bias=bias, mask=mask, deterministic=deterministic)
-    feed = functools.partial(self.feed, deterministic=deterministic)
-    x = self.branch(0, attend, inputs, deterministic) + inputs
-    return self.branch(1, feed, x, deterministic) + x
+    """Other inputs of attention are those of `layers.MultiHeadDotProductAttention`."""
+    options, relative, index = self.options, self.options.relative_positions, itertools.count()
+    if relative is not None and not relative['shared']:
+      bias = self.relative_positions(inputs)
+
+    def attend(x):
+      return self.attend(x, deterministic, bias=bias, mask=mask, rotation=rotation)
+
+    def feed(x):
+      return self.feed(x, deterministic)
+
+    def branch(f, x, layer_scale=options.layer_scale):
+      i = next(index)
+      norm = self.norm_layer(name=f'LayerNorm_{i}')
+      x = norm(f(x)) if options.block == 'post' else f(norm(x))
+      if layer_scale is not None:
+        x = layers.LayerScale(layer_scale, name=f'LayerScale_{i}')(x)
+      return layers.StochasticDepth(self.stochastic_depth)(x, deterministic)
+
+    if options.block == 'parallel_scaling':
+      return branch(lambda x: attend(x) + feed(x), inputs) + inputs
+    ways = 2 if options.block == 'parallel' else 1
+    x = _add([branch(attend, inputs) for _ in range(ways)], inputs)
+    mlp_scale = options.layer_scale if options.layer_scale_mlp else None
+    return _add([branch(feed, x, mlp_scale) for _ in range(ways)], x)
 
   @nn.nowrap
-  def branch(
-    self, index: int, f: Callable[[jax.Array], jax.Array], x: jax.Array, deterministic: bool
-  ) -> jax.Array:
-    """Returns what a residual branch adds to tokens [B, N, D].
-
-    Args:
-      index: 0 of attention, 1 of the MLP.
-      f: one of them.
-      x: the tokens.
-      deterministic: turns stochastic depth off.
-    """
-    options, norm = self.options, self.norm_layer(name=f'LayerNorm_{index}')
-    x = norm(f(x)) if options.block == 'post' else f(norm(x))
-    if options.layer_scale is not None and (index == 0 or options.layer_scale_mlp):
-      x = layers.LayerScale(options.layer_scale, name=f'LayerScale_{index}')(x)
-    return layers.StochasticDepth(self.stochastic_depth)(x, deterministic)
+  def relative_positions(self, x: jax.Array) -> jax.Array | layers.DecomposedPositions:
+    """Returns what this layer alone adds to the logits of attention over tokens [B, N, D]."""
+    options, (_, count, width) = self.options, x.shape
+    grid = self.grid if options.window_size is None else (options.window_size,) * 2
+    module = layers.RelativePositions(
+      options.relative_positions,
+      num_heads=self.num_heads,
+      head_dim=width // self.num_heads,
+      name='relative_positions',
+    )
+    return module(grid, count - math.prod(self.grid))
 
   @nn.nowrap
-  def attend(self, x: jax.Array, *, deterministic: bool, **inputs: jax.Array | None) -> jax.Array:
-    """Attention over tokens [B, N, D]; the other inputs are those of its module."""
-    options = self.options
-    x = layers.MultiHeadDotProductAttention(
+  def attend(self, x: jax.Array, deterministic: bool, **inputs: Any) -> jax.Array:
+    """Attention over tokens [B, N, D]; other inputs are those of its module."""
+    options, kind = self.options, layers.MultiHeadDotProductAttention
+    if options.differential:
+      kind = functools.partial(layers.DifferentialAttention, layer=self.layer)
+    attention = kind(
       num_heads=self.num_heads,
       dtype=self.dtype,
       dropout_rate=self.attention_dropout_rate,
@@ -119,11 +195,15 @@ class Encoder1DBlock(nn.Module):
       norm=self.norm_layer,
       qk_norm=options.qk_norm,
       attention_norm=options.attention_norm,
-    )(x, deterministic=deterministic, **inputs)
-    return nn.Dropout(self.dropout_rate)(x, deterministic)
+      num_kv_heads=options.num_kv_heads,
+    )
+    attend = functools.partial(attention, deterministic=deterministic, **inputs)
+    if options.window_size is not None:
+      attend = functools.partial(in_windows, attend, grid=self.grid, side=options.window_size)
+    return nn.Dropout(self.dropout_rate)(attend(x), deterministic)
 
   @nn.nowrap
-  def feed(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+  def feed(self, x: jax.Array, deterministic: bool) -> jax.Array:
     """The MLP, at each of the tokens [B, N, D]."""
     options = self.options
     return layers.MlpBlock(
@@ -140,3 +220,30 @@ class Encoder1DBlock(nn.Module):
   def norm_layer(self) -> Callable[..., nn.Module]:
     """Makes norms, as `layers.norm_layer` does."""
     return layers.norm_layer(self.options.norm, self.norm_epsilon, self.dtype)
+
+
+def _add(branches: list[jax.Array], x: jax.Array) -> jax.Array:
+  return functools.reduce(operator.add, [*branches, x])
+
+
+def in_windows(
+  attend: Callable[[jax.Array], jax.Array], x: jax.Array, grid: tuple[int, int], side: int
+) -> jax.Array:
+  """Applies attention within windows of a grid, as Segment Anything (arXiv 2304.02643).
+
+  Zeros fill up the last windows of rows and columns, and are attended to.
+
+  Args:
+    attend: maps [windows, side * side, D] to as many.
+    x: [B, h * w, D].
+    grid: (h, w).
+    side: of a window, in tokens.
+  """
+  batch, count, width = x.shape
+  padded = tuple(-(-length // side) * side for length in grid)
+  more = [(0, new - old) for new, old in zip(padded, grid, strict=True)]
+  x = jnp.pad(x.reshape(batch, *grid, width), [(0, 0), *more, (0, 0)])
+  windows = layers.window_partition(x, (side, side))  # [B, windows, side * side, D]
+  y = attend(windows.reshape(-1, *windows.shape[2:])).reshape(windows.shape)
+  y = layers.window_reverse(y, (side, side), padded)[:, : grid[0], : grid[1]]
+  return y.reshape(batch, count, width)

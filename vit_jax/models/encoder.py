@@ -29,7 +29,8 @@ class Encoder(nn.Module):
     stochastic_depth: rate of the last block; grows linearly from 0 at the first.
     dtype: dtype of the computation; parameters are float32.
     has_cls_token: whether token 0 is a class token, which stands outside the grid.
-    grid: (rows, columns) of the other tokens; None means a square.
+    grid: (rows, columns) of the other tokens; None means a square, and is not for options of
+      rotary and relative positions and windows.
     posemb_init_stddev: standard deviation of learned position embeddings at the start.
     norm_epsilon: epsilon of the LayerNorms.
     activation: name in `layers.ACTIVATIONS`.
@@ -93,12 +94,15 @@ class Encoder(nn.Module):
     x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
     if self.pre_norm:
       x = self.norm_layer(name='pre_norm')(x)
-    tokenizer = self.make_tokenizer()
+    tokenizer, shared = self.make_tokenizer(), self.shared_inputs(x, train)
     if self.scan and tokenizer is None and outputs is None and self.blocks_are_plain():
-      return self.norm(self.scan_blocks(x, not train))
+      return self.norm(self.scan_blocks(x, not train, shared))
     for layer in range(self.num_layers):
       block = self.block(layer)
-      x = tokenizer(layer, block, x, not train) if tokenizer else block(x, not train)
+      if tokenizer is None:
+        x = block(x, not train, **shared(layer))
+      else:
+        x = tokenizer(layer, block, x, not train)
       if outputs is not None:
         outputs.append(x)
     return self.norm(x)
@@ -115,8 +119,35 @@ class Encoder(nn.Module):
     )
 
   @nn.nowrap
-  def scan_blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
-    """Applies all blocks to tokens [B, N, D], in a loop over their stacked parameters."""
+  def shared_inputs(self, x: jax.Array, train: bool) -> Callable[[int | jax.Array], dict[str, Any]]:
+    """Returns a function of the layer: what its block's call takes besides tokens [B, N, D]."""
+    options, bias, rotation = self.options, None, None
+    heads = {'num_heads': self.num_heads, 'head_dim': x.shape[-1] // self.num_heads}
+    relative = options.relative_positions
+    if relative is not None and relative['shared']:
+      module = layers.RelativePositions(relative, **heads, name='relative_positions')
+      bias = module(self.grid, self.prefix)
+    if options.rotary is not None:
+      module = layers.RotaryEmbedding(options.rotary, self.num_layers, **heads, name='rotary')
+      rotation = module(self.grid, self.prefix, deterministic=not train)
+
+    def inputs(layer):
+      found = {} if bias is None else {'bias': bias}
+      return found if rotation is None else {**found, 'rotation': rotation.of_layer(layer)}
+
+    return inputs
+
+  @nn.nowrap
+  def scan_blocks(
+    self,
+    x: jax.Array,
+    deterministic: bool,
+    shared: Callable[[int | jax.Array], dict[str, Any]],
+  ) -> jax.Array:
+    """Applies all blocks to tokens [B, N, D], in a loop over their stacked parameters.
+
+    `shared` is of `shared_inputs`.
+    """
     layer = jnp.arange(self.num_layers)
     rate = jnp.linspace(0, self.stochastic_depth, self.num_layers)
     params = [self.variables['params'][f'encoderblock_{i}'] for i in range(self.num_layers)]
@@ -129,8 +160,11 @@ class Encoder(nn.Module):
     def body(x, inputs):
       params, layer, rate = inputs
       rngs = {} if key is None else {'dropout': jax.random.fold_in(key, layer)}
-      own = block.clone(stochastic_depth=rate) if self.stochastic_depth else block
-      return own.apply({'params': params}, x, deterministic, rngs=rngs), None
+      own = {'stochastic_depth': rate} if self.stochastic_depth else {}
+      if self.options.differential:
+        own['layer'] = layer
+      x = block.clone(**own).apply({'params': params}, x, deterministic, rngs=rngs, **shared(layer))
+      return x, None
 
     if self.remat:
       # A loop's iterations can't be merged, which prevent_cse is there for.
@@ -169,12 +203,13 @@ class Encoder(nn.Module):
 
     Args:
       layer: from 0.
-      kind: its class, which has the attributes of `Encoder1DBlock` but for `options`; None for
+      kind: its class, which has the attributes of `Encoder1DBlock` up to `attention_fn`; None for
         that one.
       **attributes: more of them.
     """
     if kind is None:
-      kind, attributes = Encoder1DBlock, {'options': self.options, **attributes}
+      own = {'options': self.options.of_layer(layer), 'layer': layer, 'grid': self.grid}
+      kind, attributes = Encoder1DBlock, {**own, **attributes}
     if self.remat:
       kind = nn.remat(kind, policy=layers.remat_policy(self.remat_policy), static_argnums=(2,))
     return kind(

@@ -164,8 +164,10 @@ class ViT(Backbone, kw_only=True):
       use_tokenfuse: that layer and all after it learn tokens, and a TokenFuser returns them to the
         positions, so that their number stays (False if absent).
     norm: 'layernorm', or 'rmsnorm' (arXiv 1910.07467); TokenLearner's norms stay LayerNorms.
-    block: 'pre', the norm is before each branch, x + f(norm(x)), or 'post', it is after, x +
-      norm(f(x)) (arXiv 2111.09883).
+    block: 'pre', the norm is before each branch, x + f(norm(x)); 'post', it is after, x +
+      norm(f(x)) (arXiv 2111.09883); 'parallel', as 'pre' with two attentions side by side and then
+      two MLPs (arXiv 2203.09795); 'parallel_scaling', attention and MLP side by side after one norm
+      (arXiv 2302.05442).
     layer_scale: the branches are scaled by a parameter for each channel that begins with this value
       (arXiv 2103.17239); None leaves it out.
     layer_scale_mlp: whether the MLP's branch is, too.
@@ -175,6 +177,17 @@ class ViT(Backbone, kw_only=True):
     attention_norm: norm what attention gives, of all heads together, before its output layer.
     mlp: 'mlp', or 'glu': the activation gates a second hidden layer (arXiv 2002.05202).
     mlp_norm: norm the hidden layer of the MLP (arXiv 2110.09456).
+    differential: whether attention is the difference of two softmaxes (arXiv 2410.05258).
+    num_kv_heads: heads of keys and values, a number or one for each layer, which divides num_heads
+      (arXiv 2305.13245); None: num_heads.
+    rotary: queries and keys are turned by their places: options of `layers.resolve_rotary`; None
+      leaves it out.
+    relative_positions: what attention adds to its logits for how far apart two tokens are: options
+      of `layers.resolve_relative_positions`; None leaves it out.
+    window_size: side in patches of the windows that layers attend within; None: they attend to all.
+    global_layers: the layers, from 0, that attend to all nevertheless.
+    neck: convolutions to so many channels stand for the final norm (arXiv 2304.02643); None leaves
+      them out.
     patch_bias: whether the patch embedding has a bias.
     patch_norm: norm the embedded patches, before there are other tokens and positions.
     pre_norm: norm all tokens before the first layer, once they have positions (arXiv 2103.00020).
@@ -229,6 +242,13 @@ class ViT(Backbone, kw_only=True):
   attention_norm: bool = False
   mlp: str = 'mlp'
   mlp_norm: bool = False
+  differential: bool = False
+  num_kv_heads: int | tuple[int, ...] | None = None
+  rotary: Mapping[str, Any] | None = None
+  relative_positions: Mapping[str, Any] | None = None
+  window_size: int | None = None
+  global_layers: tuple[int, ...] = ()
+  neck: int | None = None
   patch_bias: bool = True
   patch_norm: bool = False
   pre_norm: bool = False
@@ -251,6 +271,13 @@ class ViT(Backbone, kw_only=True):
     'attention_norm',
     'mlp',
     'mlp_norm',
+    'differential',
+    'num_kv_heads',
+    'rotary',
+    'relative_positions',
+    'window_size',
+    'global_layers',
+    'neck',
     'patch_bias',
     'patch_norm',
     'pre_norm',
@@ -268,6 +295,8 @@ class ViT(Backbone, kw_only=True):
     'dropout_rate': 0.0,
     'attention_dropout_rate': 0.0,
     'tokenizer': TOKENIZER,
+    'rotary': layers.ROTARY,
+    'relative_positions': layers.RELATIVE_POSITIONS,
   }
   NO_DECAY: ClassVar[str] = r'(^|/)(bias|scale|gamma|pos_embedding|cls|dist|registers|probe)$'
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
@@ -303,6 +332,8 @@ class ViT(Backbone, kw_only=True):
   PATCH_HOOKS: ClassVar[tuple[str, ...]] = ('map_patches', 'select_tokens')
 
   def __post_init__(self) -> None:
+    options = self.block_options
+    self.rotary, self.relative_positions = options.rotary, options.relative_positions
     _check_options(self)
     super().__post_init__()
 
@@ -376,6 +407,8 @@ class ViT(Backbone, kw_only=True):
       select_tokens: as for `Encoder`; with another number of tokens they have no grid.
       outputs: as for `Encoder`.
     """
+    if select_tokens is not None and (field := self.block_options.of_places):
+      raise FieldError(field, 'set, but tokens are left out, and their places with them')
     if select_tokens is not None and self.learns_tokens and self.tokenizer.get('use_v11') is False:
       raise FieldError('tokenizer.use_v11', 'False, but version 1 takes all tokens of a grid')
     x = self.embed(x)  # [B, h, w, D]
@@ -402,7 +435,7 @@ class ViT(Backbone, kw_only=True):
       remat=self.remat,
       remat_policy=self.remat_policy,
       scan=self.scan,
-      final_norm=self.final_norm and not self.fc_norm,
+      final_norm=self.final_norm and not self.fc_norm and self.neck is None,
       tokenizer=self.tokenizer,
       num_prefix=self.num_prefix,
       num_placed=self.num_placed,
@@ -410,6 +443,9 @@ class ViT(Backbone, kw_only=True):
       options=self.block_options,
       name='Transformer',
     )(x, train=train, select_tokens=select_tokens, outputs=outputs)  # [B, P + N, D]
+    if self.neck is not None:
+      maps = layers.Neck(self.neck, self.dtype, name='neck')(tokens.reshape(batch, *grid, width))
+      tokens = maps.reshape(batch, -1, self.neck)
     x = pool(self, tokens)  # [B, D]
     if features:
       keeps_grid = select_tokens is None and (
@@ -494,7 +530,9 @@ class ViT(Backbone, kw_only=True):
     return path.startswith('fc_norm/')
 
   def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
-    if self.learns_tokens:
+    options = self.block_options
+    differ = options.differing or (options.rotary and options.rotary['type'] == 'mixed')
+    if self.learns_tokens or differ:
       return trace_shapes(self, input_size or self.patch_size, channels)
     # Layers are all alike, and tracing dozens takes seconds.
     shapes = super(ViT, self.clone(num_layers=1)).variable_shapes(
@@ -518,12 +556,13 @@ class ViT(Backbone, kw_only=True):
   @classmethod
   def complete(cls, fields: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     completed = super().complete(fields, theirs)
-    if completed.get('tokenizer') is not None:  # weights of images whose tokens stay have none
-      default = fields_lib.defaults(cls).tokenizer
-      completed['tokenizer'] = {
-        name: default.get(name) if value is None else value
-        for name, value in completed['tokenizer'].items()
-      }
+    defaults = fields_lib.defaults(cls)
+    for field in ('tokenizer', 'rotary', 'relative_positions'):
+      if completed.get(field) is not None:  # weights of models without them have no entries
+        completed[field] = {
+          name: defaults[field].get(name) if value is None else value
+          for name, value in completed[field].items()
+        }
     sizes = (completed['patches']['size'], (theirs.get('patches') or {}).get('size'))
     if None not in sizes and layers.as_pair(sizes[0]) != layers.as_pair(sizes[1]):
       completed['stride'] = fields['stride']  # theirs would mean another overlap of these patches
@@ -649,7 +688,7 @@ class ViT(Backbone, kw_only=True):
     return self.num_layers if self.classifier == 'token' and not self.learns_tokens else 0
 
   def attention(self, intermediates: Mapping[str, Any]) -> Attention | None:
-    if self.learns_tokens:
+    if self.learns_tokens or self.window_size is not None:
       return None
     blocks = intermediates['Transformer']
     found = [_weights(blocks[f'encoderblock_{i}']) for i in range(self.num_layers)]
@@ -719,8 +758,10 @@ class ViT(Backbone, kw_only=True):
 
 
 def _weights(module: Mapping[str, Any]) -> Any:
-  """Returns the attention weights that a block or the MAP head captured."""
-  return module['MultiHeadDotProductAttention_0']['attention_weights']
+  """Returns the attention weights that a block or the MAP head captured, of all its heads."""
+  names = sorted(name for name in module if re.fullmatch(r'\w+Attention_\d', name))
+  found = [module[name]['attention_weights'] for name in names]
+  return found[0] if len(found) == 1 else jnp.concatenate(found, axis=1)
 
 
 def learned_maps(encoder: Mapping[str, Any]) -> list[np.ndarray]:
@@ -781,7 +822,7 @@ def _check_options(model: ViT) -> None:
     ('position_tokens', POSITION_TOKENS),
   ):
     check_choice(field, getattr(model, field), allowed)
-  model.block_options  # noqa: B018  which checks them
+  options = model.block_options
   if model.classifier == 'token' and not model.has_class_token:
     raise FieldError('class_token', "False, but classifier is 'token'")
   if model.fc_norm and model.classifier == 'none':
@@ -817,6 +858,7 @@ def _check_options(model: ViT) -> None:
       raise FieldError(field, f'{getattr(model, field)} is less than 1')
   layers.check_remat(model.remat, model.remat_policy)
   layers.check_tokenizer(model.tokenizer, model.num_layers)
+  _check_layers(model, options)
   if model.representation_size is not None and model.representation_size < 1:
     raise FieldError('representation_size', f'{model.representation_size} is less than 1')
   if model.posemb_init_stddev < 0:
@@ -842,3 +884,32 @@ def _check_options(model: ViT) -> None:
   patch, stride = model.patch_size, model.patch_stride
   if len(stride) != 2 or not all(1 <= s <= p for s, p in zip(stride, patch, strict=True)):
     raise FieldError('stride', f'{model.stride} is not between 1 and the patch, {patch}')
+
+
+def _check_layers(model: ViT, options: BlockOptions) -> None:
+  """Raises FieldError for options of layers that don't fit the other fields."""
+  if model.scan and options.differing:
+    raise FieldError('scan', f'True, but layers differ by {options.differing}')
+  heads = options.num_kv_heads
+  counts = heads if isinstance(heads, tuple) else (model.num_heads if heads is None else heads,)
+  if isinstance(heads, tuple) and len(heads) != model.num_layers:
+    raise FieldError('num_kv_heads', f'{len(heads)} numbers for {model.num_layers} layers')
+  if bad := [n for n in counts if n < 1 or model.num_heads % n]:
+    raise FieldError('num_kv_heads', f'{bad[0]} does not divide num_heads={model.num_heads}')
+  if bad := [i for i in options.global_layers if not 0 <= i < model.num_layers]:
+    allows = f'num_layers={model.num_layers} allows 0 to {model.num_layers - 1}'
+    raise FieldError('global_layers', f'{bad[0]} is not a layer; {allows}')
+  if model.differential and model.hidden_size // model.num_heads % 2:
+    raise FieldError('differential', 'True, but heads have an odd width, which has no halves')
+  if options.of_places and model.learns_tokens:
+    raise FieldError(options.of_places, 'set, but learned tokens (tokenizer) have no places')
+  for field, value in (('window_size', model.window_size), ('neck', model.neck)):
+    if value is not None and model.num_prefix:
+      raise FieldError(field, f'{value}, but {model.num_prefix} tokens stand before the patches')
+  if model.neck is not None:
+    if model.neck < 1:
+      raise FieldError('neck', f'{model.neck} is less than 1')
+    if model.learns_tokens:
+      raise FieldError('neck', f'{model.neck}, but learned tokens (tokenizer) have no places')
+    if not model.final_norm:
+      raise FieldError('final_norm', 'False, but neck has one')

@@ -7,6 +7,7 @@ from vit_jax.models.layers.differential import DifferentialAttention
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.layer_scale import LayerScale
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
+from vit_jax.models.layers.neck import Neck
 from vit_jax.models.layers.norms import NORMS, norm_layer
 from vit_jax.models.layers.patches import (
   PatchEmbedding,
@@ -63,6 +64,7 @@ __all__ = [
   'LayerScale',
   'MlpBlock',
   'MultiHeadDotProductAttention',
+  'Neck',
   'PatchEmbedding',
   'RelativePositions',
   'RotaryEmbedding',

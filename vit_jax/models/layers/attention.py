@@ -138,6 +138,8 @@ class MultiHeadDotProductAttention(nn.Module):
     norm: makes the norms, as `norm_layer` does.
     qk_norm: norm the queries and keys of each head: `query_norm`, `key_norm` (arXiv 2302.05442).
     attention_norm: norm what goes into `out`, of all heads together: `norm`.
+    num_kv_heads: of keys and values, each for as many heads of queries (arXiv 2305.13245); None: as
+      many as heads.
   """
 
   num_heads: int
@@ -150,6 +152,7 @@ class MultiHeadDotProductAttention(nn.Module):
   norm: Callable[..., nn.Module] = nn.LayerNorm
   qk_norm: bool = False
   attention_norm: bool = False
+  num_kv_heads: int | None = None
 
   @nn.compact
   def __call__(
@@ -157,24 +160,32 @@ class MultiHeadDotProductAttention(nn.Module):
     queries: jax.Array,
     keys: jax.Array | None = None,
     *,
-    bias: jax.Array | None = None,
+    bias: jax.Array | Callable[[jax.Array], jax.Array] | None = None,
     mask: jax.Array | None = None,
+    rotation: Callable[[jax.Array], jax.Array] | None = None,
     deterministic: bool = True,
   ) -> jax.Array:
     """Maps queries [B, Q, D] and what they attend to, [B, K, D'] or themselves, to [B, Q, D].
 
-    `bias` and `mask` are those of `dot_product_attention`.
+    Args:
+      queries: see above.
+      keys: likewise.
+      bias: as of `dot_product_attention`, or what makes it of the queries [B, Q, heads, d].
+      mask: as of `dot_product_attention`.
+      rotation: applied to queries and keys, [B, N, heads, d] each, such as `rotary.Rotation`.
+      deterministic: turns dropout off.
     """
     keys = queries if keys is None else keys
     width = queries.shape[-1]
     dense = functools.partial(
       nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
     )
-    to_heads = functools.partial(dense, (self.num_heads, width // self.num_heads))
-    query = to_heads(use_bias=bool(self.qkv_bias), name='query')(queries)
-    key = to_heads(use_bias=self.qkv_bias is True, name='key')(keys)
-    value = to_heads(use_bias=bool(self.qkv_bias), name='value')(keys)
-    inputs = {'bias': bias, 'mask': mask, 'deterministic': deterministic}
+    shape = (self.num_heads, width // self.num_heads)
+    kv_shape = (self.num_kv_heads or self.num_heads, shape[1])
+    query = dense(shape, use_bias=bool(self.qkv_bias), name='query')(queries)
+    key = dense(kv_shape, use_bias=self.qkv_bias is True, name='key')(keys)
+    value = dense(kv_shape, use_bias=bool(self.qkv_bias), name='value')(keys)
+    inputs = {'bias': bias, 'mask': mask, 'rotation': rotation, 'deterministic': deterministic}
     x = self.attend(query, key, value, **inputs)  # [B, Q, heads, D / heads]
     if self.attention_norm:
       x = self.norm(name='norm')(x.reshape(queries.shape)).reshape(x.shape)
@@ -193,20 +204,30 @@ class MultiHeadDotProductAttention(nn.Module):
     key: jax.Array,
     value: jax.Array,
     *,
+    bias: jax.Array | Callable[[jax.Array], jax.Array] | None,
+    mask: jax.Array | None,
+    rotation: Callable[[jax.Array], jax.Array] | None,
     deterministic: bool,
-    **inputs: jax.Array | None,
   ) -> jax.Array:
-    """Attends with queries [B, Q, heads, d] to keys, likewise, and values [B, K, heads, d']."""
+    """Attends with queries [B, Q, heads, d] to keys, likewise, and values [B, K, heads, d'].
+
+    Keys and values may have fewer heads; the other inputs are those of the call.
+    """
     if self.qk_norm:
       query, key = self.norm(name='query_norm')(query), self.norm(name='key_norm')(key)
+    if rotation is not None:
+      query, key = rotation(query), rotation(key)
+    if (groups := query.shape[-2] // key.shape[-2]) > 1:
+      key, value = (jnp.repeat(x, groups, axis=-2) for x in (key, value))
     drops = self.dropout_rate > 0 and not deterministic
     return self.attention_fn(
       query,
       key,
       value,
+      bias=bias(query) if callable(bias) else bias,
+      mask=mask,
       dropout_rng=self.make_rng('dropout') if drops else None,
       dropout_rate=self.dropout_rate,
       deterministic=deterministic,
       module=self,
-      **inputs,
     )
