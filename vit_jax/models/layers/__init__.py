@@ -16,6 +16,11 @@ from vit_jax.models.layers.patches import (
   patch_grid,
   resample_patch_kernel,
 )
+from vit_jax.models.layers.position_table import (
+  POSITION_TABLE,
+  PositionTable,
+  resolve_position_table,
+)
 from vit_jax.models.layers.positions import (
   AddFixedSinCosPositionEmbedding,
   AddPositionEmbs,
@@ -52,6 +57,7 @@ from vit_jax.models.layers.windows import window_partition, window_reverse
 __all__ = [
   'ACTIVATIONS',
   'NORMS',
+  'POSITION_TABLE',
   'RELATIVE_POSITIONS',
   'REMAT_POLICIES',
   'ROTARY',
@@ -66,6 +72,7 @@ __all__ = [
   'MultiHeadDotProductAttention',
   'Neck',
   'PatchEmbedding',
+  'PositionTable',
   'RelativePositions',
   'RotaryEmbedding',
   'Rotation',
@@ -94,6 +101,7 @@ __all__ = [
   'resize_distances',
   'resize_position_embeddings',
   'resolve_grid',
+  'resolve_position_table',
   'resolve_relative_positions',
   'resolve_rotary',
   'sinusoidal_1d',

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import FieldError, check_choice, nearest
+from vit_jax.models.layers.resize import resize_weights
 
 RELATIVE_TYPES = ('bias', 'mlp', 'decomposed')
 RELATIVE_COORDINATES = ('cr', 'swin')
@@ -260,7 +261,7 @@ def resize_distances(vectors: np.ndarray, length: int) -> np.ndarray:
 
 def _evenly(old: int, new: int) -> np.ndarray:
   """Returns [new, old]: linear interpolation of cells that divide the same length evenly."""
-  return _interpolation(np.arange(old), (np.arange(new) + 0.5) * old / new - 0.5)
+  return resize_weights(np.arange(new), new, old)
 
 
 def _geometrically(old: int, new: int) -> np.ndarray:
