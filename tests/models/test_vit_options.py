@@ -77,7 +77,7 @@ def attention(x, p, model, keys=None, bias=0, angles=None):
 
 
 def turn(x, angles):
-  """Turns pairs of channels of patches, the last of [B, heads, N, d]; angles [..., h * w, d / 2]."""
+  """Turns pairs of channels of the patches of [B, heads, N, d]; angles are [..., h * w, d / 2]."""
   first, x = x.split([x.shape[2] - angles.shape[-2], angles.shape[-2]], 2)
   pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
   return torch.cat([first, torch.view_as_real(pairs * torch.exp(1j * angles)).flatten(-2)], 2)

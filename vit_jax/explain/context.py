@@ -226,10 +226,12 @@ class Context:
     """Brings maps [..., rows, columns] to the images: [..., H, W].
 
     Args are those of `attention.upsample`; where the maps reach beyond the image, as those of a
-    model that pads it, they are cut off.
+    model that pads it, they are cut off, and where they end before it, their last values go on.
     """
     height, width = self.image_size
-    return upsample(maps, patch, stride)[..., :height, :width]
+    maps = upsample(maps, patch, stride)[..., :height, :width]
+    missing = [(0, height - maps.shape[-2]), (0, width - maps.shape[-1])]
+    return np.pad(maps, [(0, 0)] * (maps.ndim - 2) + missing, 'edge')
 
   def to_bytes(self, inputs: np.ndarray) -> np.ndarray:
     """Returns uint8 pixels of values in the scale of `inputs`."""

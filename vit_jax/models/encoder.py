@@ -42,6 +42,7 @@ class Encoder(nn.Module):
     frames: that the grids of tokens of an example are of, one after the other.
     num_prefix: tokens before those of the grid; None means the class token, if there is one.
     num_placed: how many of these, the first ones, have positions; None means all.
+    position_table: as of `ViT`.
     pre_norm: norm the tokens before the first block, once they have their positions.
     options: what the blocks are made of; the other norms are of the same kind.
   """
@@ -67,6 +68,7 @@ class Encoder(nn.Module):
   frames: int = 1
   num_prefix: int | None = None
   num_placed: int | None = None
+  position_table: Mapping[str, Any] | None = None
   pre_norm: bool = False
   options: BlockOptions = BlockOptions()
 
@@ -245,8 +247,11 @@ class Encoder(nn.Module):
     """Adds it to each of tokens [B, prefix + N, D]."""
     kind = self.positional_embedding
     check_choice('positional_embedding', kind, POSITIONAL_EMBEDDINGS)
+    init = nn.initializers.normal(self.posemb_init_stddev)
+    if self.position_table is not None:
+      table = layers.PositionTable(self.position_table, x.shape[-1], init, name='posembed_input')
+      return x + table(self.grid).astype(x.dtype)
     if kind == 'learned_1d':
-      init = nn.initializers.normal(self.posemb_init_stddev)
       grid = self.grid if self.frames == 1 else None
       return layers.AddPositionEmbs(init, grid, name='posembed_input')(x)
     if kind == 'sinusoidal_1d':

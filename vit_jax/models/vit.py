@@ -66,6 +66,7 @@ _BEFORE_BLOCKS = re.compile(
   r'(embedding|embedding_norm|cls|dist|registers|Transformer/(posembed_input|pre_norm))(/.*)?'
 )
 _BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
+_DISTANCES = re.compile(r'Transformer/(?:\w+/)?relative_positions/(\w+_table|rel_pos_[hw])')
 _LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
 
 # A config's tokenizer; the types of tokens that are learned are its model's.
@@ -188,6 +189,10 @@ class ViT(Backbone, kw_only=True):
     global_layers: the layers, from 0, that attend to all nevertheless.
     neck: convolutions to so many channels stand for the final norm (arXiv 2304.02643); None leaves
       them out.
+    drop_remainder: whether rows and columns of images after the last patches are left out; they are
+      refused otherwise.
+    position_table: learned positions are interpolated to each image's grid in the model's call:
+      options of `layers.resolve_position_table`; None: there is one for each patch.
     patch_bias: whether the patch embedding has a bias.
     patch_norm: norm the embedded patches, before there are other tokens and positions.
     pre_norm: norm all tokens before the first layer, once they have positions (arXiv 2103.00020).
@@ -249,6 +254,8 @@ class ViT(Backbone, kw_only=True):
   window_size: int | None = None
   global_layers: tuple[int, ...] = ()
   neck: int | None = None
+  drop_remainder: bool = False
+  position_table: Mapping[str, Any] | None = None
   patch_bias: bool = True
   patch_norm: bool = False
   pre_norm: bool = False
@@ -278,6 +285,8 @@ class ViT(Backbone, kw_only=True):
     'window_size',
     'global_layers',
     'neck',
+    'drop_remainder',
+    'position_table',
     'patch_bias',
     'patch_norm',
     'pre_norm',
@@ -297,8 +306,12 @@ class ViT(Backbone, kw_only=True):
     'tokenizer': TOKENIZER,
     'rotary': layers.ROTARY,
     'relative_positions': layers.RELATIVE_POSITIONS,
+    'position_table': layers.POSITION_TABLE,
   }
-  NO_DECAY: ClassVar[str] = r'(^|/)(bias|scale|gamma|pos_embedding|cls|dist|registers|probe)$'
+  NO_DECAY: ClassVar[str] = (
+    r'(^|/)(bias|scale|gamma|pos_embedding\w*|cls|dist|registers|probe|freqs|lambda_\w+'
+    r'|relative_position_bias_table|rel_pos_[hw])$'
+  )
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
     'hidden_size',
     'mlp_dim',
@@ -334,6 +347,7 @@ class ViT(Backbone, kw_only=True):
   def __post_init__(self) -> None:
     options = self.block_options
     self.rotary, self.relative_positions = options.rotary, options.relative_positions
+    self.position_table = layers.resolve_position_table(self.position_table)
     _check_options(self)
     super().__post_init__()
 
@@ -439,6 +453,7 @@ class ViT(Backbone, kw_only=True):
       tokenizer=self.tokenizer,
       num_prefix=self.num_prefix,
       num_placed=self.num_placed,
+      position_table=self.position_table,
       pre_norm=self.pre_norm,
       options=self.block_options,
       name='Transformer',
@@ -491,6 +506,7 @@ class ViT(Backbone, kw_only=True):
       method=self.patch_embedding,
       dtype=self.dtype,
       use_bias=self.patch_bias,
+      drop_remainder=self.drop_remainder,
       name='embedding',
     )(x)
 
@@ -557,7 +573,7 @@ class ViT(Backbone, kw_only=True):
   def complete(cls, fields: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     completed = super().complete(fields, theirs)
     defaults = fields_lib.defaults(cls)
-    for field in ('tokenizer', 'rotary', 'relative_positions'):
+    for field in ('tokenizer', 'rotary', 'relative_positions', 'position_table'):
       if completed.get(field) is not None:  # weights of models without them have no entries
         completed[field] = {
           name: defaults[field].get(name) if value is None else value
@@ -571,8 +587,8 @@ class ViT(Backbone, kw_only=True):
   def fit(self, arrays, shapes, old, new, path) -> Fitted:
     """As big_vision (models/vit.py, models/proj/flexi/vit.py), for grids that need not be square.
 
-    Position embeddings are interpolated, the patch kernel is resampled to another patch and to
-    grey or colour images. The class token, its position, MAPHead_0, pre_logits, fc_norm with
+    Position embeddings and relative ones are interpolated (the latter as in BEiT's fine-tuning), the
+    patch kernel is resampled to another patch and to grey or colour images. The class token, its position, MAPHead_0, pre_logits, fc_norm with
     encoder_norm, and TokenLearner's modules are kept where both models have them alike. The
     position of a class token that the source lacks, as of other tokens before the patches, is
     zeros, since its parameter holds the others' too.
@@ -580,8 +596,11 @@ class ViT(Backbone, kw_only=True):
     arrays, notes = dict(arrays), []
     if _KERNEL in arrays.keys() & shapes.keys():
       arrays[_KERNEL] = self._fit_kernel(arrays[_KERNEL], shapes[_KERNEL][2], notes)
-    if _POSITIONS in arrays.keys() & shapes.keys():
+    if _POSITIONS in arrays.keys() & shapes.keys() and self.position_table is None:
       arrays[_POSITIONS] = self._fit_positions(arrays[_POSITIONS], old, new, path, notes)
+    for name in sorted(arrays.keys() & shapes.keys()):
+      if match := _DISTANCES.fullmatch(name):
+        arrays[name] = self._fit_distances(arrays[name], shapes[name], match[1], old, new, path)
     theirs = {name: array.shape for name, array in arrays.items()}
     return Fitted(arrays, self.differing_modules(theirs, shapes, old.backbone), notes)
 
@@ -624,6 +643,29 @@ class ViT(Backbone, kw_only=True):
     rows = dict(zip(had, positions[0], strict=False))
     prefix = [rows.get(name, np.zeros_like(positions[0, 0])) for name in has]
     return np.stack([*prefix, *positions[0, len(had) :]])[None]
+
+  def _fit_distances(self, array, shape: Shape, leaf: str, old, new, path) -> np.ndarray:
+    """Returns parameters of relative positions for this model's grid."""
+    if leaf != 'relative_position_bias_table':
+      return layers.resize_distances(array, (shape[0] + 1) // 2)
+    if old.image_size is None and array.shape != shape:
+      raise FieldError('image_size', f'{path} does not say which its relative positions are of')
+    grid = self.grid(new.image_size)
+    table = layers.resize_bias_table(
+      array, old.backbone.grid(old.image_size or new.image_size), grid
+    )
+    cells, others = np.split(table, [math.prod(2 * side - 1 for side in grid)])
+    others = others[: shape[0] - len(cells)]
+    missing = np.zeros((shape[0] - len(cells) - len(others), shape[1]), array.dtype)
+    return np.concatenate([cells, others, missing])
+
+  @nn.nowrap
+  def check_plain(self, path: object) -> None:
+    """Raises UsageError for layers that aren't as scenic's, which others take their weights for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(self)}
+    for field in ('layer_scale', 'position_tokens', *self._PARTS):
+      if (value := getattr(self, field)) != defaults[field]:
+        raise UsageError(f"{path}: its layers aren't plain ones: {field} is {value!r}")
 
   @nn.nowrap
   def differing_modules(
@@ -747,6 +789,10 @@ class ViT(Backbone, kw_only=True):
       return Positions(kind, layers.sinusoidal_2d(*grid, self.hidden_size))
     if kind == 'sinusoidal_1d':
       embeddings = layers.sinusoidal_1d(prefix + count, self.hidden_size)
+    elif self.position_table is not None:
+      table = layers.PositionTable(self.position_table, self.hidden_size)
+      params = {'params': params['Transformer']['posembed_input']}
+      embeddings = np.asarray(table.apply(params, grid))
     else:
       embeddings = np.asarray(params['Transformer']['posembed_input']['pos_embedding'])[0]
     if len(embeddings) != prefix + count:
@@ -870,6 +916,13 @@ def _check_options(model: ViT) -> None:
     raise FieldError(
       'num_heads', f'{model.num_heads} heads do not divide hidden_size={model.hidden_size}'
     )
+  if model.position_table is not None:
+    if model.positional_embedding != 'learned_1d':
+      raise FieldError(
+        'position_table', f'set, but positional_embedding is {model.positional_embedding!r}'
+      )
+    if model.num_placed:
+      raise FieldError('position_table', "set, but position_tokens is not 'patches'")
   multiple = {'sinusoidal_1d': 2, 'sinusoidal_2d': 4}.get(model.positional_embedding, 1)
   if model.hidden_size % multiple:
     raise FieldError(

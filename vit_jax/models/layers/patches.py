@@ -15,8 +15,9 @@ from vit_jax.models.layers import cpu
 class PatchEmbedding(nn.Module):
   """Projects patches of images: [B, H, W, C] to [B, h, w, features] (arXiv 2010.11929).
 
-  h = (H - patch height) / stride + 1, w likewise. The parameters are those of a convolution,
-  `kernel` [patch height, patch width, C, features] and `bias`, whichever method computes it.
+  h = (H - patch height) / stride + 1, rounded down, w likewise. The parameters are those of a
+  convolution, `kernel` [patch height, patch width, C, features] and `bias`, whichever method
+  computes it.
 
   Attributes:
     features: width of a token.
@@ -25,9 +26,10 @@ class PatchEmbedding(nn.Module):
     method: 'conv', or 'linear' for a matrix product over flattened patches.
     dtype: dtype of the computation; parameters are float32.
     use_bias: whether there is a bias.
+    drop_remainder: leave out the rows and columns after the last patches.
 
   Raises:
-    FieldError: patches, at this stride, don't tile the image exactly.
+    FieldError: patches, at this stride, don't tile the image exactly, and nothing is left out.
   """
 
   features: int
@@ -36,9 +38,12 @@ class PatchEmbedding(nn.Module):
   method: str = 'conv'
   dtype: Any = jnp.float32
   use_bias: bool = True
+  drop_remainder: bool = False
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
+    if self.drop_remainder:
+      images = _drop_remainder(images, self.patch_size, self.stride)
     _check_tiling(images.shape[1:3], self.patch_size, self.stride)
     shape = (*self.patch_size, images.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
@@ -52,6 +57,16 @@ class PatchEmbedding(nn.Module):
     if not self.use_bias:
       return x
     return x + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
+def _drop_remainder(
+  images: jax.Array, patch: tuple[int, int], stride: tuple[int, int]
+) -> jax.Array:
+  """Crops [B, H, W, C] to what whole patches cover."""
+  height, width = (
+    size - max(size - p, 0) % s for size, p, s in zip(images.shape[1:3], patch, stride, strict=True)
+  )
+  return images[:, :height, :width]
 
 
 def _check_tiling(image: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]) -> None:
