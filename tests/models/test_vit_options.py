@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vit_jax.errors import FieldError
 from vit_jax.models.vit import ViT
 
 FIELDS = {
@@ -359,3 +361,147 @@ def test_attention_and_arrangements(options, there):
   shapes = check(model, TALL)
   assert shapes.items() >= there.items()
   assert model.variable_shapes(TALL.shape[1:3], 3) == shapes
+
+
+@pytest.mark.parametrize('drop', [False, True])
+def test_images_that_patches_do_not_divide(drop):
+  images, options = TALL[:, :11, :19], {'drop_remainder': drop, 'num_layers': 1}
+  for method in ('conv', 'linear'):
+    model = ViT(**FIELDS | options, patch_embedding=method)
+    if not drop:
+      with pytest.raises(FieldError, match=r'^patches\.size: 4x4 pixels do not divide'):
+        jax.eval_shape(lambda model=model: model.init(jax.random.key(0), images))
+      continue
+    params = random_params(model, images)
+    assert params['Transformer']['posembed_input']['pos_embedding'].shape == (1, 2 * 4, 8)
+    found = model.apply({'params': params}, images)
+    np.testing.assert_array_equal(found, model.apply({'params': params}, images[:, :8, :16]))
+
+
+def test_a_position_table_is_interpolated_to_the_grid_of_each_image():
+  options = {'position_table': {'grid': (2, 2)}, 'position_tokens': 'patches', 'num_layers': 1}
+  model = ViT(**FIELDS | options, classifier='token', num_registers=1)
+  params = random_params(model)
+  found = model.apply({'params': params}, IMAGES)
+  table = params['Transformer']['posembed_input']['pos_embedding']
+  grid = torch.tensor(table).reshape(1, 2, 2, 8).permute(0, 3, 1, 2)
+  grid = F.interpolate(grid, GRID, mode='bicubic', antialias=True).flatten(2).transpose(1, 2)
+  params['Transformer']['posembed_input']['pos_embedding'] = grid.numpy()
+  plain = model.clone(position_table=None)
+  np.testing.assert_allclose(found, plain.apply({'params': params}, IMAGES), atol=2e-5)
+  positions = model.positions(
+    {'Transformer': {'posembed_input': {'pos_embedding': table}}}, (8, 12)
+  )
+  np.testing.assert_allclose(positions.embeddings.reshape(6, 8), grid[0], atol=1e-5)
+
+
+EVERYTHING = {
+  'norm': 'rmsnorm',
+  'layer_scale': 0.1,
+  'qk_norm': True,
+  'mlp': 'glu',
+  'mlp_norm': True,
+  'attention_norm': True,
+  'pre_norm': True,
+  'num_registers': 2,
+  'classifier': 'token',
+  'rotary': {'type': 'mixed'},
+  'relative_positions': {'type': 'mlp', 'hidden_dim': 3, 'shared': True},
+}
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    EVERYTHING,
+    {'differential': True, 'block': 'parallel'},
+    {'window_size': 2, 'relative_positions': {'type': 'decomposed'}, 'block': 'parallel_scaling'},
+  ],
+  ids=['everything', 'differential', 'windows'],
+)
+def test_layers_compute_the_same_scanned_and_recomputed(options):
+  model = ViT(**FIELDS | options)
+  params = random_params(model)
+  expected = model.apply({'params': params}, IMAGES)
+  for how in ('scan', 'remat'):
+    found = model.clone(**{how: True}).apply({'params': params}, IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_and_decay_of_parameters():
+  model = ViT(**FIELDS | EVERYTHING | {'patch_norm': True, 'class_token': True})
+  names = model.variable_shapes((8, 12), 3)
+  first = {n for n in names if model.layer_of(n) == 0}
+  tops = {n.split('/')[0] for n in first}
+  assert tops == {'embedding', 'embedding_norm', 'cls', 'registers', 'Transformer'}
+  assert {n.split('/')[1] for n in first if n.startswith('T')} == {'posembed_input', 'pre_norm'}
+  decays = {n.split('/')[-1] for n in names if not re.search(model.NO_DECAY, n)}
+  assert decays == {'kernel'}
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'norm': 'rms'}, r"^norm: .*did you mean 'rmsnorm'"),
+    ({'block': 'serial'}, r"^block: 'serial' is not one of"),
+    ({'mlp': 'swiglu'}, r"^mlp: 'swiglu' is not one of"),
+    ({'qkv_bias': 'k'}, r"^qkv_bias: 'k' is not True, False or 'qv'"),
+    ({'layer_scale': 0.1, 'block': 'post'}, r"^layer_scale: set, but block is 'post'"),
+    ({'layer_scale_mlp': False}, '^layer_scale_mlp: False, but there is no layer_scale'),
+    (
+      {'layer_scale': 0.1, 'layer_scale_mlp': False, 'block': 'parallel_scaling'},
+      "^layer_scale_mlp: False, but block is 'parallel_scaling'",
+    ),
+    ({'differential': True, 'num_kv_heads': 1}, '^num_kv_heads: set, but attention is diff'),
+    ({'differential': True, 'rotary': {'type': 'axial'}}, '^rotary: set, but attention is diff'),
+    ({'differential': True, 'num_heads': 8}, '^differential: True, but heads have an odd width'),
+    ({'num_kv_heads': 1, 'rotary': {'type': 'mixed'}}, "^num_kv_heads: set, .*'mixed'"),
+    ({'num_kv_heads': (1, 1, 1)}, '^num_kv_heads: 3 numbers for 2 layers'),
+    ({'num_kv_heads': 3}, '^num_kv_heads: 3 does not divide num_heads=2'),
+    ({'window_size': 0}, '^window_size: 0 is less than 1'),
+    ({'global_layers': (0,)}, r'^global_layers: \(0,\), but there is no window_size'),
+    ({'global_layers': (2,), 'window_size': 2}, '^global_layers: 2 is not a layer; .* 0 to 1'),
+    ({'window_size': 2, 'classifier': 'token'}, '^window_size: 2, but 1 tokens stand before'),
+    ({'window_size': 2, 'rotary': {'type': 'axial'}}, '^rotary: set, but window_size is'),
+    (
+      {'window_size': 2, 'relative_positions': {'type': 'bias', 'shared': True}},
+      r'^relative_positions\.shared: True, but window_size is set',
+    ),
+    ({'rotary': {'type': 'axal'}}, r"^rotary\.type: .*did you mean 'axial'"),
+    ({'num_kv_heads': (1, 2), 'scan': True}, '^scan: True, but layers differ by num_kv_heads'),
+    ({'neck': 0}, '^neck: 0 is less than 1'),
+    ({'neck': 4, 'num_registers': 1}, '^neck: 4, but 1 tokens stand before'),
+    ({'neck': 4, 'final_norm': False}, '^final_norm: False, but neck has one'),
+    ({'fc_norm': True, 'final_norm': False}, '^final_norm: False, but fc_norm is one'),
+    ({'num_registers': -1}, '^num_registers: -1 is negative'),
+    ({'position_tokens': 'cls'}, "^position_tokens: 'cls' is not one of"),
+    ({'pool_prefix': True, 'classifier': 'token'}, "^pool_prefix: True, but classifier 'token'"),
+    ({'map_num_heads': 2}, "^map_num_heads: 2, but classifier is 'gap', not 'map'"),
+    ({'map_num_heads': 3, 'classifier': 'map'}, '^map_num_heads: 3 does not divide hidden_size=8'),
+    ({'map_mlp_dim': 0, 'classifier': 'map'}, '^map_mlp_dim: 0 is less than 1'),
+    ({'distillation': True}, "^distillation: True, but classifier is 'gap'"),
+    (
+      {'distillation': True, 'classifier': 'token', 'representation_size': 4},
+      '^distillation: True, but representation_size is 4',
+    ),
+    ({'position_table': {'grid': (2, 2)}, 'class_token': True}, '^position_table: .*position_tok'),
+    (
+      {'position_table': {'grid': (2, 2)}, 'positional_embedding': 'none'},
+      "^position_table: set, but positional_embedding is 'none'",
+    ),
+    *(
+      ({field: value, 'tokenizer': {'type': 'dynamic', 'num_tokens': 2}}, f'^{field}: .*tokenizer')
+      for field, value in (('rotary', {'type': 'axial'}), ('neck', 4), ('window_size', 2))
+    ),
+  ],
+)
+def test_mistakes_name_their_field(options, message):
+  with pytest.raises(FieldError, match=message):
+    ViT(**FIELDS | options)
+
+
+@pytest.mark.parametrize('options', [{'rotary': {'type': 'axial'}}, {'window_size': 2}])
+def test_tokens_without_their_places_are_refused(options):
+  model = ViT(**FIELDS | options)
+  with pytest.raises(FieldError, match=f'^{next(iter(options))}: set, but tokens are left out'):
+    model.init(jax.random.key(0), IMAGES, select_tokens=lambda tokens: tokens[:, :2])

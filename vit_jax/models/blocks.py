@@ -63,8 +63,9 @@ class BlockOptions:
       yield 'layer_scale_mlp', 'False, but there is no layer_scale'
     if not self.layer_scale_mlp and self.block == 'parallel_scaling':
       yield 'layer_scale_mlp', "False, but block is 'parallel_scaling', of a single branch"
-    if self.num_kv_heads is not None and self.differential:
-      yield 'num_kv_heads', 'set, but attention is differential'
+    for field in ('num_kv_heads', 'rotary', 'relative_positions') if self.differential else ():
+      if getattr(self, field) is not None:
+        yield field, 'set, but attention is differential'
     if self.num_kv_heads is not None and self.rotary and self.rotary['type'] == 'mixed':
       yield 'num_kv_heads', "set, but rotary.type is 'mixed', which turns heads one by one"
     if self.window_size is not None and self.window_size < 1:

@@ -587,20 +587,24 @@ class ViT(Backbone, kw_only=True):
   def fit(self, arrays, shapes, old, new, path) -> Fitted:
     """As big_vision (models/vit.py, models/proj/flexi/vit.py), for grids that need not be square.
 
-    Position embeddings and relative ones are interpolated (the latter as in BEiT's fine-tuning), the
-    patch kernel is resampled to another patch and to grey or colour images. The class token, its position, MAPHead_0, pre_logits, fc_norm with
-    encoder_norm, and TokenLearner's modules are kept where both models have them alike. The
-    position of a class token that the source lacks, as of other tokens before the patches, is
-    zeros, since its parameter holds the others' too.
+    Position embeddings are interpolated, and relative ones, as in BEiT's fine-tuning; the patch
+    kernel is resampled to another patch and to grey or colour images. The class token, its
+    position, MAPHead_0, pre_logits, fc_norm with encoder_norm, and TokenLearner's modules are kept
+    where both models have them alike. The position of a class token that the source lacks is zeros,
+    since its parameter holds the others' too; so is that of other tokens before the patches.
     """
     arrays, notes = dict(arrays), []
     if _KERNEL in arrays.keys() & shapes.keys():
       arrays[_KERNEL] = self._fit_kernel(arrays[_KERNEL], shapes[_KERNEL][2], notes)
     if _POSITIONS in arrays.keys() & shapes.keys() and self.position_table is None:
       arrays[_POSITIONS] = self._fit_positions(arrays[_POSITIONS], old, new, path, notes)
-    for name in sorted(arrays.keys() & shapes.keys()):
+    resized = set()
+    for name in arrays.keys() & shapes.keys():
       if match := _DISTANCES.fullmatch(name):
-        arrays[name] = self._fit_distances(arrays[name], shapes[name], match[1], old, new, path)
+        fitted = self._fit_distances(arrays[name], shapes[name], match[1], old, new, path)
+        resized |= {match[1]} if fitted is not arrays[name] else set()
+        arrays[name] = fitted
+    notes += [f'{leaf} of each layer: resized' for leaf in sorted(resized)]
     theirs = {name: array.shape for name, array in arrays.items()}
     return Fitted(arrays, self.differing_modules(theirs, shapes, old.backbone), notes)
 
@@ -651,9 +655,10 @@ class ViT(Backbone, kw_only=True):
     if old.image_size is None and array.shape != shape:
       raise FieldError('image_size', f'{path} does not say which its relative positions are of')
     grid = self.grid(new.image_size)
-    table = layers.resize_bias_table(
-      array, old.backbone.grid(old.image_size or new.image_size), grid
-    )
+    old_grid = grid if old.image_size is None else old.backbone.grid(old.image_size)
+    table = layers.resize_bias_table(array, old_grid, grid)
+    if table.shape == shape:
+      return table
     cells, others = np.split(table, [math.prod(2 * side - 1 for side in grid)])
     others = others[: shape[0] - len(cells)]
     missing = np.zeros((shape[0] - len(cells) - len(others), shape[1]), array.dtype)
@@ -790,7 +795,7 @@ class ViT(Backbone, kw_only=True):
     if kind == 'sinusoidal_1d':
       embeddings = layers.sinusoidal_1d(prefix + count, self.hidden_size)
     elif self.position_table is not None:
-      table = layers.PositionTable(self.position_table, self.hidden_size)
+      table = layers.PositionTable(self.position_table, self.hidden_size, parent=None)
       params = {'params': params['Transformer']['posembed_input']}
       embeddings = np.asarray(table.apply(params, grid))
     else:
@@ -887,7 +892,9 @@ def _check_options(model: ViT) -> None:
       continue
     if model.classifier != 'map':
       raise FieldError(field, f"{value}, but classifier is {model.classifier!r}, not 'map'")
-    if value < 1 or (field == 'map_num_heads' and model.hidden_size % value):
+    if value < 1:
+      raise FieldError(field, f'{value} is less than 1')
+    if field == 'map_num_heads' and model.hidden_size % value:
       raise FieldError(field, f'{value} does not divide hidden_size={model.hidden_size}')
   if model.distillation:
     for field, is_set in (
