@@ -7,7 +7,7 @@ from small_vits import SQUARE, WIDE, assert_same, logits, random_images, random_
 
 from vit_jax import models, weights
 from vit_jax.errors import FieldError, UsageError
-from vit_jax.models import ModelConfig
+from vit_jax.models import ModelConfig, layers
 from vit_jax.weights import rules
 from vit_jax.weights.adapt import adapt
 
@@ -445,3 +445,96 @@ def test_allow_lets_named_ones_through_and_says_so():
 def test_what_to_allow_must_be_a_regular_expression():
   with pytest.raises(UsageError, match=r"^allow: '\[' is not a regular "):
     fit(SQUARE, SQUARE, allow='[')
+
+
+def test_positions_are_resized_beside_those_of_registers():
+  config = SQUARE.replace(num_registers=2, num_layers=1)
+  target = config.replace(image_size=(12, 8))
+  variables = random_variables(config)
+  flat, notes = fit(config, target, variables)
+  assert notes == ['position embeddings: resized from 2x2 to 3x2']
+  old, new = rules.flatten(variables)[POSITIONS], flat[POSITIONS]
+  np.testing.assert_array_equal(new[:, :3], old[:, :3])
+  expected = aligned(old[0, 3:].reshape(2, 2, 8), 3, 2).reshape(-1, 8)
+  np.testing.assert_allclose(new[0, 3:], expected, atol=1e-6)
+
+
+def test_tokens_before_the_patches_keep_their_positions_by_what_they_are():
+  all_tokens = SQUARE.replace(num_registers=2, num_layers=1)
+  variables = random_variables(all_tokens)
+  stored = rules.flatten(variables)[POSITIONS][0]
+  flat, notes = fit(all_tokens, all_tokens.replace(position_tokens='class'), variables)
+  assert notes == [f'position of the register {i}: left out' for i in (0, 1)]
+  np.testing.assert_array_equal(flat[POSITIONS][0], stored[[0, 3, 4, 5, 6]])
+  gap = all_tokens.replace(classifier='gap')
+  flat, notes = fit(all_tokens, gap, variables)
+  assert 'position of the class token: left out' in notes
+  np.testing.assert_array_equal(flat[POSITIONS][0], stored[1:])
+  patches = all_tokens.replace(position_tokens='patches')
+  flat, notes = fit(patches, all_tokens, random_variables(patches))
+  assert [note.partition(':')[2] for note in notes] == [' zeros'] * 3
+  assert not flat[POSITIONS][0, :3].any()
+
+
+@pytest.mark.parametrize('class_token', [False, True])
+def test_relative_positions_of_another_grid_are_beits(class_token):
+  options = {'type': 'bias', 'shared': False}
+  config = SQUARE.replace(relative_positions=options, image_size=(12, 8), num_layers=1)
+  target = config.replace(
+    image_size=(8, 16), classifier='gap', class_token=class_token, num_classes=3
+  )
+  variables = random_variables(config)
+  name = 'Transformer/encoderblock_0/relative_positions/relative_position_bias_table'
+  stored = rules.flatten(variables)[name]
+  flat, notes = fit(config, target, variables)
+  assert 'relative_position_bias_table of each layer: resized' in notes
+  expected = layers.resize_bias_table(stored, (3, 2), (2, 4))
+  assert len(expected) == 3 * 7 + 3
+  np.testing.assert_array_equal(flat[name], expected if class_token else expected[:-3])
+
+
+def test_windows_keep_their_distances_and_layers_without_get_others():
+  options = {'window_size': 2, 'global_layers': (1,), 'relative_positions': {'type': 'decomposed'}}
+  config = GAP.replace(**options, image_size=(16, 16))
+  variables = random_variables(config)
+  flat, notes = fit(config, config.replace(image_size=(8, 24)), variables)
+  assert {'rel_pos_h of each layer: resized', 'rel_pos_w of each layer: resized'} < {*notes}
+  for layer, length in ((0, 2), (1, 6)):
+    name = f'Transformer/encoderblock_{layer}/relative_positions/rel_pos_w'
+    stored = rules.flatten(variables)[name]
+    np.testing.assert_array_equal(flat[name], layers.resize_distances(stored, length))
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'block': 'post'},
+    {'norm': 'rmsnorm'},
+    {'mlp': 'glu'},
+    {'num_registers': 1},
+    {'rotary': {'type': 'axial'}},
+    {'pre_norm': True},
+  ],
+)
+def test_weights_of_other_layers_are_refused(options):
+  field = next(iter(options))
+  with pytest.raises(FieldError, match=f'^{field}: .* a.npz has weights for '):
+    fit(SQUARE.replace(**options), SQUARE)
+  video = ModelConfig.from_dict(
+    {
+      'name': 'vivit',
+      **{n: SQUARE[n] for n in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads')},
+      'patches': {'size': (4, 4, 2)},
+      'temporal_encoding_config': {
+        'method': '3d_conv',
+        'kernel_init_method': 'central_frame_initializer',
+      },
+      'attention_config': {'type': 'spacetime'},
+      'classifier': 'token',
+      'num_classes': 3,
+      'image_size': (8, 8),
+      'num_frames': 4,
+    }
+  )
+  with pytest.raises(UsageError, match=f"^a.npz: its layers aren't plain ones: {field} is"):
+    fit(SQUARE.replace(**options), video)
