@@ -91,6 +91,41 @@ def test_attention_maps_are_the_class_tokens_or_the_probes():
   assert make('gap')[0].attention_maps(intermediates, (4, 6)) is None
 
 
+@pytest.mark.parametrize('options', [{}, {'block': 'parallel'}])
+def test_registers_are_left_out_of_maps_and_heads_side_by_side_are_all_there(options):
+  model, variables = make(class_token=True, num_registers=2, **options)
+  _, captured = attention.capture(model, variables, IMAGES)
+  heads, tokens = 2 * (1 + bool(options)), 3 + 6
+  assert captured.layers.shape == (2, 2, heads, tokens, tokens)
+  np.testing.assert_allclose(captured.layers.sum(-1), 1, atol=1e-5)
+  _, state = model.apply(variables, IMAGES, mutable=['intermediates'])
+  intermediates = jax.tree.map(lambda x: x[0], state['intermediates'], is_leaf=_is_sown)
+  maps = model.attention_maps(intermediates, (4, 6)).maps
+  expected = np.asarray(captured.layers)[1, :, :, 0, 3:].reshape(2, heads, 2, 3)
+  np.testing.assert_allclose(maps, expected, atol=1e-6)
+  assert model.layout((4, 6)).num_prefix == 3
+
+
+def _is_sown(value):
+  return isinstance(value, tuple)
+
+
+def test_maps_of_a_probe_are_of_the_patches_among_what_it_reads():
+  model, variables = make('map', num_registers=1, pool_prefix=True)
+  _, captured = attention.capture(model, variables, IMAGES)
+  assert captured.probe.shape == (2, 2, 1, 6)
+  assert (captured.probe.sum(-1) < 0.99).all()
+
+
+@pytest.mark.parametrize(
+  'options', [{'classifier': 'gap', 'window_size': 2}, {'differential': True}]
+)
+def test_weights_that_do_not_say_what_tokens_draw_are_not_shown(options):
+  model = make(**options)[0]
+  assert (model.attention({}), model.attention_maps({}, (4, 6))) == (None, None)
+  assert model.num_attention_layers == 0
+
+
 def test_identity_rolls_out_to_identity():
   np.testing.assert_allclose(attention.rollout(as_heads(*[np.eye(5)] * 3))[0], np.eye(5))
 

@@ -732,10 +732,15 @@ class ViT(Backbone, kw_only=True):
 
   @property
   def num_attention_layers(self) -> int:
-    return self.num_layers if self.classifier == 'token' and not self.learns_tokens else 0
+    return self.num_layers if self.classifier == 'token' and self.attends_plainly else 0
+
+  @property
+  def attends_plainly(self) -> bool:
+    """Whether each layer's weights say what the tokens of all patches, and they alone, draw."""
+    return not self.learns_tokens and self.window_size is None and not self.differential
 
   def attention(self, intermediates: Mapping[str, Any]) -> Attention | None:
-    if self.learns_tokens or self.window_size is not None:
+    if not self.attends_plainly:
       return None
     blocks = intermediates['Transformer']
     found = [_weights(blocks[f'encoderblock_{i}']) for i in range(self.num_layers)]
@@ -751,7 +756,7 @@ class ViT(Backbone, kw_only=True):
     self, intermediates: Mapping[str, Any], image_size: tuple[int, int], layer: int | None = None
   ) -> AttentionMaps | None:
     """What the class token pays to each patch in a layer, or the MAP head's probe."""
-    if self.classifier not in ('token', 'map') or self.learns_tokens:
+    if self.learns_tokens or not (self.classifier == 'map' or self.num_attention_layers):
       return None
     last = self.num_layers - 1
     layer = last if layer is None else layer
