@@ -41,6 +41,11 @@ def random_params(model, images=IMAGES):
   return jax.tree.map(lambda a: (0.4 * rng.normal(size=a.shape)).astype(np.float32), shapes)
 
 
+def logits(model, params, images):
+  quick = {'xla_backend_optimization_level': 0}  # to compile, which is all the time that it takes
+  return np.asarray(jax.jit(model.apply, compiler_options=quick)({'params': params}, images))
+
+
 def dense(x, p):
   return torch.tensordot(x, p['kernel'], 1) + p.get('bias', 0)
 
@@ -231,7 +236,7 @@ def forward(p, images, model):
 def check(model, images=IMAGES, atol=5e-5):
   """Compares logits; returns the parameters' names, and their shapes."""
   params = random_params(model, images)
-  found = np.asarray(model.apply({'params': params}, images))
+  found = logits(model, params, images)
   p = jax.tree.map(torch.tensor, params)
   expected = forward(p, torch.tensor(images), model).numpy()
   assert np.std(expected) > 0.01
@@ -374,21 +379,21 @@ def test_images_that_patches_do_not_divide(drop):
       continue
     params = random_params(model, images)
     assert params['Transformer']['posembed_input']['pos_embedding'].shape == (1, 2 * 4, 8)
-    found = model.apply({'params': params}, images)
-    np.testing.assert_array_equal(found, model.apply({'params': params}, images[:, :8, :16]))
+    found = logits(model, params, images)
+    np.testing.assert_array_equal(found, logits(model, params, images[:, :8, :16]))
 
 
 def test_a_position_table_is_interpolated_to_the_grid_of_each_image():
   options = {'position_table': {'grid': (2, 2)}, 'position_tokens': 'patches', 'num_layers': 1}
   model = ViT(**FIELDS | options, classifier='token', num_registers=1)
   params = random_params(model)
-  found = model.apply({'params': params}, IMAGES)
+  found = logits(model, params, IMAGES)
   table = params['Transformer']['posembed_input']['pos_embedding']
   grid = torch.tensor(table).reshape(1, 2, 2, 8).permute(0, 3, 1, 2)
   grid = F.interpolate(grid, GRID, mode='bicubic', antialias=True).flatten(2).transpose(1, 2)
   params['Transformer']['posembed_input']['pos_embedding'] = grid.numpy()
   plain = model.clone(position_table=None)
-  np.testing.assert_allclose(found, plain.apply({'params': params}, IMAGES), atol=2e-5)
+  np.testing.assert_allclose(found, logits(plain, params, IMAGES), atol=2e-5)
   positions = model.positions(
     {'Transformer': {'posembed_input': {'pos_embedding': table}}}, (8, 12)
   )
@@ -422,9 +427,9 @@ EVERYTHING = {
 def test_layers_compute_the_same_scanned_and_recomputed(options):
   model = ViT(**FIELDS | options)
   params = random_params(model)
-  expected = model.apply({'params': params}, IMAGES)
+  expected = logits(model, params, IMAGES)
   for how in ('scan', 'remat'):
-    found = model.clone(**{how: True}).apply({'params': params}, IMAGES)
+    found = logits(model.clone(**{how: True}), params, IMAGES)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
