@@ -510,3 +510,18 @@ def test_tokens_without_their_places_are_refused(options):
   model = ViT(**FIELDS | options)
   with pytest.raises(FieldError, match=f'^{next(iter(options))}: set, but tokens are left out'):
     model.init(jax.random.key(0), IMAGES, select_tokens=lambda tokens: tokens[:, :2])
+
+
+def test_tokens_are_learned_of_the_patches_alone():
+  options = EVERYTHING | {'rotary': None, 'relative_positions': None}
+  tokenizer = {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 1}
+  model = ViT(**FIELDS | options, tokenizer=tokenizer)
+  params = random_params(model)
+
+  def tokens(params):
+    found = model.apply({'params': params}, IMAGES, method='features', mutable=['intermediates'])
+    return found[0], found[1]['intermediates']['Transformer']['TokenLearnerModuleV11_0']
+
+  found, learner = jax.eval_shape(tokens, params)
+  assert (found.tokens.shape, found.num_prefix, found.num_registers) == ((2, 3 + 2, 8), 3, 2)
+  assert learner['token_maps'][0].shape == (2, 2, 6)

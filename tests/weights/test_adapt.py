@@ -538,3 +538,29 @@ def test_weights_of_other_layers_are_refused(options):
   )
   with pytest.raises(UsageError, match=f"^a.npz: its layers aren't plain ones: {field} is"):
     fit(SQUARE.replace(**options), video)
+
+
+def test_a_distilled_model_may_lose_its_second_token():
+  config = SQUARE.replace(distillation=True, num_layers=1)
+  variables = random_variables(config)
+  flat, notes = fit(config, config.replace(distillation=False), variables, head='auto')
+  assert {'dist: left out', 'position of the distillation token: left out'} < {*notes}
+  assert any(note.startswith('output_projection_dist') for note in notes)
+  stored = rules.flatten(variables)
+  np.testing.assert_array_equal(flat[POSITIONS], np.delete(stored[POSITIONS], 1, axis=1))
+  assert flat.keys() == {n for n in stored if n != 'dist' and '_dist/' not in n}
+
+
+@pytest.mark.parametrize(
+  ('classifier', 'kept'),
+  [
+    (None, {'classifier': 'map', 'map_num_heads': 4, 'map_mlp_dim': 6, 'pool_prefix': True}),
+    ('gap', {'map_num_heads': None, 'map_mlp_dim': None, 'pool_prefix': True}),
+    ('token', {'map_num_heads': None, 'map_mlp_dim': None, 'pool_prefix': None}),
+  ],
+)
+def test_options_of_a_head_are_taken_with_the_head(classifier, kept):
+  theirs = {'map_num_heads': 4, 'map_mlp_dim': 6, 'pool_prefix': True, 'classifier': 'map'}
+  fields = models.default_config('vit', all_open=True).to_dict() | {'classifier': classifier}
+  completed = models.backbone('vit').complete(fields, SQUARE.to_dict() | theirs)
+  assert completed.items() >= kept.items()

@@ -285,13 +285,11 @@ class ViT(Backbone, kw_only=True):
     'window_size',
     'global_layers',
     'neck',
-    'drop_remainder',
     'position_table',
     'patch_bias',
     'patch_norm',
     'pre_norm',
     'num_registers',
-    'distillation',
   )
   # ViT-Ti/16 without dropout; scenic's attributes have its defaults.
   CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
@@ -332,6 +330,8 @@ class ViT(Backbone, kw_only=True):
     'final_norm',
     'map_num_heads',
     'map_mlp_dim',
+    'distillation',
+    'drop_remainder',
     *_PARTS,
   )
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (
@@ -582,6 +582,15 @@ class ViT(Backbone, kw_only=True):
     sizes = (completed['patches']['size'], (theirs.get('patches') or {}).get('size'))
     if None not in sizes and layers.as_pair(sizes[0]) != layers.as_pair(sizes[1]):
       completed['stride'] = fields['stride']  # theirs would mean another overlap of these patches
+    is_map, is_token = (completed['classifier'] == kind for kind in ('map', 'token'))
+    for field, means_something in (
+      ('map_num_heads', is_map),
+      ('map_mlp_dim', is_map),
+      ('pool_prefix', not is_token),
+      ('distillation', is_token),
+    ):
+      if not means_something:
+        completed[field] = fields[field]
     return completed
 
   def fit(self, arrays, shapes, old, new, path) -> Fitted:
@@ -693,6 +702,7 @@ class ViT(Backbone, kw_only=True):
     differing = []
     if old.classifier != self.classifier or old.class_token != self.class_token:
       differing += on_one_side('cls', 'MAPHead_0')
+    differing += on_one_side('dist')
     if on_one_side('fc_norm'):
       differing += on_one_side('fc_norm', 'Transformer/encoder_norm')
     if parts(theirs, 'pre_logits') != parts(ours, 'pre_logits'):
