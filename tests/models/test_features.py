@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vit_jax import models
+from vit_jax.errors import FieldError
 from vit_jax.models import features
 
 
@@ -32,6 +33,20 @@ def test_what_is_read_of_tokens(classifier):
   expected = head, tokens[:, 0], mean, first[:, 0], first[:, 1:].mean(axis=1), tokens, first
   for found, right in zip(read, expected, strict=True):
     np.testing.assert_allclose(found, right, atol=1e-6)
+
+
+def test_registers_are_no_class_token():
+  sizes = {'hidden_size': 8, 'mlp_dim': 8, 'num_layers': 1, 'num_heads': 2}
+  fields = {'name': 'vit', 'patches': {'size': (4, 4)}, 'num_registers': 2, **sizes}
+  model = models.build({**fields, 'classifier': 'none', 'dropout_rate': 0.0}, num_classes=0)
+  images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+  variables = model.init(jax.random.key(1), images)
+  tokens = model.apply(variables, images, method='features').tokens
+  assert tokens.shape == (2, 2 + 4, 8)
+  found = features.read_features(model, variables, images, 'head', None)
+  np.testing.assert_allclose(found, tokens[:, 2:].mean(axis=1), atol=1e-6)
+  with pytest.raises(FieldError, match=r"^pooling: 'token', but the model has no class token"):
+    features.read_features(model, variables, images, 'token', None)
 
 
 class Pyramid(models.Backbone, kw_only=True):
