@@ -35,8 +35,8 @@ MISTAKES = {
     r"--config.model.num_layer: no such field; did you mean 'config.model.num_layers'\?",
   ),
   'a field of another model': (
-    [DIGITS, '--config.model.window_size=3'],
-    r'--config.model.window_size: no such field',
+    [DIGITS, '--config.model.mlp_ratio=3'],
+    r'--config.model.mlp_ratio: no such field',
   ),
   'wrong type': (
     [DIGITS, '--config.batch_size=many'],

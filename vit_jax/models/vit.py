@@ -589,7 +589,7 @@ class ViT(Backbone, kw_only=True):
       ('pool_prefix', not is_token),
       ('distillation', is_token),
     ):
-      if not means_something:
+      if completed[field] and not means_something:
         completed[field] = fields[field]
     return completed
 
