@@ -39,6 +39,15 @@ PARTS = {'name': 'part_segmentation', 'hidden_size': 8}
 MODELS = {
   **{f'ViT, {classifier}': VIT | {'classifier': classifier} for classifier in CLASSIFIERS},
   'ViT, overlapping patches': VIT | {'stride': (2, 2)},
+  'ViT, gated, registers, rotary': VIT
+  | {'norm': 'rmsnorm', 'layer_scale': 0.1, 'qk_norm': True, 'mlp': 'glu', 'activation': 'silu'}
+  | {'num_registers': 2, 'rotary': {'type': 'axial'}, 'num_kv_heads': 1},
+  'ViT, mixed rotary': VIT | {'rotary': {'type': 'mixed'}, 'position_tokens': 'patches'},
+  'ViT, relative positions': VIT | {'relative_positions': {'type': 'bias'}, 'qkv_bias': 'qv'},
+  'ViT, differential': VIT | {'differential': True, 'block': 'parallel'},
+  'ViT, windows': VIT
+  | {'relative_positions': {'type': 'decomposed'}, 'window_size': 3, 'global_layers': (1,)}
+  | {'classifier': 'gap', 'neck': 4, 'block': 'parallel_scaling'},
   'TokenLearner': VIT | {'name': 'token_learner', 'tokenizer': TOKENS},
   'TokenLearner, fused': VIT
   | {'name': 'token_learner', 'tokenizer': TOKENS | {'use_tokenfuse': True, 'use_v11': False}}
