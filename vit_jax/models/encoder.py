@@ -80,6 +80,7 @@ class Encoder(nn.Module):
     train: bool = False,
     select_tokens: Callable[[jax.Array], jax.Array] | None = None,
     outputs: list[jax.Array] | None = None,
+    patches: layers.Patches | None = None,
   ) -> jax.Array:
     """Encodes tokens.
 
@@ -89,14 +90,15 @@ class Encoder(nn.Module):
       select_tokens: applied to the tokens once they have their positions, [B, N, D] to [B, M, D]:
         for models that drop or replace some (arXiv 2111.06377).
       outputs: a list that takes the tokens after each block.
+      patches: that the tokens are of, where images have several sizes.
     """
-    x = self.add_positions(inputs)
+    x = self.add_positions(inputs, patches)
     if select_tokens is not None:
       x = select_tokens(x)  # [B, M, D]
     x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
     if self.pre_norm:
       x = self.norm_layer(name='pre_norm')(x)
-    tokenizer, shared = self.make_tokenizer(), self.shared_inputs(x, train)
+    tokenizer, shared = self.make_tokenizer(), self.shared_inputs(x, train, patches)
     if self.scan and tokenizer is None and outputs is None and self.blocks_are_plain():
       return self.norm(self.scan_blocks(x, not train, shared))
     for layer in range(self.num_layers):
@@ -121,9 +123,14 @@ class Encoder(nn.Module):
     )
 
   @nn.nowrap
-  def shared_inputs(self, x: jax.Array, train: bool) -> Callable[[int | jax.Array], dict[str, Any]]:
+  def shared_inputs(
+    self, x: jax.Array, train: bool, patches: layers.Patches | None = None
+  ) -> Callable[[int | jax.Array], dict[str, Any]]:
     """Returns a function of the layer: what its block's call takes besides tokens [B, N, D]."""
-    options, bias, rotation = self.options, None, None
+    options, bias, rotation, mask = self.options, None, None, None
+    if patches is not None:
+      seen = jnp.pad(patches.valid, ((0, 0), (self.prefix, 0)), constant_values=True)
+      mask = seen[:, None, None]  # [B, 1, 1, N]
     heads = {'num_heads': self.num_heads, 'head_dim': x.shape[-1] // self.num_heads}
     relative = options.relative_positions
     if relative is not None and relative['shared']:
@@ -134,8 +141,10 @@ class Encoder(nn.Module):
       rotation = module(self.grid, self.prefix, deterministic=not train)
 
     def inputs(layer):
-      found = {} if bias is None else {'bias': bias}
-      return found if rotation is None else {**found, 'rotation': rotation.of_layer(layer)}
+      found = {'bias': bias, 'mask': mask}
+      if rotation is not None:
+        found['rotation'] = rotation.of_layer(layer)
+      return {name: value for name, value in found.items() if value is not None}
 
     return inputs
 
@@ -233,24 +242,25 @@ class Encoder(nn.Module):
     return int(self.has_cls_token) if self.num_prefix is None else self.num_prefix
 
   @nn.nowrap
-  def add_positions(self, x: jax.Array) -> jax.Array:
+  def add_positions(self, x: jax.Array, patches: layers.Patches | None = None) -> jax.Array:
     """Adds the chosen position embedding to tokens [B, N, D], those that have positions."""
     prefix, placed = self.prefix, self.prefix if self.num_placed is None else self.num_placed
     if placed == prefix:
-      return self.place(x, prefix)
+      return self.place(x, prefix, patches)
     first, others, grid = x[:, :placed], x[:, placed:prefix], x[:, prefix:]
-    x = self.place(jnp.concatenate([first, grid], axis=1), placed)
+    x = self.place(jnp.concatenate([first, grid], axis=1), placed, patches)
     return jnp.concatenate([x[:, :placed], others, x[:, placed:]], axis=1)
 
   @nn.nowrap
-  def place(self, x: jax.Array, prefix: int) -> jax.Array:
+  def place(self, x: jax.Array, prefix: int, patches: layers.Patches | None = None) -> jax.Array:
     """Adds it to each of tokens [B, prefix + N, D]."""
     kind = self.positional_embedding
     check_choice('positional_embedding', kind, POSITIONAL_EMBEDDINGS)
     init = nn.initializers.normal(self.posemb_init_stddev)
     if self.position_table is not None:
       table = layers.PositionTable(self.position_table, x.shape[-1], init, name='posembed_input')
-      return x + table(self.grid).astype(x.dtype)
+      where = (self.grid,) if patches is None else (patches.grids, patches.places)
+      return x + table(*where).astype(x.dtype)
     if kind == 'learned_1d':
       grid = self.grid if self.frames == 1 else None
       return layers.AddPositionEmbs(init, grid, name='posembed_input')(x)

@@ -101,11 +101,14 @@ class MAPHead(nn.Module):
   norm: str = 'layernorm'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`mask`, bool [B, N], is False of tokens that aren't attended to."""
     batch, _, width = x.shape
+    mask = None if mask is None else mask[:, None, None]
     probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, width))
     probe = jnp.tile(probe.astype(self.dtype), [batch, 1, 1])  # [B, 1, D]
-    x = layers.MultiHeadDotProductAttention(num_heads=self.num_heads, dtype=self.dtype)(probe, x)
+    attention = layers.MultiHeadDotProductAttention(num_heads=self.num_heads, dtype=self.dtype)
+    x = attention(probe, x, mask=mask)
     norm = layers.norm_layer(self.norm, self.norm_epsilon, self.dtype)
     y = norm(name='LayerNorm_0')(x)
     y = layers.MlpBlock(
@@ -403,7 +406,7 @@ class ViT(Backbone, kw_only=True):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
+    x: jax.Array | layers.Patches,
     *,
     train: bool = False,
     features: bool = False,
@@ -414,7 +417,7 @@ class ViT(Backbone, kw_only=True):
     """Classifies images.
 
     Args:
-      x: float [B, H, W, C].
+      x: float [B, H, W, C], or patches of images of several sizes, which are in no grid.
       train: turns on dropout and stochastic depth.
       features: return `Features` in place of logits.
       map_patches: as in `Backbone.PATCH_HOOKS`.
@@ -425,7 +428,14 @@ class ViT(Backbone, kw_only=True):
       raise FieldError(field, 'set, but tokens are left out, and their places with them')
     if select_tokens is not None and self.learns_tokens and self.tokenizer.get('use_v11') is False:
       raise FieldError('tokenizer.use_v11', 'False, but version 1 takes all tokens of a grid')
-    x = self.embed(x)  # [B, h, w, D]
+    patches = x if isinstance(x, layers.Patches) else None
+    if patches is None:
+      x = self.embed(x)  # [B, h, w, D]
+    else:
+      batch, count, *pixels = patches.pixels.shape
+      self.check_native(pixels, select_tokens)
+      x = self.embed(patches.pixels.reshape(batch * count, *pixels))  # [B * N, 1, 1, D]
+      x = x.reshape(batch, 1, count, -1)  # [B, 1, N, D]
     if self.patch_norm:
       x = self.norm_layer(name='embedding_norm')(x)
     if map_patches is not None:
@@ -457,14 +467,18 @@ class ViT(Backbone, kw_only=True):
       pre_norm=self.pre_norm,
       options=self.block_options,
       name='Transformer',
-    )(x, train=train, select_tokens=select_tokens, outputs=outputs)  # [B, P + N, D]
+    )(
+      x, train=train, select_tokens=select_tokens, outputs=outputs, patches=patches
+    )  # [B, P + N, D]
     if self.neck is not None:
       maps = layers.Neck(self.neck, self.dtype, name='neck')(tokens.reshape(batch, *grid, width))
       tokens = maps.reshape(batch, -1, self.neck)
-    x = pool(self, tokens)  # [B, D]
+    x = pool(self, tokens, patches)  # [B, D]
     if features:
-      keeps_grid = select_tokens is None and (
-        not self.learns_tokens or self.tokenizer.get('use_tokenfuse')
+      keeps_grid = (
+        select_tokens is None
+        and patches is None
+        and (not self.learns_tokens or self.tokenizer.get('use_tokenfuse'))
       )
       return Features(
         pooled=None if self.classifier == 'none' else x,
@@ -477,6 +491,35 @@ class ViT(Backbone, kw_only=True):
       heads = ('output_projection', 'output_projection_dist')
       return sum(classify(self, tokens[:, i], name) for i, name in enumerate(heads)) / 2
     return classify(self, x)  # [B, num_classes]
+
+  @nn.nowrap
+  def check_native(
+    self, pixels: Sequence[int], select_tokens: Callable[[jax.Array], jax.Array] | None
+  ) -> None:
+    """Raises FieldError where patches of images of several sizes don't go through.
+
+    Args:
+      pixels: their (height, width, channels).
+      select_tokens: as of the call.
+    """
+    several = 'but patches of images of several sizes are given'
+    if type(self).embed is not ViT.embed:
+      raise UsageError(f'{type(self).__name__} takes whole images, {several}')
+    if self.position_table is None and self.positional_embedding != 'none':
+      raise FieldError('position_table', f'not set, {several}')
+    fields = (self.block_options.of_places, 'neck', 'tokenizer' if self.learns_tokens else None)
+    for field in fields:
+      if field is not None and getattr(self, field) is not None:
+        raise FieldError(field, f'set, {several}')
+    if self.patch_stride != self.patch_size:
+      raise FieldError('stride', f'{self.stride}, {several}')
+    if tuple(pixels[:2]) != self.patch_size:
+      given = _text(pixels[:2])
+      raise FieldError(
+        'patches.size', f'{_text(self.patch_size)}, but patches of {given} are given'
+      )
+    if select_tokens is not None:
+      raise UsageError('of images of several sizes no tokens are left out')
 
   @nn.nowrap
   def add_prefix(self, x: jax.Array) -> jax.Array:
@@ -836,8 +879,21 @@ def learned_maps(encoder: Mapping[str, Any]) -> list[np.ndarray]:
   return [np.asarray(encoder[found[i]]['token_maps']) for i in sorted(found)]
 
 
-def pool(model: ViT, tokens: jax.Array) -> jax.Array:
-  """Reduces tokens [B, N, D] to what the model's head reads: [B, D], or all of them for 'none'."""
+def pool(model: ViT, tokens: jax.Array, patches: layers.Patches | None = None) -> jax.Array:
+  """Reduces tokens to what the model's head reads.
+
+  Args:
+    model: whose tokens they are.
+    tokens: [B, N, D].
+    patches: that they are of, where images have several sizes.
+
+  Returns:
+    [B, D], or all tokens for the classifier 'none'.
+  """
+  mask = None
+  if patches is not None:
+    count = model.num_prefix if model.pool_prefix else 0
+    mask = jnp.pad(patches.valid, ((0, 0), (count, 0)), constant_values=True)
   if model.classifier == 'token':
     x = tokens[:, :2].mean(axis=1) if model.distillation else tokens[:, 0]
   else:
@@ -850,9 +906,12 @@ def pool(model: ViT, tokens: jax.Array) -> jax.Array:
       norm_epsilon=model.norm_epsilon,
       activation=model.activation,
       norm=model.norm,
-    )(x)
+    )(x, mask)
   elif model.classifier in _POOLING:
-    x = _POOLING[model.classifier](x, axis=1)
+    some = {} if mask is None else {'where': mask[..., None]}
+    if some and model.classifier == 'gmp':
+      some['initial'] = -jnp.inf
+    x = _POOLING[model.classifier](x, axis=1, **some)
   if model.fc_norm:
     x = model.norm_layer(name='fc_norm')(x)
   if model.representation_size is not None:

@@ -7,6 +7,7 @@ from vit_jax.models.layers.differential import DifferentialAttention
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.layer_scale import LayerScale
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
+from vit_jax.models.layers.native import Patches, patchify
 from vit_jax.models.layers.neck import Neck
 from vit_jax.models.layers.norms import NORMS, norm_layer
 from vit_jax.models.layers.patches import (
@@ -72,6 +73,7 @@ __all__ = [
   'MultiHeadDotProductAttention',
   'Neck',
   'PatchEmbedding',
+  'Patches',
   'PositionTable',
   'RelativePositions',
   'RotaryEmbedding',
@@ -93,6 +95,7 @@ __all__ = [
   'make_tokenizer',
   'norm_layer',
   'patch_grid',
+  'patchify',
   'relative_coordinates',
   'relative_position_index',
   'remat_policy',
