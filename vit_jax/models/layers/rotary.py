@@ -112,8 +112,8 @@ class Rotation:
   """Turns queries and keys; made by `RotaryEmbedding`.
 
   Attributes:
-    sin: float32 [tokens, 1, d], minus the sine at the first channel of each pair; of 'mixed'
-      [layers, tokens, heads, d]. Tokens before the patches have sine 0 and cosine 1.
+    sin: float32 [tokens, 1, d / 2], of the angle of each pair; of 'mixed' [layers, tokens, heads,
+      d / 2]. Tokens before the patches have sine 0 and cosine 1.
     cos: float32, likewise.
     rotate_half: which channels are pairs, as in `resolve_rotary`.
   """
@@ -131,8 +131,12 @@ class Rotation:
   def __call__(self, x: jax.Array) -> jax.Array:
     """Turns [B, tokens, heads, d], in float32, and returns it in its own dtype."""
     pairs, axis = ((2, -1), -2) if self.rotate_half else ((-1, 2), -1)
-    swapped = jnp.flip(x.reshape(*x.shape[:-1], *pairs), axis).reshape(x.shape)
-    return (x * self.cos + swapped * self.sin).astype(x.dtype)
+    first, second = jnp.moveaxis(x.reshape(*x.shape[:-1], *pairs), axis, 0)  # [B, N, heads, d / 2]
+    turned = (
+      first * self.cos - second * self.sin,
+      second * self.cos + first * self.sin,
+    )
+    return jnp.stack(turned, axis).reshape(x.shape).astype(x.dtype)
 
 
 class RotaryEmbedding(nn.Module):
@@ -190,13 +194,7 @@ class RotaryEmbedding(nn.Module):
     before = [(0, 0)] * sin.ndim
     before[-3] = (num_prefix, 0)
     sin, cos = xp.pad(sin, before), xp.pad(cos, before, constant_values=1)
-    pair = -2 if options['rotate_half'] else -1
-    shape = (*sin.shape[:-1], self.head_dim)
-    return Rotation(
-      sin=xp.stack([-sin, sin], pair).reshape(shape),
-      cos=xp.stack([cos, cos], pair).reshape(shape),
-      rotate_half=options['rotate_half'],
-    )
+    return Rotation(sin, cos, options['rotate_half'])
 
 
 def tables(
