@@ -89,6 +89,7 @@ SWEEPS = (
   'explain/test_main.py::test_a_model_that_localizes_is_explained',
   'exporting/test_onnx.py::test_every_model_is_exported',
   'exporting/test_onnx.py::test_what_the_converter',
+  'models/test_naflex.py',
   'models/test_swin.py::test_any_image_goes_through_and_has_gradients',
   'test_benchmark.py::test_a_model_without_logits_has_no_twin',
   'test_benchmark.py::test_the_time_to_the_first_step',
