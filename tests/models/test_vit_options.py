@@ -1,10 +1,12 @@
 """What ViT's layers, and what stands before and after them, may be made of, against PyTorch."""
 
+import functools
 import itertools
 import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -525,3 +527,21 @@ def test_tokens_are_learned_of_the_patches_alone():
   found, learner = jax.eval_shape(tokens, params)
   assert (found.tokens.shape, found.num_prefix, found.num_registers) == ((2, 3 + 2, 8), 3, 2)
   assert learner['token_maps'][0].shape == (2, 2, 6)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    EVERYTHING,
+    {'differential': True, 'block': 'parallel', 'patch_norm': True},
+    {'window_size': 2, 'relative_positions': {'type': 'decomposed'}, 'neck': 4},
+  ],
+  ids=['everything', 'differential', 'windows'],
+)
+def test_tokens_have_the_dtype_of_the_computation(options):
+  model = ViT(**FIELDS | options, dtype=jnp.bfloat16)
+  variables = {'params': random_params(model)}
+  found = jax.eval_shape(
+    functools.partial(model.apply, layers=(0, 1), method='features'), variables, IMAGES
+  )
+  assert {x.dtype for x in (found.pooled, found.tokens, *found.layers)} == {jnp.dtype('bfloat16')}

@@ -396,6 +396,24 @@ def test_models_without_a_place_are_refused(tmp_path, config, message):
   weights.save(random_variables(SQUARE), same, tmp_path / 'm.npz', format='augreg')
 
 
+@pytest.mark.parametrize('format', ['augreg', 'scenic'])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'block': 'post'},
+    {'layer_scale': 0.1},
+    {'rotary': {'type': 'axial'}},
+    {'distillation': True},
+    {'classifier': 'gap', 'pool_prefix': True},
+    {'position_tokens': 'patches'},
+  ],
+)
+def test_what_a_plain_vit_lacks_is_refused(tmp_path, changes, format):
+  config, field = SQUARE.replace(num_layers=1, **changes), list(changes)[-1]
+  with pytest.raises(UsageError, match=f'm: {field} .* has no place in a plain ViT$'):
+    weights.save({'params': {}}, config, tmp_path / 'm', format=format)
+
+
 def test_fields_of_training_are_not_kept(tmp_path):
   config = SQUARE.replace(dropout_rate=0.5, remat=True)
   weights.save(random_variables(SQUARE), config, tmp_path / 'm.msgpack', format='scenic')

@@ -717,12 +717,20 @@ class ViT(Backbone, kw_only=True):
     return np.concatenate([cells, others, missing])
 
   @nn.nowrap
-  def check_plain(self, path: object) -> None:
-    """Raises UsageError for layers that aren't as scenic's, which others take their weights for."""
+  def check_plain(self, path: object, head: bool = True) -> None:
+    """Raises UsageError for options of a kind that scenic's ViT doesn't have.
+
+    Args:
+      path: of the weights, for the message.
+      head: whether it matters what is read of the tokens, and how.
+    """
+    fields = ['layer_scale', 'position_tokens', 'final_norm', 'distillation', *self._PARTS]
+    if head:
+      fields += ['pool_prefix', 'map_num_heads', 'map_mlp_dim', 'drop_remainder']
     defaults = {field.name: field.default for field in dataclasses.fields(self)}
-    for field in ('layer_scale', 'position_tokens', *self._PARTS):
+    for field in fields:
       if (value := getattr(self, field)) != defaults[field]:
-        raise UsageError(f"{path}: its layers aren't plain ones: {field} is {value!r}")
+        raise UsageError(f'{path}: {field} {value!r} has no place in a plain ViT')
 
   @nn.nowrap
   def differing_modules(

@@ -545,7 +545,7 @@ class VideoTransformer(Backbone, kw_only=True):
     self.check_source(source)
     of_images = isinstance(source, vit.ViT)
     if of_images:
-      source.check_plain(path)
+      source.check_plain(path, head=False)
     if of_images and source.patch_stride != source.patch_size:
       raise UsageError(f'{path}: overlapping patches (stride {source.stride}) make no tubelets')
     arrays = self.rename(dict(arrays), source, notes)

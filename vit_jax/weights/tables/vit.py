@@ -93,6 +93,10 @@ class _FlaxViT(_ViT):
       config['image_size'] = _square_image(count, patch, source.path)
     return config
 
+  def check_place(self, config: ModelConfig, path: object) -> None:
+    super().check_place(config, path)
+    config.backbone.check_plain(path)
+
   def names(self, names: Collection[str]) -> tuple[str, str, str]:
     """Returns what the attention and the MLP of a block, and the head, are called in a file."""
     del names
