@@ -4,6 +4,8 @@ Capture: `model.apply(variables, x, mutable=['intermediates'])` also returns the
 of layer i, a tuple of one float32 [batch, heads, queries, keys], at
 `Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/attention_weights`, and those of the
 MAP head, [batch, heads, 1, keys], at `MAPHead_0/MultiHeadDotProductAttention_0/attention_weights`.
+Of a second attention side by side the name ends with 1, a differential one is
+`DifferentialAttention_0` and has two maps for each head, and within windows the batch is of those.
 With a tokenizer there are the maps that weigh the tokens, float32 [batch, num_tokens, h * w], at
 `Transformer/TokenLearnerModuleV11_{i}/token_maps` (`TokenLearnerModule_{i}` for version 1), and
 those by which the fuser returns them, at `Transformer/TokenFuser_{i}/token_maps`; i counts the
