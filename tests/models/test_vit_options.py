@@ -507,7 +507,9 @@ def test_mistakes_name_their_field(options, message):
     ViT(**FIELDS | options)
 
 
-@pytest.mark.parametrize('options', [{'rotary': {'type': 'axial'}}, {'window_size': 2}])
+@pytest.mark.parametrize(
+  'options', [{'rotary': {'type': 'axial'}}, {'window_size': 2}, {'neck': 4}]
+)
 def test_tokens_without_their_places_are_refused(options):
   model = ViT(**FIELDS | options)
   with pytest.raises(FieldError, match=f'^{next(iter(options))}: set, but tokens are left out'):

@@ -426,8 +426,9 @@ class ViT(Backbone, kw_only=True):
       select_tokens: as for `Encoder`; with another number of tokens they have no grid.
       outputs: as for `Encoder`.
     """
-    if select_tokens is not None and (field := self.block_options.of_places):
-      raise FieldError(field, 'set, but tokens are left out, and their places with them')
+    of_places = self.block_options.of_places or ('neck' if self.neck is not None else None)
+    if select_tokens is not None and of_places:
+      raise FieldError(of_places, 'set, but tokens are left out, and their places with them')
     if select_tokens is not None and self.learns_tokens and self.tokenizer.get('use_v11') is False:
       raise FieldError('tokenizer.use_v11', 'False, but version 1 takes all tokens of a grid')
     patches = x if isinstance(x, layers.Patches) else None
