@@ -28,7 +28,14 @@ MODULES = (
   'naflexvit',
 )
 # Of an entry point's arguments, what isn't the constructor's.
-_BUILDING = ('pretrained_filter_fn', 'pretrained_strict', 'feature_cfg', 'kwargs_filter')
+_BUILDING = (
+  'pretrained_cfg',
+  'pretrained_cfg_overlay',
+  'pretrained_filter_fn',
+  'pretrained_strict',
+  'feature_cfg',
+  'kwargs_filter',
+)
 # Of the metadata of published weights, what bears on numbers.
 _METADATA = (
   'input_size',
@@ -87,7 +94,7 @@ def _constructor(module: Any, name: str) -> tuple[type, Mapping[str, Any]]:
     with mock.patch.object(vision, 'build_model_with_cfg', build):  # for deit's
       getattr(module, name)()
   ((cls, kwargs),) = calls
-  kwargs = {n: v for n, v in kwargs.items() if n not in _BUILDING and not n.startswith('pretrained')}
+  kwargs = {name: value for name, value in kwargs.items() if name not in _BUILDING}
   cfg = kwargs.pop('cfg', None)  # of NaFlexVit, whose other arguments stand before it
   return cls, {**(dataclasses.asdict(cfg) if cfg else {}), **kwargs}
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from vit_jax.models import ModelConfig
 from vit_jax.weights import files
 from vit_jax.weights.table import Source
-from vit_jax.weights.tables.vit import TimmViT
+from vit_jax.weights.tables.timm_vit import TimmViT
 
 _HEAD = re.compile(r'head\.(mlp\.\d+\.\w+|last_layer\.weight_[gv])')
 # Of main_dino.py and eval_linear.py, whatever their arguments.

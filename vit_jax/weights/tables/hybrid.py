@@ -12,7 +12,8 @@ from vit_jax.weights.formats import timm
 from vit_jax.weights.rules import CONV, FLAX_DENSE, FLAX_NORM, NORM, Module
 from vit_jax.weights.table import Source
 from vit_jax.weights.tables.bit import count_units
-from vit_jax.weights.tables.vit import AugregViT, ScenicViT, TimmViT
+from vit_jax.weights.tables.timm_vit import TimmViT
+from vit_jax.weights.tables.vit import AugregViT, ScenicViT
 
 
 class _Hybrid:

@@ -17,7 +17,8 @@ from vit_jax.weights import files
 from vit_jax.weights.formats import huggingface
 from vit_jax.weights.rules import DENSE, Module, tensor
 from vit_jax.weights.table import Source, Table, length_of, shape_of
-from vit_jax.weights.tables.vit import HuggingFaceViT, TimmViT, with_zero_biases
+from vit_jax.weights.tables.timm_vit import TimmViT
+from vit_jax.weights.tables.vit import HuggingFaceViT, with_zero_biases
 
 _ENCODER, _DECODER = 'Transformer/', 'decoder/encoder/'
 _POSITIONS = 'posembed_input/pos_embedding'

@@ -1,4 +1,4 @@
-"""The Vision Transformer in Google's .npz files, scenic, Hugging Face's transformers and timm."""
+"""The Vision Transformer in Google's .npz files, scenic and Hugging Face's transformers."""
 
 import math
 import re
@@ -10,9 +10,8 @@ import numpy as np
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.models.backbone import Shape
-from vit_jax.models.sizes import SIZES
 from vit_jax.weights import files
-from vit_jax.weights.formats import huggingface, timm
+from vit_jax.weights.formats import huggingface
 from vit_jax.weights.rules import (
   CONV,
   DENSE,
@@ -33,7 +32,7 @@ _POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _QKV = ('query', 'key', 'value')
 
 
-class _ViT(Table):
+class AnyViT(Table):
   """What the tables of all formats share."""
 
   models = ('vit',)
@@ -53,7 +52,7 @@ class _ViT(Table):
         raise UsageError(f'{path}: {field} {value!r} is not one of {names} of {self.title}')
 
 
-class _FlaxViT(_ViT):
+class _FlaxViT(AnyViT):
   """A ViT by the names of Flax modules; its tensors are laid out as here."""
 
   separator = '/'
@@ -72,7 +71,7 @@ class _FlaxViT(_ViT):
       'name': 'vit',
       'hidden_size': hidden_size,
       'mlp_dim': mlp_dim,
-      'num_layers': _count(tensors, _BLOCK_NUMBER),
+      'num_layers': count_blocks(tensors, _BLOCK_NUMBER),
       'num_heads': heads,
       'patches': {'size': tuple(patch)},
       'representation_size': length_of(tensors, 'pre_logits/bias', source.path, self.title),
@@ -81,7 +80,7 @@ class _FlaxViT(_ViT):
       'num_classes': length_of(tensors, f'{head}/bias', source.path, self.title) or 0,
       'channels': channels,
       **entries,
-      **_describe_pooling(
+      **describe_pooling(
         entries,
         probe='MAPHead_0/probe' in tensors,
         class_token='cls' in tensors,
@@ -90,7 +89,7 @@ class _FlaxViT(_ViT):
     }
     if config.get('image_size') is None and _POSITIONS in tensors:
       count = self._shape(tensors, _POSITIONS, 3, source)[1] - ('cls' in tensors)
-      config['image_size'] = _square_image(count, patch, source.path)
+      config['image_size'] = square_image(count, patch, source.path)
     return config
 
   def check_place(self, config: ModelConfig, path: object) -> None:
@@ -191,7 +190,7 @@ _NEW_NAMES = (
 )
 
 
-class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
+class HuggingFaceViT(AnyViT, huggingface.HuggingFaceTable):
   """models/vit of transformers: ViTForImageClassification, whose head reads the class token.
 
   And ViTModel, whose pooler, if it has one, is `pre_logits` here.
@@ -251,7 +250,7 @@ class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
       'channels': huggingface.whole(source, 'num_channels', 3),
       'class_names': huggingface.class_names(source, num_classes),
       **entries,
-      **_describe_pooling(entries, probe=False, class_token=True, fc_norm=False),
+      **describe_pooling(entries, probe=False, class_token=True, fc_norm=False),
     }
 
   def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
@@ -312,178 +311,6 @@ class HuggingFaceViT(_ViT, huggingface.HuggingFaceTable):
     }
 
 
-_TIMM_ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_tanh': 'gelu', 'relu': 'relu'}  # its act_layer
-# The architectures whose act_layer is gelu_tanh without their config.json saying it.
-_TIMM_TANH = re.compile(
-  r'vit_((base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip_(gap_)?512)'
-)
-# Its arguments that are read, that tensors tell, or that are of training alone.
-_TIMM_ARGS = re.compile(
-  'act_layer|class_token|depth|dynamic_img_size|embed_dim|fc_norm|global_pool|img_size|in_chans|'
-  'mlp_ratio|no_embed_class|num_classes|num_heads|padding_same|patch_size|qkv_bias|'
-  r'(\w+_)?drop_rate|drop_path_rate|fix_init|weight_init'
-)
-_TIMM_EPSILON = 1e-6  # of all its norms
-_TIMM_POOLINGS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}  # its global_pool
-
-
-class TimmViT(_ViT, timm.TimmTable):
-  """timm's VisionTransformer.
-
-  Its models use exact GELU, but for some of SigLIP, and a LayerNorm epsilon of 1e-6. Nothing in a
-  state dict tells the number of heads: it is that of the named size (`models.sizes`) of the same
-  width, depth and MLP, or has to be given. Position embeddings that leave the class token out
-  (no_embed_class) get a row of zeros for it.
-
-  timm loads what is written into VisionTransformer(global_pool=..., class_token=..., fc_norm=...)
-  with 'token', 'avg', 'max' or 'map' for the classifiers 'token', 'gap', 'gmp' and 'map', and the
-  other two as in the config.
-  """
-
-  title = "timm's VisionTransformer"
-  marks: ClassVar = {
-    'patch_embed.proj.weight': 4,
-    'pos_embed': 3,
-    'blocks.0.norm1.weight': 1,
-    'blocks.0.mlp.fc1.bias': 1,
-  }
-  places: ClassVar = {
-    'classifier': tuple(_TIMM_POOLINGS.values()),
-    'positional_embedding': ('learned_1d',),
-  }
-
-  def read_config(self, source: Source) -> dict[str, Any]:
-    entries = super().read_config(source)
-    config, made_with = source.their_config, timm.model_args(source)
-    if config is None:
-      return entries
-    timm.refuse_args(source, (name for name in made_with if not _TIMM_ARGS.fullmatch(name)))
-    act_layer = 'gelu_tanh' if _TIMM_TANH.match(str(config.get('architecture'))) else 'gelu'
-    act_layer = made_with.get('act_layer', act_layer)
-    entries['activation'] = timm.choice(source, 'act_layer', act_layer, _TIMM_ACTIVATIONS)
-    if pool := made_with.get('global_pool', config.get('global_pool')):
-      entries['classifier'] = timm.choice(source, 'global_pool', pool, _TIMM_POOLINGS)
-    if heads := made_with.get('num_heads'):
-      entries['num_heads'] = heads
-    return entries
-
-  def tidy(
-    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
-  ) -> files.Tensors:
-    _settle_fc_norm(tensors, entries, source.path)
-    if 'cls_token' in tensors:
-      patch = tensors['patch_embed.proj.weight'].shape[2:]
-      positions, image = tensors['pos_embed'], entries.get('image_size')
-      tensors['pos_embed'] = _with_class_position(positions, patch, image)
-    if any(re.fullmatch(r'blocks\.\d+\.attn\.qkv\.bias', name) for name in tensors):
-      return tensors
-    return with_zero_biases(tensors, r'blocks\.\d+\.attn\.qkv\.weight')
-
-  def describe(
-    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
-  ) -> dict[str, Any]:
-    hidden_size, channels, *patch = tensors['patch_embed.proj.weight'].shape
-    num_layers, mlp_dim = _count(tensors, r'blocks\.(\d+)\.'), len(tensors['blocks.0.mlp.fc1.bias'])
-    config = {
-      'name': 'vit',
-      'hidden_size': hidden_size,
-      'mlp_dim': mlp_dim,
-      'num_layers': num_layers,
-      'patches': {'size': tuple(patch)},
-      'norm_epsilon': 1e-6,
-      'activation': 'gelu_exact',
-      'num_classes': length_of(tensors, 'head.bias', source.path, self.title) or 0,
-      'channels': channels,
-      **entries,
-      **_describe_pooling(
-        entries,
-        probe='attn_pool.latent' in tensors,
-        class_token='cls_token' in tensors,
-        fc_norm='fc_norm.weight' in tensors,
-      ),
-    }
-    if config.get('num_heads') is None:
-      config['num_heads'] = _num_heads([hidden_size, num_layers, mlp_dim], source.path)
-    if config.get('image_size') is None:
-      count = tensors['pos_embed'].shape[1] - ('cls_token' in tensors)
-      config['image_size'] = _square_image(count, patch, source.path)
-    return config
-
-  def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
-    pool = f'MAPHead_0/{_ATTENTION}'
-    yield tensor('cls', 'cls_token')
-    yield tensor(_POSITIONS, 'pos_embed')
-    yield Module('embedding', 'patch_embed.proj', CONV)
-    for layer in range(config.backbone.num_layers):
-      ours, theirs = _BLOCK.format(layer), f'blocks.{layer}'
-      qkv = tuple(f'{ours}/{_ATTENTION}/{part}' for part in _QKV)
-      yield Module(f'{ours}/LayerNorm_0', f'{theirs}.norm1', NORM)
-      yield Module(qkv, f'{theirs}.attn.qkv', TO_HEADS)
-      yield Module(f'{ours}/{_ATTENTION}/out', f'{theirs}.attn.proj', FROM_HEADS)
-      yield Module(f'{ours}/LayerNorm_1', f'{theirs}.norm2', NORM)
-      yield Module(f'{ours}/MlpBlock_0/Dense_0', f'{theirs}.mlp.fc1', DENSE)
-      yield Module(f'{ours}/MlpBlock_0/Dense_1', f'{theirs}.mlp.fc2', DENSE)
-    yield Module('Transformer/encoder_norm', 'norm', NORM)
-    yield Module('fc_norm', 'fc_norm', NORM)
-    yield tensor('MAPHead_0/probe', 'attn_pool.latent')
-    yield Module(f'{pool}/query', 'attn_pool.q', TO_HEADS)
-    yield Module((f'{pool}/key', f'{pool}/value'), 'attn_pool.kv', TO_HEADS)
-    yield Module(f'{pool}/out', 'attn_pool.proj', FROM_HEADS)
-    yield Module('MAPHead_0/LayerNorm_0', 'attn_pool.norm', NORM)
-    yield Module('MAPHead_0/MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1', DENSE)
-    yield Module('MAPHead_0/MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2', DENSE)
-    yield Module('output_projection', 'head', DENSE)
-
-  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
-    self.check_place(config, path)
-    model = config.backbone
-    if config.image_size is None:
-      raise UsageError(f'{path}: image_size is needed there')
-    if model.norm_epsilon != _TIMM_EPSILON:
-      raise UsageError(f'{path}: norm_epsilon {model.norm_epsilon} is not {_TIMM_EPSILON} there')
-    named = {ours: theirs for theirs, ours in (_TIMM_ACTIVATIONS | _TIMM_POOLINGS).items()}
-    return 'vit_base_patch16_224', {
-      'img_size': config.image_size,
-      'patch_size': model.patch_size,
-      'in_chans': config.channels,
-      'num_classes': config.num_classes,
-      'embed_dim': model.hidden_size,
-      'depth': model.num_layers,
-      'num_heads': model.num_heads,
-      'mlp_ratio': model.mlp_dim / model.hidden_size,
-      'act_layer': named[model.activation],
-      'global_pool': named[model.classifier],
-      'class_token': model.has_class_token,
-      'fc_norm': model.fc_norm,
-    }
-
-
-def _settle_fc_norm(tensors: files.Tensors, entries: Mapping[str, Any], path: object) -> None:
-  """Makes `fc_norm` the final norm where the head reads the class token, which is the same."""
-  if not {'fc_norm.weight', 'cls_token'} <= tensors.keys() or 'attn_pool.latent' in tensors:
-    return
-  if entries.get('classifier') is None:
-    raise Unsettled(
-      'classifier',
-      f'{path} has fc_norm beside a class token, and does not say what the head reads; '
-      "timm's global_pool 'avg' is gap, 'max' is gmp, 'token' is token",
-    )
-  if entries['classifier'] == 'token':
-    for name in {'fc_norm.weight', 'fc_norm.bias'} & tensors.keys():
-      tensors[name.removeprefix('fc_')] = tensors.pop(name)
-
-
-def _num_heads(size: list[int], path: object) -> int:
-  for *named, heads in SIZES.values():
-    if named == size:
-      return heads
-  raise Unsettled(
-    'num_heads',
-    f'{path} does not tell how many, and width {{}}, depth {{}}, MLP {{}} is no named size; '
-    'give the number'.format(*size),
-  )
-
-
 def with_zero_biases(tensors: files.Tensors, weight: str) -> files.Tensors:
   """Returns tensors with biases, which models here always have: zeros do nothing.
 
@@ -507,12 +334,12 @@ def _unstack_blocks(tensors: files.Tensors, path: object) -> None:
       tensors[f'{_BLOCK.format(layer)}/{name.removeprefix(stack)}'] = array
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
+def count_blocks(names: Iterable[str], pattern: str) -> int:
   """Returns how many numbers the pattern's group takes among the names."""
   return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
-def _square_image(num_patches: int, patch: Shape, path: object) -> tuple[int, int]:
+def square_image(num_patches: int, patch: Shape, path: object) -> tuple[int, int]:
   """Returns the (height, width) of an image of as many rows as columns of patches."""
   side = math.isqrt(max(num_patches, 0))
   if side**2 != num_patches or not side:
@@ -540,15 +367,15 @@ def _with_class_position(
   if image is not None:
     has_own = count != image[0] // patch[0] * (image[1] // patch[1])
   else:
-    has_own = count > 1 and not (_is_square(count) and not _is_square(count - 1))
+    has_own = count > 1 and not (is_square(count) and not is_square(count - 1))
   return positions if has_own else np.pad(positions, ((0, 0), (1, 0), (0, 0)))
 
 
-def _is_square(number: int) -> bool:
+def is_square(number: int) -> bool:
   return math.isqrt(number) ** 2 == number
 
 
-def _describe_pooling(
+def describe_pooling(
   entries: Mapping[str, Any], *, probe: bool, class_token: bool, fc_norm: bool
 ) -> dict[str, Any]:
   """Returns `classifier`, `class_token` and `fc_norm` of a model that has these parameters or not.
@@ -565,4 +392,4 @@ def _describe_pooling(
   }
 
 
-TABLES = (AugregViT(), ScenicViT(), HuggingFaceViT(), TimmViT())
+TABLES = (AugregViT(), ScenicViT(), HuggingFaceViT())

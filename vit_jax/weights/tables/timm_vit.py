@@ -1,0 +1,285 @@
+"""timm's vision transformers: VisionTransformer and its relatives, all of them `ViT` here.
+
+`weights.architectures` knows what they are made of by their names. Here are the names of their
+tensors.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from vit_jax import models
+from vit_jax.errors import FieldError, UsageError
+from vit_jax.models import ModelConfig
+from vit_jax.models import fields as fields_lib
+from vit_jax.models.sizes import SIZES
+from vit_jax.models.vit import ViT
+from vit_jax.weights import architectures, files
+from vit_jax.weights.architectures import vit as arguments
+from vit_jax.weights.formats import timm
+from vit_jax.weights.rules import (
+  CONV,
+  DENSE,
+  FROM_HEADS,
+  NORM,
+  TO_HEADS,
+  Layout,
+  Module,
+  tensor,
+)
+from vit_jax.weights.table import (
+  IMAGES,
+  Source,
+  Unsettled,
+  check_entries,
+  errors_of_file,
+  length_of,
+)
+from vit_jax.weights.tables.vit import (
+  AnyViT,
+  count_blocks,
+  describe_pooling,
+  is_square,
+  square_image,
+)
+
+_BLOCK = 'Transformer/encoderblock_{}'
+_ATTENTION = 'MultiHeadDotProductAttention_0'
+_POSITIONS = 'Transformer/posembed_input/pos_embedding'
+_QKV = ('query', 'key', 'value')
+_FIRST = 'blocks.0.'
+_HEAD_BIAS = Layout((2,), (0,))
+# What no tensor tells, in a file without config.json.
+_OPEN = ('activation', 'classifier')
+
+
+class Naming(NamedTuple):
+  """How timm's classes call what they all have.
+
+  Attributes:
+    separate_qkv: query, key and value are three layers, or one, `qkv`.
+    separate_gate: the gate of an MLP is a layer, or half of `fc1`.
+    gamma: the layer scale of the first branch and of the second.
+    own_bias: the biases of query and value are parameters of the attention.
+  """
+
+  separate_qkv: bool = False
+  separate_gate: bool = False
+  gamma: tuple[str, str] = ('ls1.gamma', 'ls2.gamma')
+  own_bias: bool = False
+
+  @classmethod
+  def of_tensors(cls, names: Collection[str]) -> 'Naming':
+    """Returns how the tensors of a file are called."""
+    eva = f'{_FIRST}gamma_1' in names
+    return cls(
+      separate_qkv=f'{_FIRST}attn.q_proj.weight' in names,
+      separate_gate=f'{_FIRST}mlp.fc1_g.weight' in names,
+      gamma=('gamma_1', 'gamma_2') if eva else ('ls1.gamma', 'ls2.gamma'),
+      own_bias=f'{_FIRST}attn.q_bias' in names,
+    )
+
+
+class TimmViT(AnyViT, timm.TimmTable):
+  """timm's VisionTransformer, Eva, Beit and so on.
+
+  config.json names the architecture, which settles what tensors don't tell. A file alone is read
+  where this project wrote it, or where the caller settles that.
+
+  Attributes:
+    assumed: entries of the model config that files of a kind always have.
+  """
+
+  title = "timm's VisionTransformer"
+  marks: ClassVar = {'patch_embed.proj.weight': 4}
+  assumed: ClassVar[Mapping[str, Any]] = {}
+
+  def missing_mark(self, names: Iterable[str]) -> str | None:
+    names = list(names)
+    blocks = any(name.startswith(_FIRST) for name in names)
+    return super().missing_mark(names) or (None if blocks else f'{_FIRST}...')
+
+  # Reading: of an architecture.
+
+  def metadata_entries(self, source: Source) -> dict[str, Any]:
+    entries = super().metadata_entries(source)
+    if source.their_config is not None or 'hidden_size' not in source.entries:
+      return {**self.assumed, **entries}
+    names = {*fields_lib.names(models.backbone(self.models[0])), *IMAGES}
+    own = {n: v for n, v in source.entries.items() if n in names}
+    with errors_of_file(source.metadata_path):
+      return check_entries(own, self.models[0])
+
+  def read_config(self, source: Source) -> dict[str, Any]:
+    entries = super().read_config(source)
+    if source.their_config is None:
+      return entries
+    name = str(source.their_config.get('architecture'))
+    architecture = architectures.find(name)
+    if architecture is None or architecture.cls not in arguments.CLASSES:
+      kind = '' if architecture is None else f', of {architecture.cls},'
+      raise UsageError(f'{source.metadata_path}: architecture {name!r}{kind} is not read')
+    given = dict(architecture.arguments)
+    if given['img_size'] == architectures.defaults(architecture.cls)['img_size']:
+      given['img_size'] = entries.get('image_size', given['img_size'])
+    given |= timm.model_args(source)
+    pool = source.their_config.get('global_pool', given['global_pool'])
+    if pool != given['global_pool']:
+      made = given['global_pool']
+      raise FieldError('global_pool', f'{pool!r}, but {name} is made with {made!r}')
+    fields = arguments.fields_of(architecture.cls, given)
+    del fields['name']
+    return entries | fields
+
+  def describe(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> dict[str, Any]:
+    head = length_of(tensors, 'head.bias', source.path, self.title)
+    told = {'name': self.models[0], 'num_classes': head or 0}
+    if 'hidden_size' in entries:
+      return {**told, **entries}
+    return {**told, **self.read_shapes(tensors, entries, source)}
+
+  # Reading: of tensors alone.
+
+  def read_shapes(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> dict[str, Any]:
+    """Returns what `describe` does, of a plain VisionTransformer without config.json.
+
+    Raises:
+      FieldError: for what the caller has to settle.
+    """
+    hidden_size, channels, *patch = tensors['patch_embed.proj.weight'].shape
+    num_layers = count_blocks(tensors, r'blocks\.(\d+)\.')
+    mlp_dim = length_of(tensors, f'{_FIRST}mlp.fc1.bias', source.path, self.title)
+    self._check_settled(tensors, entries, source)
+    class_token, positions = 'cls_token' in tensors, tensors.get('pos_embed')
+    config = {
+      'hidden_size': hidden_size,
+      'mlp_dim': mlp_dim,
+      'num_layers': num_layers,
+      'patches': {'size': tuple(patch)},
+      'norm_epsilon': 1e-6,
+      'channels': channels,
+      'qkv_bias': f'{_FIRST}attn.qkv.bias' in tensors,
+      **entries,
+      **describe_pooling(
+        entries,
+        probe='attn_pool.latent' in tensors,
+        class_token=class_token,
+        fc_norm='fc_norm.weight' in tensors,
+      ),
+    }
+    if config.get('num_heads') is None:
+      config['num_heads'] = _num_heads([hidden_size, num_layers, mlp_dim], source.path)
+    if positions is None or positions.ndim != 3:
+      return config
+    placed = class_token and _places_class(positions.shape[1], patch, config.get('image_size'))
+    if class_token and not placed:
+      config['position_tokens'] = 'patches'
+    if config.get('image_size') is None:
+      config['image_size'] = square_image(positions.shape[1] - placed, patch, source.path)
+    return config
+
+  def _check_settled(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> None:
+    """Raises FieldError for what no tensor tells, unless it is among the entries."""
+    needed = _OPEN[:1] if 'attn_pool.latent' in tensors else _OPEN
+    missing = [name for name in needed if entries.get(name) is None]
+    if missing:
+      raise Unsettled(
+        missing[0],
+        f'{source.path} does not tell it; give architecture=NAME, or {" and ".join(missing)}; '
+        "timm's global_pool 'avg' is gap, 'max' is gmp, 'token' is token; its GELU is gelu_exact",
+      )
+
+  # Names.
+
+  def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
+    model, naming = config.backbone, Naming.of_tensors(names)
+    pool = f'MAPHead_0/{_ATTENTION}'
+    yield tensor('cls', 'cls_token')
+    yield tensor('dist', 'dist_token')
+    yield tensor('registers', 'reg_token')
+    yield tensor(_POSITIONS, 'pos_embed')
+    yield tensor('Transformer/rotary/freqs', 'rope.freqs')
+    yield Module('embedding', 'patch_embed.proj', CONV)
+    yield Module('embedding_norm', 'patch_embed.norm', NORM)
+    yield Module('Transformer/pre_norm', 'norm_pre', NORM)
+    for layer in range(model.num_layers):
+      yield from _block(_BLOCK.format(layer), f'blocks.{layer}', model, naming)
+    yield Module('Transformer/encoder_norm', 'norm', NORM)
+    yield Module('fc_norm', 'fc_norm', NORM)
+    yield tensor('MAPHead_0/probe', 'attn_pool.latent')
+    yield Module(f'{pool}/query', 'attn_pool.q', TO_HEADS)
+    yield Module((f'{pool}/key', f'{pool}/value'), 'attn_pool.kv', TO_HEADS)
+    yield Module(f'{pool}/out', 'attn_pool.proj', FROM_HEADS)
+    yield Module('MAPHead_0/LayerNorm_0', 'attn_pool.norm', NORM)
+    yield Module('MAPHead_0/MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1', DENSE)
+    yield Module('MAPHead_0/MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2', DENSE)
+    yield Module('output_projection', 'head', DENSE)
+    yield Module('output_projection_dist', 'head_dist', DENSE)
+
+
+def _block(ours: str, theirs: str, model: ViT, naming: Naming) -> Iterator[Module]:
+  for i, gamma in enumerate(naming.gamma):
+    yield Module(f'{ours}/LayerNorm_{i}', f'{theirs}.norm{i + 1}', NORM)
+    yield tensor(f'{ours}/LayerScale_{i}/gamma', f'{theirs}.{gamma}')
+  yield from _attention(f'{ours}/{_ATTENTION}', f'{theirs}.attn', naming)
+  yield from _mlp(f'{ours}/MlpBlock_0', f'{theirs}.mlp', model.mlp == 'glu', naming)
+
+
+def _attention(ours: str, theirs: str, naming: Naming) -> Iterator[Module]:
+  parts = tuple(f'{ours}/{part}' for part in _QKV)
+  if naming.separate_qkv:
+    for part, name in zip(parts, ('q_proj', 'k_proj', 'v_proj'), strict=True):
+      yield Module(part, f'{theirs}.{name}', TO_HEADS)
+  elif naming.own_bias:
+    yield Module(parts, f'{theirs}.qkv', TO_HEADS[:1])
+    yield Module(parts[0], theirs, (('bias', 'q_bias', _HEAD_BIAS),))
+    yield Module(parts[2], theirs, (('bias', 'v_bias', _HEAD_BIAS),))
+  else:
+    yield Module(parts, f'{theirs}.qkv', TO_HEADS)
+  yield Module(f'{ours}/query_norm', f'{theirs}.q_norm', NORM)
+  yield Module(f'{ours}/key_norm', f'{theirs}.k_norm', NORM)
+  yield Module(f'{ours}/norm', f'{theirs}.norm', NORM)
+  yield Module(f'{ours}/out', f'{theirs}.proj', FROM_HEADS)
+
+
+def _mlp(ours: str, theirs: str, gated: bool, naming: Naming) -> Iterator[Module]:
+  if naming.separate_gate:
+    yield Module(f'{ours}/gate', f'{theirs}.fc1_g', DENSE)
+    yield Module(f'{ours}/Dense_0', f'{theirs}.fc1_x', DENSE)
+  else:
+    parts = ('gate', 'Dense_0') if gated else ('Dense_0',)
+    yield Module(tuple(f'{ours}/{part}' for part in parts), f'{theirs}.fc1', DENSE)
+  yield Module(f'{ours}/norm', f'{theirs}.norm', NORM)
+  yield Module(f'{ours}/Dense_1', f'{theirs}.fc2', DENSE)
+
+
+def _num_heads(size: list[int], path: object) -> int:
+  for *named, heads in SIZES.values():
+    if named == size:
+      return heads
+  raise Unsettled(
+    'num_heads',
+    f'{path} does not tell how many, and width {{}}, depth {{}}, MLP {{}} is no named size; '
+    'give the number'.format(*size),
+  )
+
+
+def _places_class(count: int, patch: list[int], image: tuple[int, int] | None) -> bool:
+  """Whether one of so many position embeddings is of the class token.
+
+  Args:
+    count: of them.
+    patch: (height, width) in pixels.
+    image: (height, width) in pixels, if known; else the patches are taken to be a square grid.
+  """
+  if image is not None:
+    return count != image[0] // patch[0] * (image[1] // patch[1])
+  return count > 1 and not (is_square(count) and not is_square(count - 1))
+
+
+TABLES = (TimmViT(),)
