@@ -101,23 +101,23 @@ def fields_of(cls: str, given: Mapping[str, Any]) -> dict[str, Any]:
   arguments = Arguments(cls, given)
   fields = CLASSES[cls](arguments)
   arguments.check_all_read()
-  return {'name': 'vit', **fields}
+  return {'name': 'vit', **{n: value for n, value in fields.items() if value is not None}}
 
 
 def _sizes(a: Arguments) -> dict[str, Any]:
-  a['num_classes'], a['dynamic_img_size']  # tensors tell; sizes of images are not changed here
+  a['dynamic_img_size']  # sizes of images are not changed here
   a.refuse('dynamic_img_pad')
   return _plain_sizes(a)
 
 
 def _plain_sizes(a: Arguments) -> dict[str, Any]:
+  a['num_classes'], a['in_chans']  # which tensors tell
   return {
     'hidden_size': a['embed_dim'],
     'num_layers': a['depth'],
     'num_heads': a['num_heads'],
     'patches': {'size': _pair(a['patch_size'])},
     'image_size': _pair(a['img_size']),
-    'channels': a['in_chans'],
   }
 
 
@@ -190,7 +190,7 @@ def _layer_scale(value: float | None) -> dict[str, Any]:
 
 def _vision_transformer(a: Arguments) -> dict[str, Any]:
   block = a.choice('block_fn', BLOCKS)
-  attentions = {'Attention': 'softmax', '': 'softmax', 'attn': 'softmax', 'diff': 'differential'}
+  attentions = {'Attention': None, '': None, 'attn': None, 'diff': 'differential'}  # None: plain
   attention = a.choice('attn_layer', attentions)
   if a['block_fn']['name'] == 'DiffParallelScalingBlock':
     attention = 'differential'
@@ -303,7 +303,6 @@ def _beit(a: Arguments) -> dict[str, Any]:
   if a['use_rel_pos_bias'] and a['use_shared_rel_pos_bias']:
     raise a.refused('use_shared_rel_pos_bias')
   relative = a['use_rel_pos_bias'] or a['use_shared_rel_pos_bias']
-  a['num_classes']
   kind, activation = ('glu', 'silu') if a['swiglu_mlp'] else ('mlp', 'gelu_exact')
   return {
     **_plain_sizes(a),
@@ -338,7 +337,6 @@ def _relative(a: Arguments) -> dict[str, Any]:
 def _relpos(a: Arguments) -> dict[str, Any]:
   block = a.choice('block_fn', {'RelPosBlock': 'pre', 'ResPostRelPosBlock': 'post'})
   a.choice('embed_layer', {'PatchEmbed': None})
-  a['num_classes']
   scale = a['init_values']
   return {
     **_plain_sizes(a),
@@ -361,7 +359,6 @@ def _sam(a: Arguments) -> dict[str, Any]:
   a.choice('mlp_layer', {'Mlp': None})
   a.choice('embed_layer', {'PatchEmbed': None})
   a.choice('global_pool', {'avg': None})
-  a['num_classes']
   return {
     **_plain_sizes(a),
     **_norm(a),

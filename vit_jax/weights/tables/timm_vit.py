@@ -134,7 +134,8 @@ class TimmViT(AnyViT, timm.TimmTable):
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
     head = length_of(tensors, 'head.bias', source.path, self.title)
-    told = {'name': self.models[0], 'num_classes': head or 0}
+    channels = tensors['patch_embed.proj.weight'].shape[1]
+    told = {'name': self.models[0], 'num_classes': head or 0, 'channels': channels}
     if 'hidden_size' in entries:
       return {**told, **entries}
     return {**told, **self.read_shapes(tensors, entries, source)}
@@ -149,7 +150,7 @@ class TimmViT(AnyViT, timm.TimmTable):
     Raises:
       FieldError: for what the caller has to settle.
     """
-    hidden_size, channels, *patch = tensors['patch_embed.proj.weight'].shape
+    hidden_size, _, *patch = tensors['patch_embed.proj.weight'].shape
     num_layers = count_blocks(tensors, r'blocks\.(\d+)\.')
     mlp_dim = length_of(tensors, f'{_FIRST}mlp.fc1.bias', source.path, self.title)
     self._check_settled(tensors, entries, source)
@@ -160,7 +161,6 @@ class TimmViT(AnyViT, timm.TimmTable):
       'num_layers': num_layers,
       'patches': {'size': tuple(patch)},
       'norm_epsilon': 1e-6,
-      'channels': channels,
       'qkv_bias': f'{_FIRST}attn.qkv.bias' in tensors,
       **entries,
       **describe_pooling(
