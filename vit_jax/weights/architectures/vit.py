@@ -31,8 +31,8 @@ ACTIVATIONS = {
 }
 _ACTIVATION_CLASSES = {'GELU': 'gelu', 'GELUTanh': 'gelu_tanh', 'SiLU': 'silu', 'ReLU': 'relu'}
 POOLINGS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}
-_NORMS = {'LayerNorm': 'layernorm', 'RmsNorm': 'rmsnorm'}
-_NORM_NAMES = {kind: {'name': name, 'eps': 1e-6} for name, kind in _NORMS.items()}
+NORMS = {'LayerNorm': 'layernorm', 'RmsNorm': 'rmsnorm'}
+_NORM_NAMES = {kind: {'name': name, 'eps': 1e-6} for name, kind in NORMS.items()}
 BLOCKS = {
   'Block': 'pre',
   'ResPostBlock': 'post',
@@ -129,9 +129,9 @@ def _norm(a: Arguments, name: str = 'norm_layer') -> dict[str, Any]:
   layer = a[name] or _NORM_NAMES['layernorm']
   if isinstance(layer, str):
     layer = _NORM_NAMES.get(layer.replace('_', '').lower(), {})
-  if layer.get('name') not in _NORMS:
-    raise a.refused(name, ', '.join(_NORMS))
-  return {'norm': _NORMS[layer['name']], 'norm_epsilon': layer['eps']}
+  if layer.get('name') not in NORMS:
+    raise a.refused(name, ', '.join(NORMS))
+  return {'norm': NORMS[layer['name']], 'norm_epsilon': layer['eps']}
 
 
 def _activation(a: Arguments) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the file's metadata.
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UsageError
@@ -32,13 +33,54 @@ def read(path: str | os.PathLike) -> Source:
 def write(
   path: str | os.PathLike, tensors: files.Tensors, config: ModelConfig, table: Table
 ) -> None:
-  """Writes a state dict, .safetensors or .pth."""
+  """Writes a state dict, .safetensors or .pth, or a folder that timm.create_model opens.
+
+  Args:
+    path: of a folder, if it is one or has no suffix: `local-dir:PATH` there.
+    tensors: of the model.
+    config: its config.
+    table: whose tensors they are.
+
+  Raises:
+    UsageError: the path can't be written, or timm doesn't make such a model.
+  """
+  if Path(path).is_dir() or not Path(path).suffix:
+    _write_folder(Path(path), tensors, config, table)
+    return
   own = json.dumps(table.own_config(config))
   if files.is_safetensors(path):
     data = files.format_safetensors(tensors, **{files.CONFIG_KEY: own})
   else:
     data = files.format_torch({table.entry: tensors, files.CONFIG_KEY: own}, path)
   files.write(path, data)
+
+
+def _write_folder(folder: Path, tensors: files.Tensors, config: ModelConfig, table: Table) -> None:
+  """Writes config.json and model.safetensors, as timm's save_for_hf does."""
+  architecture, arguments = table.creation(config, folder)
+  content = {
+    'architecture': architecture,
+    'num_classes': config.num_classes,
+    'model_args': arguments,
+    'pretrained_cfg': _their_images(config),
+  }
+  if config.class_names is not None:
+    content['label_names'] = list(config.class_names)
+  files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
+  files.write(folder / hub.CONFIG, json.dumps(content, indent=2).encode())
+
+
+def _their_images(config: ModelConfig) -> dict[str, Any]:
+  """Returns `pretrained_cfg` of config.json: what is done to images."""
+  size = [config.channels, *config.image_size]
+  cfg = {'input_size': size, 'fixed_input_size': True, 'num_classes': config.num_classes}
+  cfg |= {'first_conv': 'patch_embed.proj', 'classifier': 'head', 'custom_load': False}
+  if (preprocess := config.preprocess) is not None:
+    squash = preprocess.crop == 'resize'
+    cfg |= {'mean': list(preprocess.mean), 'std': list(preprocess.std), 'interpolation': 'bicubic'}
+    cfg |= {'crop_mode': 'squash' if squash else 'center'}
+    cfg |= {'crop_pct': 1.0 if squash else preprocess.crop_fraction}
+  return cfg
 
 
 class TimmTable(Table):

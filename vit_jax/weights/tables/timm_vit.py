@@ -15,6 +15,7 @@ from vit_jax.models.sizes import SIZES
 from vit_jax.models.vit import ViT
 from vit_jax.weights import architectures, files
 from vit_jax.weights.architectures import vit as arguments
+from vit_jax.weights.architectures.creation import Creation, creation_of
 from vit_jax.weights.formats import timm
 from vit_jax.weights.rules import (
   CONV,
@@ -47,6 +48,7 @@ _ATTENTION = 'MultiHeadDotProductAttention_0'
 _POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _QKV = ('query', 'key', 'value')
 _FIRST = 'blocks.0.'
+_GAMMA, _EVA_GAMMA = ('ls1.gamma', 'ls2.gamma'), ('gamma_1', 'gamma_2')
 _HEAD_BIAS = Layout((2,), (0,))
 # What no tensor tells, in a file without config.json.
 _OPEN = ('activation', 'classifier')
@@ -64,17 +66,29 @@ class Naming(NamedTuple):
 
   separate_qkv: bool = False
   separate_gate: bool = False
-  gamma: tuple[str, str] = ('ls1.gamma', 'ls2.gamma')
+  gamma: tuple[str, str] = _GAMMA
   own_bias: bool = False
+
+  @classmethod
+  def of_creation(cls, made: Creation) -> 'Naming':
+    """Returns how the tensors of a model that timm makes are called."""
+    a, eva = made.arguments, made.cls in ('Eva', 'Beit')
+    gated = a.get('swiglu_mlp') and (made.cls == 'Beit' or a['scale_mlp'] or a['swiglu_align_to'])
+    fused = a.get('qkv_fused', True)
+    return cls(
+      separate_qkv=not fused,
+      separate_gate=bool(gated) or a.get('mlp_layer', {}).get('name') == 'SwiGLU',
+      gamma=_EVA_GAMMA if eva else _GAMMA,
+      own_bias=eva and fused and a['qkv_bias'] and a.get('attn_type', 'eva') == 'eva',
+    )
 
   @classmethod
   def of_tensors(cls, names: Collection[str]) -> 'Naming':
     """Returns how the tensors of a file are called."""
-    eva = f'{_FIRST}gamma_1' in names
     return cls(
       separate_qkv=f'{_FIRST}attn.q_proj.weight' in names,
       separate_gate=f'{_FIRST}mlp.fc1_g.weight' in names,
-      gamma=('gamma_1', 'gamma_2') if eva else ('ls1.gamma', 'ls2.gamma'),
+      gamma=_EVA_GAMMA if f'{_FIRST}gamma_1' in names else _GAMMA,
       own_bias=f'{_FIRST}attn.q_bias' in names,
     )
 
@@ -90,6 +104,11 @@ class TimmViT(AnyViT, timm.TimmTable):
   """
 
   title = "timm's VisionTransformer"
+  places: ClassVar = {
+    'classifier': tuple(arguments.POOLINGS.values()),
+    'positional_embedding': ('learned_1d', 'none'),
+    'representation_size': (None,),
+  }
   marks: ClassVar = {'patch_embed.proj.weight': 4}
   assumed: ClassVar[Mapping[str, Any]] = {}
 
@@ -197,7 +216,8 @@ class TimmViT(AnyViT, timm.TimmTable):
   # Names.
 
   def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
-    model, naming = config.backbone, Naming.of_tensors(names)
+    model = config.backbone
+    naming = Naming.of_tensors(names) if names else Naming.of_creation(creation_of(config))
     pool = f'MAPHead_0/{_ATTENTION}'
     yield tensor('cls', 'cls_token')
     yield tensor('dist', 'dist_token')
@@ -220,6 +240,27 @@ class TimmViT(AnyViT, timm.TimmTable):
     yield Module('MAPHead_0/MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2', DENSE)
     yield Module('output_projection', 'head', DENSE)
     yield Module('output_projection_dist', 'head_dist', DENSE)
+
+  # Writing.
+
+  def check_place(self, config: ModelConfig, path: object) -> None:
+    super().check_place(config, path)
+    if config.image_size is None:
+      raise UsageError(f'{path}: image_size is needed there')
+    with errors_of_file(path):
+      creation_of(config)
+
+  def own_config(self, config: ModelConfig) -> dict[str, Any]:
+    fields = {n: v for n, v in config.to_dict().items() if n in type(config.backbone).WEIGHT_FIELDS}
+    return {**super().own_config(config), **fields}
+
+  def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
+    self.check_place(config, path)
+    made = creation_of(config)
+    if made.needs_code:
+      shown = ', '.join(f'{name}={made.changes[name]["name"]!r}' for name in made.needs_code)
+      raise UsageError(f"{path}: none of timm's architectures is made with {shown}")
+    return made.architecture, dict(made.changes)
 
 
 def _block(ours: str, theirs: str, model: ViT, naming: Naming) -> Iterator[Module]:

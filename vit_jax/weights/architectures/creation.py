@@ -1,0 +1,197 @@
+"""How timm makes a `ViT`: an architecture, and the arguments in which the model is another.
+
+The inverse of `fields_of`, which decides whether the arguments found here are the model's.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from vit_jax.errors import FieldError
+from vit_jax.models import ModelConfig, layers
+from vit_jax.weights import architectures
+from vit_jax.weights.architectures import defaults
+from vit_jax.weights.architectures.vit import (
+  ACTIVATIONS,
+  BLOCKS,
+  CLASSES,
+  NORMS,
+  POOLINGS,
+  fields_of,
+)
+
+
+class Creation(NamedTuple):
+  """How timm makes a model: create_model(architecture, **changes).
+
+  Attributes:
+    cls: the class that the architecture makes.
+    architecture: its name.
+    changes: arguments that aren't the architecture's.
+    arguments: all arguments.
+  """
+
+  cls: str
+  architecture: str
+  changes: Mapping[str, Any]
+  arguments: Mapping[str, Any]
+
+  @property
+  def needs_code(self) -> list[str]:
+    """The arguments that are classes or functions, and no values of JSON."""
+    return sorted(n for n, value in self.changes.items() if isinstance(value, dict))
+
+
+def creation_of(config: ModelConfig) -> Creation:
+  """Returns how timm makes a model, with as few changes of a known architecture as there can be.
+
+  Args:
+    config: of a ViT, with the size of its images.
+
+  Raises:
+    FieldError: for a field with a value that none of timm's classes has.
+  """
+  problems, found = {}, []
+  for cls in _INVERSES:
+    for given in _inverse(cls, config):
+      fields = fields_of(cls, given)
+      if differing := _differing(config, fields):
+        problems[cls] = differing
+      else:
+        found += [_creation(a, given, fields) for a in architectures.of_class(cls)]
+  if not found:
+    (field, *_) = min(problems.values(), key=len)
+    value = getattr(config.backbone, field)
+    raise FieldError(field, f"{value!r} has no place in timm's vision transformers")
+  return min(found, key=lambda creation: (len(creation.needs_code), len(creation.changes)))
+
+
+def _creation(
+  architecture: architectures.Architecture, given: Mapping[str, Any], fields: Mapping[str, Any]
+) -> Creation:
+  """Returns the changes of an architecture with which it is the model of all arguments given."""
+  cls, made = architecture.cls, architecture.arguments
+  changes = {n: v for n, v in given.items() if n not in made or made[n] != v}
+  if not _fits(cls, {**made, **changes}, fields):  # other arguments that aren't given count
+    changes = {n: v for n, v in {**defaults(cls), **given}.items() if made.get(n) != v}
+  for name in list(changes):
+    fewer = {n: v for n, v in changes.items() if n != name}
+    if name not in ('num_classes', 'in_chans') and _fits(cls, {**made, **fewer}, fields):
+      changes = fewer
+  return Creation(cls, architecture.name, changes, {**made, **changes})
+
+
+def _fits(cls: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+  try:
+    return fields_of(cls, given) == fields
+  except FieldError:
+    return False
+
+
+def _differing(config: ModelConfig, fields: Mapping[str, Any]) -> list[str]:
+  """Returns the fields of a ViT that its arguments in timm don't bring back."""
+  made = {'num_classes': config.num_classes, 'channels': config.channels, **fields}
+  ours, theirs = config.backbone, ModelConfig.from_dict(made).backbone
+  names = (n for n in type(theirs).WEIGHT_FIELDS if n not in ('class_token', 'stride'))
+  differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
+  return differing + ['class_token'] * (ours.has_class_token != theirs.has_class_token)
+
+
+def _inverse(cls: str, config: ModelConfig) -> list[dict[str, Any]]:
+  """Returns arguments with which a class makes about such a model; there may be several ways."""
+  m = config.backbone
+  width, pools = m.hidden_size, {ours: theirs for theirs, ours in POOLINGS.items()}
+  norms = {kind: name for name, kind in NORMS.items()}
+  activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+  given = {
+    'img_size': list(config.image_size),
+    'patch_size': list(m.patch_size),
+    'in_chans': config.channels,
+    'num_classes': config.num_classes,
+    'embed_dim': width,
+    'depth': m.num_layers,
+    'num_heads': m.num_heads,
+    'mlp_ratio': _ratio(m.mlp_dim, width),
+    'norm_layer': {'name': norms[m.norm], 'eps': m.norm_epsilon},
+    'init_values': m.layer_scale,
+    'qkv_bias': bool(m.qkv_bias),
+    'global_pool': pools.get(m.classifier, 'token'),
+  }
+  known = defaults(cls)
+  shared = {
+    'act_layer': activations[m.activation],
+    'class_token': m.has_class_token,
+    'qk_norm': m.qk_norm,
+    'fc_norm': m.fc_norm,
+    'use_fc_norm': m.fc_norm,
+    'use_abs_pos_emb': m.positional_embedding == 'learned_1d',
+    'no_embed_class': m.position_tokens == 'patches',
+    'scale_mlp': m.mlp_norm,
+    'swiglu_mlp': m.mlp == 'glu',
+  }
+  given |= {name: value for name, value in shared.items() if name in known}
+  return [given | own for own in _INVERSES[cls](config)]
+
+
+def _ratio(size: int, width: int) -> float:
+  """Returns the number that times the width is, rounded down, a size."""
+  ratio = size / width
+  return ratio if int(width * ratio) == size else (size + 0.5) / width
+
+
+def _to_vision_transformer(config: ModelConfig) -> list[dict[str, Any]]:
+  m = config.backbone
+  block = {kind: name for name, kind in reversed(BLOCKS.items())}[m.block]
+  norm = {'name': {k: n for n, k in NORMS.items()}[m.norm], 'eps': m.norm_epsilon}
+  given = {
+    'block_fn': {'name': block},
+    'proj_bias': m.use_bias,
+    'scale_attn_norm': m.attention_norm,
+    'scale_mlp_norm': m.mlp_norm,
+    'pre_norm': m.pre_norm,
+    'embed_norm_layer': norm if m.patch_norm else None,
+    'reg_tokens': m.num_registers,
+    'final_norm': m.final_norm,
+    'pos_embed': 'learn' if m.positional_embedding == 'learned_1d' else 'none',
+    'pool_include_prefix': m.pool_prefix,
+  }
+  if m.mlp != 'glu':
+    return [given]
+  packed = {
+    'mlp_layer': {'name': 'GluMlp', 'act_layer': {'name': 'SiLU'}, 'gate_last': False},
+    'mlp_ratio': _ratio(2 * m.mlp_dim, m.hidden_size),
+  }
+  return [given | {'mlp_layer': {'name': 'SwiGLU'}}, given | packed]
+
+
+def _to_eva(config: ModelConfig) -> list[dict[str, Any]]:
+  m, rotary = config.backbone, getattr(config.backbone, 'rotary', None) or {}  # TODO
+  kinds = {'axial': 'cat'}
+  given = {
+    'attn_type': 'rope' if m.qkv_bias is True else 'eva',
+    'num_kv_heads': getattr(m, 'num_kv_heads', None),
+    'scale_attn_inner': m.attention_norm,
+    'attn_only_layer_scale': not m.layer_scale_mlp,
+    'use_post_norm': m.block == 'post',
+    'use_pre_transformer_norm': m.pre_norm,
+    'use_post_transformer_norm': m.final_norm and not m.fc_norm,
+    'num_reg_tokens': m.num_registers,
+    'attn_pool_num_heads': m.map_num_heads,
+    'attn_pool_mlp_ratio': m.map_mlp_dim and _ratio(m.map_mlp_dim, m.hidden_size),
+    'use_rot_pos_emb': bool(rotary),
+  }
+  if rotary:
+    grid = rotary['reference_grid']
+    named = ('temperature', 'grid_offset', 'grid_indexing', 'rotate_half')
+    named += ('shift_coords', 'jitter_coords', 'rescale_coords')
+    given |= {f'rope_{name}': rotary[name] for name in named}
+    given |= {'rope_type': kinds.get(rotary['type'], rotary['type'])}
+    given |= {'ref_feat_shape': grid and list(grid)}
+  return [given | {'attn_type': 'rope'}, given] if m.qkv_bias is False else [given]
+
+
+# For each class, what it has of its own.
+_INVERSES: Mapping[str, Callable[[ModelConfig], list[dict[str, Any]]]] = {
+  'VisionTransformer': _to_vision_transformer,
+  'VisionTransformerDistilled': _to_vision_transformer,
+  'Eva': _to_eva,
+}
