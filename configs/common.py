@@ -44,6 +44,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.init_from = ''  # weights to start from: a file, a folder, hf:NAME, a run directory; '' = none
   c.init_options = ConfigDict()
   c.init_options.head = 'auto'  # auto: kept where the classes are the same; or keep, new
+  c.init_options.architecture = placeholder(str)  # timm's name, for a state dict alone
   c.init_options.allow = placeholder(str)  # regex of tensors there that needn't fit
   c.init_options.format = placeholder(str)  # augreg, huggingface, timm, scenic, torchvision, run
   c.init_options.num_heads = placeholder(int)  # this and the rest: where the file doesn't say it

@@ -20,6 +20,7 @@ from vit_jax.weights import files
 _FROM = flags.DEFINE_enum('from', None, list(weights.FORMATS), 'Format, else by the name.')
 _ALLOW = flags.DEFINE_string('allow', None, 'Tensors, by whole name, that may be left out.')
 _KNOWN = (
+  flags.DEFINE_string('architecture', None, "timm's name for what a state dict alone is of."),
   flags.DEFINE_integer('num_heads', None, 'Attention heads.', lower_bound=1),
   flags.DEFINE_list('image_size', None, 'HEIGHT,WIDTH in pixels.'),
   flags.DEFINE_integer('num_frames', None, 'Of a video.', lower_bound=1),

@@ -12,7 +12,7 @@ from vit_jax.errors import UsageError, check_choice
 from vit_jax.models import ModelConfig
 from vit_jax.models.variables import Variables
 from vit_jax.weights import files, formats, hub, state_dicts, tables
-from vit_jax.weights.formats import FORMATS, WRITABLE
+from vit_jax.weights.formats import FORMATS, WRITABLE, timm
 
 
 def detect(path: str | os.PathLike) -> str:
@@ -35,7 +35,12 @@ def detect(path: str | os.PathLike) -> str:
 
 
 def load(
-  path: str | os.PathLike, *, format: str | None = None, allow: str | None = None, **known: Any
+  path: str | os.PathLike,
+  *,
+  format: str | None = None,
+  allow: str | None = None,
+  architecture: str | None = None,
+  **known: Any,
 ) -> tuple[Variables, ModelConfig]:
   """Returns the variables, float32, and the config of a model.
 
@@ -45,6 +50,8 @@ def load(
     format: a key of `FORMATS`; None for what it is by its content.
     allow: a regular expression for the whole names of tensors that may be missing, left over or of
       another shape; they are left out.
+    architecture: timm's name for the model of a state dict without config.json, with a tag
+      (`vit_base_patch16_224.augreg_in1k`) or without: what timm makes by it, and its images.
     **known: entries of the model config that the file may leave open, as `num_heads`, `image_size`,
       `classifier`, `activation`, `norm_epsilon`; and `class_names` and `preprocess`, which stand
       before the file's.
@@ -57,6 +64,8 @@ def load(
     check_choice('format', format, FORMATS)
   found = [format] if format else formats.holding(path)
   source = FORMATS[found[0]].read(path)
+  if architecture is not None:
+    source, found = timm.of_architecture(source, architecture, known), ['timm']
   return tables.find(source, found).load(source, known, allow)
 
 

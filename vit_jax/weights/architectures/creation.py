@@ -54,7 +54,11 @@ def creation_of(config: ModelConfig) -> Creation:
   for cls in _INVERSES:
     for given in _inverse(cls, config):
       fields = fields_of(cls, given)
-      if differing := _differing(config, fields):
+      try:
+        differing = _differing(config, fields)
+      except FieldError as e:  # such a model of that class there can't be
+        differing = [e.field]
+      if differing:
         problems[cls] = differing
       else:
         found += [_creation(a, given, fields) for a in architectures.of_class(cls)]

@@ -325,12 +325,12 @@ def _relative(a: Arguments) -> dict[str, Any]:
   """The relative positions of VisionTransformerRelPos."""
   kind = a['rel_pos_type']
   if not kind.startswith('mlp'):
-    return {'type': 'bias_grid', 'shared': a['shared_rel_pos']}
+    return {'type': 'bias', 'shared': a['shared_rel_pos']}
   return {
     'type': 'mlp',
     'shared': a['shared_rel_pos'],
     'hidden_dim': a['rel_pos_dim'] or 128,
-    'mode': 'swin' if 'swin' in kind else 'cr',
+    'coordinates': 'swin' if 'swin' in kind else 'cr',
   }
 
 

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
-from vit_jax.weights import files, hub, state_dicts
+from vit_jax.weights import architectures, files, hub, state_dicts
 from vit_jax.weights.table import Source, Table
 
 SUFFIXES = state_dicts.SUFFIXES
@@ -53,6 +53,26 @@ def write(
   else:
     data = files.format_torch({table.entry: tensors, files.CONFIG_KEY: own}, path)
   files.write(path, data)
+
+
+def of_architecture(source: Source, name: str, known: Mapping[str, Any]) -> Source:
+  """Returns a source with the config.json that a model of this name has.
+
+  Args:
+    source: of a state dict alone.
+    name: of an architecture, which a tag may follow.
+    known: entries of the model config that the caller gives; `image_size` stands before the tag's.
+
+  Raises:
+    FieldError: for `architecture`, if it isn't known, or the source says what its model is.
+  """
+  if source.their_config is not None or source.entries:
+    raise FieldError('architecture', f'{name!r}, but {source.metadata_path} says what its model is')
+  config = architectures.config_of(name)
+  if (size := known.get('image_size')) is not None:
+    cfg = config['pretrained_cfg']
+    cfg['input_size'] = [cfg['input_size'][0], *size]
+  return source.replace(their_config=config)
 
 
 def _write_folder(folder: Path, tensors: files.Tensors, config: ModelConfig, table: Table) -> None:

@@ -31,6 +31,9 @@ class FacebookDINO(TimmViT):
   title = "facebookresearch's DINO"
   marks: ClassVar = {**TimmViT.marks, 'head.last_layer.weight_v': 2}
 
+  # As vision_transformer.py there computes.
+  assumed: ClassVar = {'activation': 'gelu_exact', 'classifier': 'token', 'norm_epsilon': 1e-6}
+
   def owns_config(self, config: Mapping[str, Any]) -> bool:
     return False  # it has none
 

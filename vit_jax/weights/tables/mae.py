@@ -17,7 +17,7 @@ from vit_jax.weights import files
 from vit_jax.weights.formats import huggingface
 from vit_jax.weights.rules import DENSE, Module, tensor
 from vit_jax.weights.table import Source, Table, length_of, shape_of
-from vit_jax.weights.tables.timm_vit import TimmViT
+from vit_jax.weights.tables.timm_vit import Naming, TimmViT
 from vit_jax.weights.tables.vit import HuggingFaceViT, with_zero_biases
 
 _ENCODER, _DECODER = 'Transformer/', 'decoder/encoder/'
@@ -154,6 +154,11 @@ class FacebookMAE(_MAE, TimmViT):
   entry = 'model'
   positions = ('pos_embed', 'decoder_pos_embed')
   root = ''
+  assumed: ClassVar = {'activation': 'gelu_exact', 'classifier': 'token'}
+
+  def naming(self, config: ModelConfig) -> Naming:
+    backbone = config.backbone.clone(positional_embedding='learned_1d')
+    return super().naming(ModelConfig(backbone, config.channels, config.image_size))
 
   def owns_config(self, config: Mapping[str, Any]) -> bool:
     return False  # it has none

@@ -47,7 +47,7 @@ _BLOCK = 'Transformer/encoderblock_{}'
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 _POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _QKV = ('query', 'key', 'value')
-_FIRST = 'blocks.0.'
+_FIRST, _BLOCK_NAME = 'blocks.0.', r'blocks\.(\d+)\.'
 _GAMMA, _EVA_GAMMA = ('ls1.gamma', 'ls2.gamma'), ('gamma_1', 'gamma_2')
 _HEAD_BIAS = Layout((2,), (0,))
 # What no tensor tells, in a file without config.json.
@@ -137,16 +137,22 @@ class TimmViT(AnyViT, timm.TimmTable):
     if architecture is None or architecture.cls not in arguments.CLASSES:
       kind = '' if architecture is None else f', of {architecture.cls},'
       raise UsageError(f'{source.metadata_path}: architecture {name!r}{kind} is not read')
+    made_with = timm.model_args(source)
     given = dict(architecture.arguments)
     if given['img_size'] == architectures.defaults(architecture.cls)['img_size']:
       given['img_size'] = entries.get('image_size', given['img_size'])
-    given |= timm.model_args(source)
+    given |= _sizes(source.tensors) | made_with
     pool = source.their_config.get('global_pool', given['global_pool'])
     if pool != given['global_pool']:
       made = given['global_pool']
       raise FieldError('global_pool', f'{pool!r}, but {name} is made with {made!r}')
-    fields = arguments.fields_of(architecture.cls, given)
+    with files.reading(source.metadata_path, "timm's config.json"):
+      fields = arguments.fields_of(architecture.cls, given)
     del fields['name']
+    if 'mlp_ratio' not in made_with:
+      fields['mlp_dim'] = _mlp_dim(source.tensors, fields['mlp_dim'])
+    if given['embed_dim'] != architecture.arguments['embed_dim'] and 'num_heads' not in made_with:
+      del fields['num_heads']  # which are another model's
     return entries | fields
 
   def describe(
@@ -156,6 +162,10 @@ class TimmViT(AnyViT, timm.TimmTable):
     channels = tensors['patch_embed.proj.weight'].shape[1]
     told = {'name': self.models[0], 'num_classes': head or 0, 'channels': channels}
     if 'hidden_size' in entries:
+      if (depth := entries['num_layers']) != count_blocks(tensors, _BLOCK_NAME):
+        raise FieldError('num_layers', f'{depth}, but {source.path} has others')
+      if entries.get('num_heads') is None:
+        told['num_heads'] = _num_heads(entries, source.path)
       return {**told, **entries}
     return {**told, **self.read_shapes(tensors, entries, source)}
 
@@ -170,7 +180,7 @@ class TimmViT(AnyViT, timm.TimmTable):
       FieldError: for what the caller has to settle.
     """
     hidden_size, _, *patch = tensors['patch_embed.proj.weight'].shape
-    num_layers = count_blocks(tensors, r'blocks\.(\d+)\.')
+    num_layers = count_blocks(tensors, _BLOCK_NAME)
     mlp_dim = length_of(tensors, f'{_FIRST}mlp.fc1.bias', source.path, self.title)
     self._check_settled(tensors, entries, source)
     class_token, positions = 'cls_token' in tensors, tensors.get('pos_embed')
@@ -190,7 +200,7 @@ class TimmViT(AnyViT, timm.TimmTable):
       ),
     }
     if config.get('num_heads') is None:
-      config['num_heads'] = _num_heads([hidden_size, num_layers, mlp_dim], source.path)
+      config['num_heads'] = _num_heads(config, source.path)
     if positions is None or positions.ndim != 3:
       return config
     placed = class_token and _places_class(positions.shape[1], patch, config.get('image_size'))
@@ -217,7 +227,7 @@ class TimmViT(AnyViT, timm.TimmTable):
 
   def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
     model = config.backbone
-    naming = Naming.of_tensors(names) if names else Naming.of_creation(creation_of(config))
+    naming = Naming.of_tensors(names) if names else self.naming(config)
     pool = f'MAPHead_0/{_ATTENTION}'
     yield tensor('cls', 'cls_token')
     yield tensor('dist', 'dist_token')
@@ -248,7 +258,15 @@ class TimmViT(AnyViT, timm.TimmTable):
     if config.image_size is None:
       raise UsageError(f'{path}: image_size is needed there')
     with errors_of_file(path):
-      creation_of(config)
+      self.naming(config)
+
+  def naming(self, config: ModelConfig) -> Naming:
+    """Returns how the tensors of a model are called that is written.
+
+    Raises:
+      FieldError: for a field with a value that timm has no place for.
+    """
+    return Naming.of_creation(creation_of(config))
 
   def own_config(self, config: ModelConfig) -> dict[str, Any]:
     fields = {n: v for n, v in config.to_dict().items() if n in type(config.backbone).WEIGHT_FIELDS}
@@ -299,7 +317,20 @@ def _mlp(ours: str, theirs: str, gated: bool, naming: Naming) -> Iterator[Module
   yield Module(f'{ours}/Dense_1', f'{theirs}.fc2', DENSE)
 
 
-def _num_heads(size: list[int], path: object) -> int:
+def _sizes(tensors: files.Tensors) -> dict[str, Any]:
+  """Returns the arguments that the shapes of a model's tensors tell."""
+  width, _, *patch = tensors['patch_embed.proj.weight'].shape
+  return {'embed_dim': width, 'patch_size': patch, 'depth': count_blocks(tensors, _BLOCK_NAME)}
+
+
+def _mlp_dim(tensors: files.Tensors, default: int) -> int:
+  """Returns the hidden width of the blocks' MLPs, by the shape of the last layer."""
+  last = tensors.get(f'{_FIRST}mlp.fc2.weight')
+  return last.shape[1] if last is not None and last.ndim == 2 else default
+
+
+def _num_heads(config: Mapping[str, Any], path: object) -> int:
+  size = [config[name] for name in ('hidden_size', 'num_layers', 'mlp_dim')]
   for *named, heads in SIZES.values():
     if named == size:
       return heads
