@@ -138,9 +138,9 @@ def test_pickled_weights_come_from_the_hub_where_there_are_no_others(hub):
 
 
 TIMM = {
-  'architecture': 'vit_tiny_patch4_8',
+  'architecture': 'vit_tiny_patch16_224',
   'global_pool': 'avg',
-  'model_args': {'num_heads': 2},
+  'model_args': {'num_heads': 2, 'global_pool': 'avg'},
   'label_names': ['ant', 'bee', 'fly'],
   'pretrained_cfg': {
     'input_size': [3, 8, 8],
@@ -189,7 +189,7 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
 )
 def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop, fraction):
   config = SQUARE.replace(activation='gelu_exact')
-  theirs = {'architecture': 'vit', 'labels': None} | TIMM['pretrained_cfg'] | changes
+  theirs = {'architecture': 'vit_tiny_patch16_224', 'labels': None} | TIMM['pretrained_cfg'] | changes
   save_as_timm_does(tmp_path / 'm', config, theirs)
   _, its_config = weights.load(tmp_path / 'm', num_heads=2)
   assert its_config.preprocess.crop == crop

@@ -269,6 +269,8 @@ def timm_forward(tensors, images, heads, pool):
 
 
 TIMM = SQUARE.replace(activation='gelu_exact')
+# What no tensor tells.
+TOKEN = {'activation': 'gelu_exact', 'classifier': 'token'}
 POOLS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}
 
 
@@ -290,7 +292,8 @@ def test_timm_computes_the_same(tmp_path, pool, base):
   variables, tensors = saved_for_timm(path, config)
   expected = timm_forward(tensors, images, config.backbone.num_heads, pool)
   np.testing.assert_allclose(logits(variables, config, images), expected, rtol=0, atol=1e-4)
-  known = {key: config[key] for key in ('num_heads', 'image_size', 'classifier')}
+  named = ('num_heads', 'image_size', 'classifier', 'activation')
+  known = {key: config[key] for key in named}
   loaded, its_config = weights.load(path, **known)
   assert its_config == config
   assert_same(loaded, variables)
@@ -317,16 +320,10 @@ def test_timm_norm_after_pooling_and_class_token_that_is_not_pooled(
   assert ('fc_norm.weight' in tensors) == fc_norm == ('norm.weight' not in tensors)
   expected = timm_forward(tensors, images, config.backbone.num_heads, pool)
   np.testing.assert_allclose(logits(variables, config, images), expected, rtol=0, atol=1e-4)
-  known = {'classifier': config.backbone.classifier} if pool != 'map' else {}
+  known = TOKEN | {'classifier': config.backbone.classifier}
+  if pool == 'map':
+    del known['classifier']
   loaded, its_config = weights.load(path, num_heads=2, **known)
-  assert its_config == config
-  assert_same(loaded, variables)
-
-
-def test_timm_fc_norm_without_a_class_token_is_of_an_average(tmp_path):
-  config = TIMM.replace(classifier='gap', fc_norm=True)
-  variables, _ = saved_for_timm(tmp_path / 'm.safetensors', config)
-  loaded, its_config = weights.load(tmp_path / 'm.safetensors', num_heads=2)
   assert its_config == config
   assert_same(loaded, variables)
 
@@ -342,21 +339,38 @@ def test_timm_without_qkv_bias_or_a_position_for_the_class_token(tmp_path):
   tensors['pos_embed'] = tensors['pos_embed'][:, 1:]
   resave(path, tensors)
   expected = timm_forward(tensors, images, 2, 'token')
-  variables, config = weights.load(path, num_heads=2)
+  variables, config = weights.load(path, num_heads=2, **TOKEN)
   np.testing.assert_allclose(logits(variables, config, images), expected, rtol=0, atol=1e-4)
+  weights.save(variables, config, path, format='timm')
+  again, _ = files.parse_safetensors(path.read_bytes())
+  assert {name: array.tobytes() for name, array in again.items()} == {
+    name: array.tobytes() for name, array in tensors.items()
+  }
 
 
-def test_timm_fc_norm_of_a_class_token_is_the_final_norm(tmp_path):
+def test_timm_fc_norm_of_a_class_token(tmp_path):
   path, images = tmp_path / 'm.safetensors', random_images(TIMM)
   _, tensors = saved_for_timm(path)
   tensors = {n.replace('norm.', 'fc_norm.') if n.startswith('norm.') else n: a
              for n, a in tensors.items()}  # fmt: skip
   resave(path, tensors)
-  with pytest.raises(UsageError, match=r"^classifier: .* 'avg' is gap, .*'token' is token$"):
-    weights.load(path, num_heads=2)
-  variables, config = weights.load(path, num_heads=2, classifier='token')
+  variables, config = weights.load(path, num_heads=2, **TOKEN)
   expected = timm_forward(tensors, images, 2, 'token')
   np.testing.assert_allclose(logits(variables, config, images), expected, rtol=0, atol=1e-4)
+  weights.save(variables, config, path, format='timm')
+  assert files.parse_safetensors(path.read_bytes())[0].keys() == tensors.keys()
+
+
+@pytest.mark.parametrize('known', [{}, {'classifier': 'token'}, {'activation': 'gelu_exact'}])
+def test_timm_state_dicts_alone_do_not_tell_everything(tmp_path, known):
+  path = tmp_path / 'm.safetensors'
+  saved_for_timm(path)
+  field = 'classifier' if 'activation' in known else 'activation'
+  missing = ' and '.join(name for name in TOKEN if name not in known)
+  with pytest.raises(
+    UsageError, match=rf"^{field}: .*; give architecture=NAME, or {missing}; .*'avg' is gap"
+  ):
+    weights.load(path, num_heads=2, **known)
 
 
 def test_timm_heads_are_those_of_the_named_size_or_asked_for(tmp_path):
@@ -365,9 +379,9 @@ def test_timm_heads_are_those_of_the_named_size_or_asked_for(tmp_path):
   with pytest.raises(
     UsageError, match=r'^num_heads: .* width 8, depth 2, MLP 12 is no named size; give the number$'
   ):
-    weights.load(path)
+    weights.load(path, **TOKEN)
   saved_for_timm(path, hidden_size=192, num_layers=12, mlp_dim=768, num_heads=3)
-  assert weights.load(path)[1].backbone.num_heads == 3
+  assert weights.load(path, **TOKEN)[1].backbone.num_heads == 3
 
 
 @pytest.mark.parametrize('around', ['state_dict', 'model', None])
@@ -375,7 +389,7 @@ def test_timm_pickled_state_dicts(tmp_path, around):
   variables, tensors = saved_for_timm(tmp_path / 'm.safetensors')
   state = {name: torch.from_numpy(array) for name, array in tensors.items()}
   torch.save({around: state, 'epoch': 3} if around else state, tmp_path / 'm.pth')
-  loaded, config = weights.load(tmp_path / 'm.pth', num_heads=2)
+  loaded, config = weights.load(tmp_path / 'm.pth', num_heads=2, **TOKEN)
   assert config == TIMM
   assert_same(loaded, variables)
 
