@@ -1,6 +1,6 @@
-"""timm's vision transformers against this project's: every architecture, or those of a pattern.
+"""timm's vision transformers against this project's: every architecture, or those of some patterns.
 
-    python tests/timm_models.py [PATTERN]
+    python tests/timm_models.py [PATTERN...]
 
 makes each architecture small (two blocks, a width of 64), gives all its parameters random values,
 saves it as timm does, opens that folder, compares the logits, writes it as timm has it, and loads
@@ -139,13 +139,13 @@ def _tensors(path):
   }
 
 
-def outcomes(pattern):
+def outcomes(*patterns):
   """Yields (class, tag, outcome) of published weights; of architectures without any, too."""
   import fnmatch
 
   facts = architectures._facts()
   for name, given in facts['architectures'].items():
-    if not fnmatch.fnmatch(name, pattern):
+    if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
       continue
     tags = facts['tags'].get(name, {})
     known = {}
@@ -172,11 +172,11 @@ def outcome(name, metadata, changes):
     return 'equal' if error <= TOLERANCE else f'DIFFERS: {error:.1e}'
 
 
-def main(pattern='*'):
+def main(*patterns):
   """Prints the table; returns how many differ."""
   counts, reasons = collections.Counter(), collections.Counter()
   names = collections.defaultdict(set)
-  for cls, tag, result in outcomes(pattern):
+  for cls, tag, result in outcomes(*(patterns or '*')):
     kind = result.partition(':')[0]
     weight = '.' in tag
     counts[cls, kind] += weight

@@ -1,7 +1,7 @@
 """Variable path here <-> tensor name there, with the reshape: `Module`s become `Rule`s.
 
 A table (see `table`) gives the modules of a model. Where one tensor there is several parameters
-here (PyTorch's fused query, key and value), they are its equal parts along axis 0.
+here (PyTorch's fused query, key and value), they are its parts along axis 0.
 """
 
 import itertools
@@ -86,7 +86,8 @@ class Rule(NamedTuple):
     self, tensor: np.ndarray, shapes: Mapping[str, Shape]
   ) -> Iterable[tuple[str, np.ndarray]]:
     """Returns the parameters by name, given the tensor and the shapes here."""
-    parts = np.split(tensor, len(self.ours))
+    sizes = [self._layout(shapes[name]).their_shape(shapes[name])[0] for name in self.ours]
+    parts = np.split(tensor, np.cumsum(sizes)[:-1])
     for name, part in zip(self.ours, parts, strict=True):
       yield name, self._layout(shapes[name]).to_ours(part, shapes[name])
 

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vit_jax.errors import FieldError
-from vit_jax.models import ModelConfig, layers
+from vit_jax.models import ModelConfig
 from vit_jax.weights import architectures
 from vit_jax.weights.architectures import defaults
 from vit_jax.weights.architectures.vit import (
   ACTIVATIONS,
   BLOCKS,
-  CLASSES,
   NORMS,
   POOLINGS,
   fields_of,
@@ -53,8 +52,8 @@ def creation_of(config: ModelConfig) -> Creation:
   problems, found = {}, []
   for cls in _INVERSES:
     for given in _inverse(cls, config):
-      fields = fields_of(cls, given)
       try:
+        fields = fields_of(cls, given)
         differing = _differing(config, fields)
       except FieldError as e:  # such a model of that class there can't be
         differing = [e.field]
@@ -145,9 +144,12 @@ def _ratio(size: int, width: int) -> float:
 def _to_vision_transformer(config: ModelConfig) -> list[dict[str, Any]]:
   m = config.backbone
   block = {kind: name for name, kind in reversed(BLOCKS.items())}[m.block]
+  if m.differential and m.block == 'parallel_scaling':
+    block = 'DiffParallelScalingBlock'
   norm = {'name': {k: n for n, k in NORMS.items()}[m.norm], 'eps': m.norm_epsilon}
   given = {
     'block_fn': {'name': block},
+    'attn_layer': 'diff' if m.differential and m.block != 'parallel_scaling' else None,
     'proj_bias': m.use_bias,
     'scale_attn_norm': m.attention_norm,
     'scale_mlp_norm': m.mlp_norm,
@@ -158,6 +160,7 @@ def _to_vision_transformer(config: ModelConfig) -> list[dict[str, Any]]:
     'pos_embed': 'learn' if m.positional_embedding == 'learned_1d' else 'none',
     'pool_include_prefix': m.pool_prefix,
   }
+  given = {name: value for name, value in given.items() if name != 'attn_layer' or value}
   if m.mlp != 'glu':
     return [given]
   packed = {
@@ -168,11 +171,11 @@ def _to_vision_transformer(config: ModelConfig) -> list[dict[str, Any]]:
 
 
 def _to_eva(config: ModelConfig) -> list[dict[str, Any]]:
-  m, rotary = config.backbone, getattr(config.backbone, 'rotary', None) or {}  # TODO
+  m, rotary = config.backbone, config.backbone.rotary or {}
   kinds = {'axial': 'cat'}
   given = {
     'attn_type': 'rope' if m.qkv_bias is True else 'eva',
-    'num_kv_heads': getattr(m, 'num_kv_heads', None),
+    'num_kv_heads': m.num_kv_heads and _plain(m.num_kv_heads),
     'scale_attn_inner': m.attention_norm,
     'attn_only_layer_scale': not m.layer_scale_mlp,
     'use_post_norm': m.block == 'post',
@@ -193,9 +196,56 @@ def _to_eva(config: ModelConfig) -> list[dict[str, Any]]:
   return [given | {'attn_type': 'rope'}, given] if m.qkv_bias is False else [given]
 
 
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _to_beit(config: ModelConfig) -> list[dict[str, Any]]:
+  relative = config.backbone.relative_positions or {}
+  return [
+    {
+      'use_rel_pos_bias': bool(relative) and not relative['shared'],
+      'use_shared_rel_pos_bias': bool(relative) and relative['shared'],
+    }
+  ]
+
+
+def _to_relpos(config: ModelConfig) -> list[dict[str, Any]]:
+  m, relative = config.backbone, config.backbone.relative_positions
+  if not relative or relative['type'] == 'decomposed':
+    return []
+  kind = {'cr': 'mlp', 'swin': 'mlp-swin'}[relative['coordinates']]
+  is_mlp = relative['type'] == 'mlp'
+  given = {
+    'block_fn': {'name': 'ResPostRelPosBlock' if m.block == 'post' else 'RelPosBlock'},
+    'rel_pos_type': kind if is_mlp else 'bias',
+    'rel_pos_dim': relative['hidden_dim'] if is_mlp else None,
+    'shared_rel_pos': relative['shared'],
+  }
+  return [given]
+
+
+def _to_sam(config: ModelConfig) -> list[dict[str, Any]]:
+  m = config.backbone
+  return [
+    {
+      'pre_norm': m.pre_norm,
+      'use_abs_pos': m.positional_embedding == 'learned_1d',
+      'use_rel_pos': m.relative_positions is not None,
+      'window_size': m.window_size or 0,
+      'global_attn_indexes': list(m.global_layers),
+      'neck_chans': m.neck,
+      'global_pool': 'avg',
+    }
+  ]
+
+
 # For each class, what it has of its own.
 _INVERSES: Mapping[str, Callable[[ModelConfig], list[dict[str, Any]]]] = {
   'VisionTransformer': _to_vision_transformer,
   'VisionTransformerDistilled': _to_vision_transformer,
   'Eva': _to_eva,
+  'Beit': _to_beit,
+  'VisionTransformerRelPos': _to_relpos,
+  'VisionTransformerSAM': _to_sam,
 }

@@ -33,6 +33,7 @@ _ACTIVATION_CLASSES = {'GELU': 'gelu', 'GELUTanh': 'gelu_tanh', 'SiLU': 'silu', 
 POOLINGS = {'token': 'token', 'avg': 'gap', 'max': 'gmp', 'map': 'map'}
 NORMS = {'LayerNorm': 'layernorm', 'RmsNorm': 'rmsnorm'}
 _NORM_NAMES = {kind: {'name': name, 'eps': 1e-6} for name, kind in NORMS.items()}
+_DIFFERENTIAL = ('DiffParallelScalingBlock',)
 BLOCKS = {
   'Block': 'pre',
   'ResPostBlock': 'post',
@@ -190,10 +191,8 @@ def _layer_scale(value: float | None) -> dict[str, Any]:
 
 def _vision_transformer(a: Arguments) -> dict[str, Any]:
   block = a.choice('block_fn', BLOCKS)
-  attentions = {'Attention': None, '': None, 'attn': None, 'diff': 'differential'}  # None: plain
-  attention = a.choice('attn_layer', attentions)
-  if a['block_fn']['name'] == 'DiffParallelScalingBlock':
-    attention = 'differential'
+  kinds = {'Attention': False, '': False, 'attn': False, 'diff': True}
+  differential = a.choice('attn_layer', kinds) or a['block_fn']['name'] in _DIFFERENTIAL
   pooled, scale = a['global_pool'] in ('avg', 'max'), a['init_values']
   fc_norm = pooled if a['fc_norm'] is None else a['fc_norm']
   a.choice('embed_layer', {'PatchEmbed': None})
@@ -210,7 +209,7 @@ def _vision_transformer(a: Arguments) -> dict[str, Any]:
     ),
     **_layer_scale(None if block == 'post' else scale),
     'block': block,
-    'attention': attention,
+    'differential': differential,
     'qkv_bias': a['qkv_bias'],
     'use_bias': a['proj_bias'],
     'qk_norm': a['qk_norm'],
@@ -359,7 +358,7 @@ def _sam(a: Arguments) -> dict[str, Any]:
   a.choice('mlp_layer', {'Mlp': None})
   a.choice('embed_layer', {'PatchEmbed': None})
   a.choice('global_pool', {'avg': None})
-  return {
+  fields = {
     **_plain_sizes(a),
     **_norm(a),
     **_activation(a),
@@ -373,9 +372,12 @@ def _sam(a: Arguments) -> dict[str, Any]:
     'positional_embedding': 'learned_1d' if a['use_abs_pos'] else 'none',
     'relative_positions': {'type': 'decomposed', 'shared': False} if a['use_rel_pos'] else None,
     'window_size': a['window_size'] or None,
-    'global_layers': tuple(a['global_attn_indexes']),
+    'global_layers': tuple(a['global_attn_indexes']) if a['window_size'] else (),
     'neck': a['neck_chans'],
   }
+  if not fields['neck'] and fields['norm_epsilon'] != 1e-6:  # the final norm's
+    raise a.refused('neck_chans')
+  return fields
 
 
 # What reads the arguments of each class.

@@ -4,13 +4,17 @@
 tensors.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.models import fields as fields_lib
+from vit_jax.models.backbone import Shape
 from vit_jax.models.sizes import SIZES
 from vit_jax.models.vit import ViT
 from vit_jax.weights import architectures, files
@@ -49,6 +53,7 @@ _POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _QKV = ('query', 'key', 'value')
 _FIRST, _BLOCK_NAME = 'blocks.0.', r'blocks\.(\d+)\.'
 _GAMMA, _EVA_GAMMA = ('ls1.gamma', 'ls2.gamma'), ('gamma_1', 'gamma_2')
+_RELPOS, _RELPOS_NAME = ('attn.rel_pos', 'shared_rel_pos'), re.compile(r'.*\b(shared_)?rel_pos\.')
 _HEAD_BIAS = Layout((2,), (0,))
 # What no tensor tells, in a file without config.json.
 _OPEN = ('activation', 'classifier')
@@ -62,12 +67,16 @@ class Naming(NamedTuple):
     separate_gate: the gate of an MLP is a layer, or half of `fc1`.
     gamma: the layer scale of the first branch and of the second.
     own_bias: the biases of query and value are parameters of the attention.
+    relative: where relative positions are, in attention and, if they are shared, in the model.
+    head: the last layer.
   """
 
   separate_qkv: bool = False
   separate_gate: bool = False
   gamma: tuple[str, str] = _GAMMA
   own_bias: bool = False
+  relative: tuple[str, str] = ('attn', 'rel_pos_bias')
+  head: str = 'head'
 
   @classmethod
   def of_creation(cls, made: Creation) -> 'Naming':
@@ -80,6 +89,8 @@ class Naming(NamedTuple):
       separate_gate=bool(gated) or a.get('mlp_layer', {}).get('name') == 'SwiGLU',
       gamma=_EVA_GAMMA if eva else _GAMMA,
       own_bias=eva and fused and a['qkv_bias'] and a.get('attn_type', 'eva') == 'eva',
+      relative=_RELPOS if made.cls == 'VisionTransformerRelPos' else ('attn', 'rel_pos_bias'),
+      head='head.fc' if made.cls == 'VisionTransformerSAM' else 'head',
     )
 
   @classmethod
@@ -90,7 +101,28 @@ class Naming(NamedTuple):
       separate_gate=f'{_FIRST}mlp.fc1_g.weight' in names,
       gamma=_EVA_GAMMA if f'{_FIRST}gamma_1' in names else _GAMMA,
       own_bias=f'{_FIRST}attn.q_bias' in names,
+      relative=_RELPOS if any(_RELPOS_NAME.match(n) for n in names) else ('attn', 'rel_pos_bias'),
+      head='head.fc' if 'neck.0.weight' in names or 'head.fc.weight' in names else 'head',
     )
+
+
+class GridLayout(NamedTuple):
+  """A layout (`rules.Layout`) of positions [1, h * w, D] that are [1, h, w, D] there."""
+
+  rows: int
+  columns: int
+
+  def their_shape(self, ours: Shape) -> Shape:
+    """As of `Layout`."""
+    return (1, self.rows, self.columns, ours[-1])
+
+  def to_theirs(self, array: np.ndarray) -> np.ndarray:
+    """As of `Layout`."""
+    return array.reshape(self.their_shape(array.shape))
+
+  def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+    """As of `Layout`."""
+    return array.reshape(shape)
 
 
 class TimmViT(AnyViT, timm.TimmTable):
@@ -158,9 +190,9 @@ class TimmViT(AnyViT, timm.TimmTable):
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
-    head = length_of(tensors, 'head.bias', source.path, self.title)
+    head = _num_classes(tensors, source.path, self.title)
     channels = tensors['patch_embed.proj.weight'].shape[1]
-    told = {'name': self.models[0], 'num_classes': head or 0, 'channels': channels}
+    told = {'name': self.models[0], 'num_classes': head, 'channels': channels}
     if 'hidden_size' in entries:
       if (depth := entries['num_layers']) != count_blocks(tensors, _BLOCK_NAME):
         raise FieldError('num_layers', f'{depth}, but {source.path} has others')
@@ -168,6 +200,20 @@ class TimmViT(AnyViT, timm.TimmTable):
         told['num_heads'] = _num_heads(entries, source.path)
       return {**told, **entries}
     return {**told, **self.read_shapes(tensors, entries, source)}
+
+  def tidy(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> files.Tensors:
+    """Makes two projections of those that attention and MLP of a layer share."""
+    for name in [name for name in tensors if name.endswith('.out_proj.weight')]:
+      block, array = name.removesuffix('out_proj.weight'), tensors.pop(name)
+      width = min(len(array), array.shape[-1])
+      tensors[f'{block}attn_out_proj.weight'] = array[:, :width]
+      tensors[f'{block}mlp_out_proj.weight'] = array[:, width:]
+      if (bias := tensors.pop(f'{block}out_proj.bias', None)) is not None:
+        tensors[f'{block}attn_out_proj.bias'] = bias
+        tensors[f'{block}mlp_out_proj.bias'] = np.zeros_like(bias)
+    return tensors
 
   # Reading: of tensors alone.
 
@@ -232,14 +278,21 @@ class TimmViT(AnyViT, timm.TimmTable):
     yield tensor('cls', 'cls_token')
     yield tensor('dist', 'dist_token')
     yield tensor('registers', 'reg_token')
-    yield tensor(_POSITIONS, 'pos_embed')
+    grid = None if naming.head == 'head' else GridLayout(*model.grid(config.image_size))
+    module, _, leaf = _POSITIONS.rpartition('/')
+    yield Module(module, '', ((leaf, 'pos_embed', grid),))
     yield tensor('Transformer/rotary/freqs', 'rope.freqs')
     yield Module('embedding', 'patch_embed.proj', CONV)
     yield Module('embedding_norm', 'patch_embed.norm', NORM)
     yield Module('Transformer/pre_norm', 'norm_pre', NORM)
     for layer in range(model.num_layers):
       yield from _block(_BLOCK.format(layer), f'blocks.{layer}', model, naming)
-    yield Module('Transformer/encoder_norm', 'norm', NORM)
+    shared = ('Transformer/relative_positions', naming.relative[1])
+    yield from _relative(*shared)
+    if naming.head == 'head':
+      yield Module('Transformer/encoder_norm', 'norm', NORM)
+    else:
+      yield from _neck(model)
     yield Module('fc_norm', 'fc_norm', NORM)
     yield tensor('MAPHead_0/probe', 'attn_pool.latent')
     yield Module(f'{pool}/query', 'attn_pool.q', TO_HEADS)
@@ -248,7 +301,7 @@ class TimmViT(AnyViT, timm.TimmTable):
     yield Module('MAPHead_0/LayerNorm_0', 'attn_pool.norm', NORM)
     yield Module('MAPHead_0/MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1', DENSE)
     yield Module('MAPHead_0/MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2', DENSE)
-    yield Module('output_projection', 'head', DENSE)
+    yield Module('output_projection', naming.head, DENSE)
     yield Module('output_projection_dist', 'head_dist', DENSE)
 
   # Writing.
@@ -268,6 +321,18 @@ class TimmViT(AnyViT, timm.TimmTable):
     """
     return Naming.of_creation(creation_of(config))
 
+  def finish(self, tensors: files.Tensors, config: ModelConfig) -> files.Tensors:
+    if not (config.backbone.block == 'parallel_scaling' and config.backbone.differential):
+      return tensors
+    for name in [name for name in tensors if name.endswith('.attn_out_proj.weight')]:
+      block = name.removesuffix('attn_out_proj.weight')
+      weights = [tensors.pop(f'{block}{part}_out_proj.weight') for part in ('attn', 'mlp')]
+      tensors[f'{block}out_proj.weight'] = np.concatenate(weights, axis=1)
+      if config.backbone.use_bias:
+        biases = [tensors.pop(f'{block}{part}_out_proj.bias') for part in ('attn', 'mlp')]
+        tensors[f'{block}out_proj.bias'] = sum(biases)
+    return tensors
+
   def own_config(self, config: ModelConfig) -> dict[str, Any]:
     fields = {n: v for n, v in config.to_dict().items() if n in type(config.backbone).WEIGHT_FIELDS}
     return {**super().own_config(config), **fields}
@@ -282,11 +347,66 @@ class TimmViT(AnyViT, timm.TimmTable):
 
 
 def _block(ours: str, theirs: str, model: ViT, naming: Naming) -> Iterator[Module]:
-  for i, gamma in enumerate(naming.gamma):
-    yield Module(f'{ours}/LayerNorm_{i}', f'{theirs}.norm{i + 1}', NORM)
-    yield tensor(f'{ours}/LayerScale_{i}/gamma', f'{theirs}.{gamma}')
-  yield from _attention(f'{ours}/{_ATTENTION}', f'{theirs}.attn', naming)
-  yield from _mlp(f'{ours}/MlpBlock_0', f'{theirs}.mlp', model.mlp == 'glu', naming)
+  if model.block == 'parallel_scaling':
+    yield from _wide_block(ours, theirs, model)
+  elif model.block == 'parallel':
+    for i in range(2):
+      for j, kind in ((i, 'attns'), (2 + i, 'ffns')):
+        yield Module(f'{ours}/LayerNorm_{j}', f'{theirs}.{kind}.{i}.norm', NORM)
+        yield tensor(f'{ours}/LayerScale_{j}/gamma', f'{theirs}.{kind}.{i}.ls.gamma')
+      yield from _attention(f'{ours}/{_ATTENTION[:-1]}{i}', f'{theirs}.attns.{i}.attn', naming)
+      yield from _mlp(f'{ours}/MlpBlock_{i}', f'{theirs}.ffns.{i}.mlp', model.mlp == 'glu', naming)
+  else:
+    for i, gamma in enumerate(naming.gamma):
+      yield Module(f'{ours}/LayerNorm_{i}', f'{theirs}.norm{i + 1}', NORM)
+      yield tensor(f'{ours}/LayerScale_{i}/gamma', f'{theirs}.{gamma}')
+    yield from _attention(f'{ours}/{_attention_name(model)}', f'{theirs}.attn', naming)
+    yield from _relative(f'{ours}/relative_positions', f'{theirs}.{naming.relative[0]}')
+    yield from _mlp(f'{ours}/MlpBlock_0', f'{theirs}.mlp', model.mlp == 'glu', naming)
+
+
+def _wide_block(ours: str, theirs: str, model: ViT) -> Iterator[Module]:
+  """A layer whose attention and MLP are side by side, with one projection into both."""
+  attention, mlp = f'{ours}/{_attention_name(model)}', f'{ours}/MlpBlock_0'
+  inputs = (f'{mlp}/Dense_0', *(f'{attention}/{part}' for part in _QKV))
+  yield Module(f'{ours}/LayerNorm_0', f'{theirs}.in_norm', NORM)
+  yield Module(inputs, f'{theirs}.in_proj', TO_HEADS)
+  if not model.qkv_bias:
+    yield tensor(f'{inputs[0]}/bias', f'{theirs}.mlp_bias')
+  yield from _inner(attention, theirs)
+  yield Module(f'{attention}/out', f'{theirs}.attn_out_proj', FROM_HEADS)
+  yield Module(f'{mlp}/Dense_1', f'{theirs}.mlp_out_proj', DENSE)
+  yield tensor(f'{ours}/LayerScale_0/gamma', f'{theirs}.ls.gamma')
+
+
+def _attention_name(model: ViT) -> str:
+  return 'DifferentialAttention_0' if model.differential else _ATTENTION
+
+
+def _inner(ours: str, theirs: str) -> Iterator[Module]:
+  """What attention has between its projections."""
+  yield Module(f'{ours}/query_norm', f'{theirs}.q_norm', NORM)
+  yield Module(f'{ours}/key_norm', f'{theirs}.k_norm', NORM)
+  yield Module(f'{ours}/norm', f'{theirs}.norm', NORM)
+  yield Module(f'{ours}/sub_norm', f'{theirs}.sub_norm', NORM)
+  for name in ('lambda_q1', 'lambda_k1', 'lambda_q2', 'lambda_k2'):
+    yield tensor(f'{ours}/{name}', f'{theirs}.{name}')
+
+
+def _relative(ours: str, theirs: str) -> Iterator[Module]:
+  """Relative positions, of one layer or of all."""
+  for name in ('relative_position_bias_table', 'rel_pos_h', 'rel_pos_w'):
+    yield tensor(f'{ours}/{name}', f'{theirs}.{name}')
+  for i in (0, 1):
+    yield Module(f'{ours}/Dense_{i}', f'{theirs}.mlp.fc{i + 1}', DENSE)
+
+
+def _neck(model: ViT) -> Iterator[Module]:
+  if model.neck is None:
+    yield Module('Transformer/encoder_norm', 'neck', NORM)
+  for i in (0, 1):
+    yield Module(f'neck/Conv_{i}', f'neck.{2 * i}', CONV[:1])
+    yield Module(f'neck/LayerNorm_{i}', f'neck.{2 * i + 1}', NORM)
 
 
 def _attention(ours: str, theirs: str, naming: Naming) -> Iterator[Module]:
@@ -300,9 +420,7 @@ def _attention(ours: str, theirs: str, naming: Naming) -> Iterator[Module]:
     yield Module(parts[2], theirs, (('bias', 'v_bias', _HEAD_BIAS),))
   else:
     yield Module(parts, f'{theirs}.qkv', TO_HEADS)
-  yield Module(f'{ours}/query_norm', f'{theirs}.q_norm', NORM)
-  yield Module(f'{ours}/key_norm', f'{theirs}.k_norm', NORM)
-  yield Module(f'{ours}/norm', f'{theirs}.norm', NORM)
+  yield from _inner(ours, theirs)
   yield Module(f'{ours}/out', f'{theirs}.proj', FROM_HEADS)
 
 
@@ -315,6 +433,11 @@ def _mlp(ours: str, theirs: str, gated: bool, naming: Naming) -> Iterator[Module
     yield Module(tuple(f'{ours}/{part}' for part in parts), f'{theirs}.fc1', DENSE)
   yield Module(f'{ours}/norm', f'{theirs}.norm', NORM)
   yield Module(f'{ours}/Dense_1', f'{theirs}.fc2', DENSE)
+
+
+def _num_classes(tensors: files.Tensors, path: object, title: str) -> int:
+  found = (length_of(tensors, name, path, title) for name in ('head.bias', 'head.fc.bias'))
+  return next(filter(None, found), 0)
 
 
 def _sizes(tensors: files.Tensors) -> dict[str, Any]:
