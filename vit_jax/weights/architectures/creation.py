@@ -18,6 +18,9 @@ from vit_jax.weights.architectures.vit import (
   fields_of,
 )
 
+# timm always leaves pixels after the last patches out; and has one name for each of these.
+_NOT_TOLD = ('class_token', 'stride', 'drop_remainder')
+
 
 class Creation(NamedTuple):
   """How timm makes a model: create_model(architecture, **changes).
@@ -63,7 +66,7 @@ def creation_of(config: ModelConfig) -> Creation:
         found += [_creation(a, given, fields) for a in architectures.of_class(cls)]
   if not found:
     (field, *_) = min(problems.values(), key=len)
-    value = getattr(config.backbone, field)
+    value = getattr(config.backbone, field, config.name)
     raise FieldError(field, f"{value!r} has no place in timm's vision transformers")
   return min(found, key=lambda creation: (len(creation.needs_code), len(creation.changes)))
 
@@ -93,8 +96,13 @@ def _fits(cls: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> bool
 def _differing(config: ModelConfig, fields: Mapping[str, Any]) -> list[str]:
   """Returns the fields of a ViT that its arguments in timm don't bring back."""
   made = {'num_classes': config.num_classes, 'channels': config.channels, **fields}
-  ours, theirs = config.backbone, ModelConfig.from_dict(made).backbone
-  names = (n for n in type(theirs).WEIGHT_FIELDS if n not in ('class_token', 'stride'))
+  ours = config.backbone
+  if fields['name'] != config.name:
+    return ['name']
+  if config.name == 'hybrid':  # which no argument tells but the function that makes it
+    made |= {'resnet': ours.resnet, 'numerics': ours.numerics}
+  theirs = ModelConfig.from_dict(made).backbone
+  names = (n for n in type(theirs).WEIGHT_FIELDS if n not in _NOT_TOLD)
   differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
   return differing + ['class_token'] * (ours.has_class_token != theirs.has_class_token)
 
@@ -143,11 +151,16 @@ def _ratio(size: int, width: int) -> float:
 
 def _to_vision_transformer(config: ModelConfig) -> list[dict[str, Any]]:
   m = config.backbone
+  embedding = {'name': 'PatchEmbed'}
+  if config.name == 'hybrid':
+    network = {'name': 'ResNetV2', 'layers': list(m.resnet['num_layers'])}
+    embedding = {'name': 'HybridEmbed', 'backbone': network}
   block = {kind: name for name, kind in reversed(BLOCKS.items())}[m.block]
   if m.differential and m.block == 'parallel_scaling':
     block = 'DiffParallelScalingBlock'
   norm = {'name': {k: n for n, k in NORMS.items()}[m.norm], 'eps': m.norm_epsilon}
   given = {
+    'embed_layer': embedding,
     'block_fn': {'name': block},
     'attn_layer': 'diff' if m.differential and m.block != 'parallel_scaling' else None,
     'proj_bias': m.use_bias,
@@ -240,6 +253,31 @@ def _to_sam(config: ModelConfig) -> list[dict[str, Any]]:
   ]
 
 
+def _to_naflex(config: ModelConfig) -> list[dict[str, Any]]:
+  m, table = config.backbone, config.backbone.position_table
+  if table is None:
+    return []
+  given = {
+    'img_size': None,
+    'pos_embed': 'factorized' if table['factorized'] else 'learned',
+    'pos_embed_grid_size': list(table['grid']),
+    'pos_embed_ar_preserving': table['keep_aspect'],
+    'pos_embed_interp_mode': table['method'],
+    'pos_embed_antialias': table['antialias'],
+    'pos_embed_align_corners': table['align_corners'],
+    'scale_attn_inner_norm': m.attention_norm,
+    'scale_mlp_norm': m.mlp_norm,
+    'proj_bias': m.use_bias,
+    'pre_norm': m.pre_norm,
+    'final_norm': m.final_norm,
+    'reg_tokens': m.num_registers,
+    'pool_include_prefix': m.pool_prefix,
+    'attn_pool_num_heads': m.map_num_heads,
+    'attn_pool_mlp_ratio': m.map_mlp_dim and _ratio(m.map_mlp_dim, m.hidden_size),
+  }
+  return [given]
+
+
 # For each class, what it has of its own.
 _INVERSES: Mapping[str, Callable[[ModelConfig], list[dict[str, Any]]]] = {
   'VisionTransformer': _to_vision_transformer,
@@ -248,4 +286,5 @@ _INVERSES: Mapping[str, Callable[[ModelConfig], list[dict[str, Any]]]] = {
   'Beit': _to_beit,
   'VisionTransformerRelPos': _to_relpos,
   'VisionTransformerSAM': _to_sam,
+  'NaFlexVit': _to_naflex,
 }

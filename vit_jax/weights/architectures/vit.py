@@ -102,6 +102,9 @@ def fields_of(cls: str, given: Mapping[str, Any]) -> dict[str, Any]:
   arguments = Arguments(cls, given)
   fields = CLASSES[cls](arguments)
   arguments.check_all_read()
+  patch = fields['patches']['size']
+  if any(side % part for side, part in zip(fields['image_size'] or patch, patch, strict=True)):
+    fields['drop_remainder'] = True
   return {'name': 'vit', **{n: value for n, value in fields.items() if value is not None}}
 
 
@@ -118,7 +121,7 @@ def _plain_sizes(a: Arguments) -> dict[str, Any]:
     'num_layers': a['depth'],
     'num_heads': a['num_heads'],
     'patches': {'size': _pair(a['patch_size'])},
-    'image_size': _pair(a['img_size']),
+    'image_size': a['img_size'] and _pair(a['img_size']),
   }
 
 
@@ -195,9 +198,16 @@ def _vision_transformer(a: Arguments) -> dict[str, Any]:
   differential = a.choice('attn_layer', kinds) or a['block_fn']['name'] in _DIFFERENTIAL
   pooled, scale = a['global_pool'] in ('avg', 'max'), a['init_values']
   fc_norm = pooled if a['fc_norm'] is None else a['fc_norm']
-  a.choice('embed_layer', {'PatchEmbed': None})
+  embedding = a.choice('embed_layer', {'PatchEmbed': 'vit', 'HybridEmbed': 'hybrid'})
+  if embedding == 'hybrid' and a['embed_layer']['backbone']['name'] != 'ResNetV2':
+    raise FieldError('embed_layer', f'{a["embed_layer"]["backbone"]["name"]!r} is not read')
+  resnet = None
+  if embedding == 'hybrid':
+    resnet = {'num_layers': tuple(a['embed_layer']['backbone']['layers']), 'width_factor': 1.0}
   a.choice('pos_embed', {'': None, 'none': None, 'learn': None})
   fields = {
+    'name': embedding,
+    'resnet': resnet,
     **_sizes(a),
     **_norm(a),
     **_activation(a),
@@ -380,6 +390,47 @@ def _sam(a: Arguments) -> dict[str, Any]:
   return fields
 
 
+def _naflex(a: Arguments) -> dict[str, Any]:
+  """Images of one size alone, which need no mask; positions are interpolated to their grid."""
+  fc_norm = a['global_pool'] == 'avg' if a['fc_norm'] is None else a['fc_norm']
+  kind = a.choice('pos_embed', {'learned': 'table', 'factorized': 'sums', '': None, 'none': None})
+  table = {'grid': a['pos_embed_grid_size'] and _pair(a['pos_embed_grid_size'])}
+  table |= {'keep_aspect': a['pos_embed_ar_preserving']}
+  mode, antialias = a['pos_embed_interp_mode'], a['pos_embed_antialias']
+  if kind == 'table':
+    table |= {'method': mode, 'antialias': antialias, 'align_corners': a['pos_embed_align_corners']}
+  else:
+    table |= {'method': 'bilinear', 'antialias': False, 'factorized': True}
+  if kind and table['grid'] is None:
+    raise a.refused('pos_embed_grid_size')
+  fields = {
+    **_plain_sizes(a),
+    **_norm(a),
+    **_activation(a),
+    **_pooling(
+      a,
+      class_token=a['class_token'],
+      norms=(a['final_norm'] and not fc_norm, a['final_norm'] and fc_norm),
+    ),
+    **_layer_scale(a['init_values']),
+    'mlp_dim': _width(a),
+    'qkv_bias': a['qkv_bias'],
+    'use_bias': a['proj_bias'],
+    'qk_norm': a['qk_norm'],
+    'attention_norm': a['scale_attn_inner_norm'],
+    'mlp_norm': a['scale_mlp_norm'],
+    'patch_bias': not a['pre_norm'],
+    'pre_norm': a['pre_norm'],
+    'num_registers': a['reg_tokens'],
+    'position_tokens': 'patches',
+    'positional_embedding': 'learned_1d' if kind else 'none',
+    'position_table': table if kind else None,
+    'pool_prefix': a['pool_include_prefix'] and a['global_pool'] != 'token',
+  }
+  ratio = a['attn_pool_mlp_ratio'] or None
+  return fields | _map_head(fields, a['attn_pool_num_heads'] or a['num_heads'], _width(a, ratio))
+
+
 # What reads the arguments of each class.
 CLASSES: Mapping[str, Callable[[Arguments], dict[str, Any]]] = {
   'VisionTransformer': _vision_transformer,
@@ -388,4 +439,5 @@ CLASSES: Mapping[str, Callable[[Arguments], dict[str, Any]]] = {
   'Beit': _beit,
   'VisionTransformerRelPos': _relpos,
   'VisionTransformerSAM': _sam,
+  'NaFlexVit': _naflex,
 }

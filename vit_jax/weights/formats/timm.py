@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
@@ -82,7 +82,7 @@ def _write_folder(folder: Path, tensors: files.Tensors, config: ModelConfig, tab
     'architecture': architecture,
     'num_classes': config.num_classes,
     'model_args': arguments,
-    'pretrained_cfg': _their_images(config),
+    'pretrained_cfg': _their_images(config) | {'first_conv': table.first_conv},
   }
   if config.class_names is not None:
     content['label_names'] = list(config.class_names)
@@ -94,7 +94,7 @@ def _their_images(config: ModelConfig) -> dict[str, Any]:
   """Returns `pretrained_cfg` of config.json: what is done to images."""
   size = [config.channels, *config.image_size]
   cfg = {'input_size': size, 'fixed_input_size': True, 'num_classes': config.num_classes}
-  cfg |= {'first_conv': 'patch_embed.proj', 'classifier': 'head', 'custom_load': False}
+  cfg |= {'classifier': 'head', 'custom_load': False}
   if (preprocess := config.preprocess) is not None:
     squash = preprocess.crop == 'resize'
     cfg |= {'mean': list(preprocess.mean), 'std': list(preprocess.std), 'interpolation': 'bicubic'}
@@ -104,9 +104,14 @@ def _their_images(config: ModelConfig) -> dict[str, Any]:
 
 
 class TimmTable(Table):
-  """A backbone in timm; config.json has what is done to images, and how the model was made."""
+  """A backbone in timm; config.json has what is done to images, and how the model was made.
+
+  Attributes:
+    first_conv: the module that timm adapts to images of other channels.
+  """
 
   format = 'timm'
+  first_conv: ClassVar[str | None] = 'patch_embed.proj'
 
   def owns_config(self, config: Mapping[str, Any]) -> bool:
     """Whether it is timm's: the tensors tell whose model it is."""

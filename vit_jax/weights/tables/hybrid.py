@@ -109,6 +109,7 @@ class TimmHybrid(_Hybrid, TimmViT):
   """
 
   title = "timm's hybrid VisionTransformer"
+  first_conv = None  # its name differs
   numerics = 'timm'
   unit = re.escape(_RESNET) + r'\.stages\.(\d+)\.blocks\.\d+\.conv1\.weight'
   marks: ClassVar = {
@@ -126,7 +127,9 @@ class TimmHybrid(_Hybrid, TimmViT):
     return super().read_config(source)
 
   def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
-    return timm.TimmTable.creation(self, config, path)  # a ViT's would lack the ResNet
+    if (factor := config.backbone.resnet['width_factor']) != 1:
+      raise UsageError(f'{path}: resnet.width_factor {factor} is not 1 there')
+    return super().creation(config, path)
 
   def root_shape(self, tensors: files.Tensors) -> tuple[int, int]:
     filters, channels, _, _ = tensors[f'{_RESNET}.stem.conv.weight'].shape

@@ -4,6 +4,7 @@
 tensors.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -49,7 +50,7 @@ from vit_jax.weights.tables.vit import (
 
 _BLOCK = 'Transformer/encoderblock_{}'
 _ATTENTION = 'MultiHeadDotProductAttention_0'
-_POSITIONS = 'Transformer/posembed_input/pos_embedding'
+_POSITIONS = 'Transformer/posembed_input'
 _QKV = ('query', 'key', 'value')
 _FIRST, _BLOCK_NAME = 'blocks.0.', r'blocks\.(\d+)\.'
 _GAMMA, _EVA_GAMMA = ('ls1.gamma', 'ls2.gamma'), ('gamma_1', 'gamma_2')
@@ -86,7 +87,7 @@ class Naming(NamedTuple):
     fused = a.get('qkv_fused', True)
     return cls(
       separate_qkv=not fused,
-      separate_gate=bool(gated) or a.get('mlp_layer', {}).get('name') == 'SwiGLU',
+      separate_gate=bool(gated) or (a.get('mlp_layer') or {}).get('name') == 'SwiGLU',
       gamma=_EVA_GAMMA if eva else _GAMMA,
       own_bias=eva and fused and a['qkv_bias'] and a.get('attn_type', 'eva') == 'eva',
       relative=_RELPOS if made.cls == 'VisionTransformerRelPos' else ('attn', 'rel_pos_bias'),
@@ -173,14 +174,15 @@ class TimmViT(AnyViT, timm.TimmTable):
     given = dict(architecture.arguments)
     if given['img_size'] == architectures.defaults(architecture.cls)['img_size']:
       given['img_size'] = entries.get('image_size', given['img_size'])
-    given |= _sizes(source.tensors) | made_with
+    given |= self.sizes(source.tensors) | made_with
     pool = source.their_config.get('global_pool', given['global_pool'])
     if pool != given['global_pool']:
       made = given['global_pool']
       raise FieldError('global_pool', f'{pool!r}, but {name} is made with {made!r}')
     with files.reading(source.metadata_path, "timm's config.json"):
       fields = arguments.fields_of(architecture.cls, given)
-    del fields['name']
+    if fields.pop('name') != self.models[0]:
+      raise FieldError('architecture', f'{name!r}, but the tensors are of {self.title}')
     if 'mlp_ratio' not in made_with:
       fields['mlp_dim'] = _mlp_dim(source.tensors, fields['mlp_dim'])
     if given['embed_dim'] != architecture.arguments['embed_dim'] and 'num_heads' not in made_with:
@@ -191,8 +193,11 @@ class TimmViT(AnyViT, timm.TimmTable):
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
     head = _num_classes(tensors, source.path, self.title)
-    channels = tensors['patch_embed.proj.weight'].shape[1]
-    told = {'name': self.models[0], 'num_classes': head, 'channels': channels}
+    told = {
+      'name': self.models[0],
+      'num_classes': head,
+      'channels': self.channels(tensors, entries),
+    }
     if 'hidden_size' in entries:
       if (depth := entries['num_layers']) != count_blocks(tensors, _BLOCK_NAME):
         raise FieldError('num_layers', f'{depth}, but {source.path} has others')
@@ -214,6 +219,16 @@ class TimmViT(AnyViT, timm.TimmTable):
         tensors[f'{block}attn_out_proj.bias'] = bias
         tensors[f'{block}mlp_out_proj.bias'] = np.zeros_like(bias)
     return tensors
+
+  def sizes(self, tensors: files.Tensors) -> dict[str, Any]:
+    """Returns the arguments that the shapes of a model's tensors tell."""
+    width, _, *patch = tensors['patch_embed.proj.weight'].shape
+    return {'embed_dim': width, 'patch_size': patch, 'depth': count_blocks(tensors, _BLOCK_NAME)}
+
+  def channels(self, tensors: files.Tensors, entries: Mapping[str, Any]) -> int:
+    """Returns how many channels images have."""
+    del entries
+    return tensors['patch_embed.proj.weight'].shape[1]
 
   # Reading: of tensors alone.
 
@@ -275,15 +290,8 @@ class TimmViT(AnyViT, timm.TimmTable):
     model = config.backbone
     naming = Naming.of_tensors(names) if names else self.naming(config)
     pool = f'MAPHead_0/{_ATTENTION}'
-    yield tensor('cls', 'cls_token')
-    yield tensor('dist', 'dist_token')
-    yield tensor('registers', 'reg_token')
-    grid = None if naming.head == 'head' else GridLayout(*model.grid(config.image_size))
-    module, _, leaf = _POSITIONS.rpartition('/')
-    yield Module(module, '', ((leaf, 'pos_embed', grid),))
+    yield from self.embedding(config, naming)
     yield tensor('Transformer/rotary/freqs', 'rope.freqs')
-    yield Module('embedding', 'patch_embed.proj', CONV)
-    yield Module('embedding_norm', 'patch_embed.norm', NORM)
     yield Module('Transformer/pre_norm', 'norm_pre', NORM)
     for layer in range(model.num_layers):
       yield from _block(_BLOCK.format(layer), f'blocks.{layer}', model, naming)
@@ -303,6 +311,18 @@ class TimmViT(AnyViT, timm.TimmTable):
     yield Module('MAPHead_0/MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2', DENSE)
     yield Module('output_projection', naming.head, DENSE)
     yield Module('output_projection_dist', 'head_dist', DENSE)
+
+  def embedding(self, config: ModelConfig, naming: Naming) -> Iterator[Module]:
+    """Yields the modules before the layers that have tokens: patches, others, positions."""
+    grid = None
+    if naming.head != 'head':
+      grid = GridLayout(*config.backbone.grid(config.image_size))
+    yield tensor('cls', 'cls_token')
+    yield tensor('dist', 'dist_token')
+    yield tensor('registers', 'reg_token')
+    yield Module(_POSITIONS, '', (('pos_embedding', 'pos_embed', grid),))
+    yield Module('embedding', 'patch_embed.proj', CONV)
+    yield Module('embedding_norm', 'patch_embed.norm', NORM)
 
   # Writing.
 
@@ -440,12 +460,6 @@ def _num_classes(tensors: files.Tensors, path: object, title: str) -> int:
   return next(filter(None, found), 0)
 
 
-def _sizes(tensors: files.Tensors) -> dict[str, Any]:
-  """Returns the arguments that the shapes of a model's tensors tell."""
-  width, _, *patch = tensors['patch_embed.proj.weight'].shape
-  return {'embed_dim': width, 'patch_size': patch, 'depth': count_blocks(tensors, _BLOCK_NAME)}
-
-
 def _mlp_dim(tensors: files.Tensors, default: int) -> int:
   """Returns the hidden width of the blocks' MLPs, by the shape of the last layer."""
   last = tensors.get(f'{_FIRST}mlp.fc2.weight')
@@ -477,4 +491,44 @@ def _places_class(count: int, patch: list[int], image: tuple[int, int] | None) -
   return count > 1 and not (is_square(count) and not is_square(count - 1))
 
 
-TABLES = (TimmViT(),)
+# A dense layer on the pixels of a patch, row after row: [out, height * width * channels].
+_PIXELS = (('kernel', 'weight', Layout((3, 1), (1, 0))), ('bias', 'bias', Layout((1,), (0,))))
+
+
+class TimmNaFlexViT(TimmViT):
+  """timm's NaFlexVit, with images of one size; its positions are interpolated to their grid."""
+
+  title = "timm's NaFlexVit"
+  first_conv = 'embeds.proj'
+  marks: ClassVar = {'embeds.proj.weight': 2}
+
+  def sizes(self, tensors: files.Tensors) -> dict[str, Any]:
+    width = len(tensors['embeds.proj.weight'])
+    return {'embed_dim': width, 'depth': count_blocks(tensors, _BLOCK_NAME)}
+
+  def channels(self, tensors: files.Tensors, entries: Mapping[str, Any]) -> int:
+    pixels = math.prod(entries['patches']['size'])
+    return tensors['embeds.proj.weight'].shape[1] // pixels
+
+  def read_shapes(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> dict[str, Any]:
+    raise Unsettled('architecture', f'{source.path} does not tell it, whose tensors are NaFlexVit')
+
+  def embedding(self, config: ModelConfig, naming: Naming) -> Iterator[Module]:
+    table = config.backbone.position_table
+    yield tensor('cls', 'embeds.cls_token')
+    yield tensor('registers', 'embeds.reg_token')
+    yield Module('embedding', 'embeds.proj', _PIXELS)
+    yield Module('embedding_norm', 'embeds.norm', NORM)
+    if table is not None:
+      leaf = ('pos_embedding', 'pos_embed', GridLayout(*table['grid']))
+      yield Module(_POSITIONS, 'embeds', (leaf,))
+    yield tensor(f'{_POSITIONS}/pos_embedding_rows', 'embeds.pos_embed_y')
+    yield tensor(f'{_POSITIONS}/pos_embedding_columns', 'embeds.pos_embed_x')
+
+  def writes(self, config: ModelConfig) -> bool:
+    return super().writes(config) and config.backbone.position_table is not None
+
+
+TABLES = (TimmNaFlexViT(), TimmViT())
