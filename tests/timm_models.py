@@ -49,7 +49,8 @@ def small_arguments(name, metadata):
   if 'global_attn_indexes' in given:
     changes |= {'global_attn_indexes': (1,), 'window_size': 3}
   if architecture.cls == 'NaFlexVit':
-    return changes | {'pos_embed_grid_size': (4, 4), 'img_size': 4 * given['patch_size']}
+    patch = given['patch_size']
+    return changes | {'pos_embed_grid_size': (4, 4), 'img_size': (5 * patch, 3 * patch)}
   patch, side = given['patch_size'], metadata['input_size'][1]
   rest = side % patch
   return changes | {'img_size': (4 * patch + rest, 5 * patch + rest)}
