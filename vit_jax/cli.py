@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from vit_jax import host_memory, requirements
-from vit_jax.errors import UsageError, check_choice, field_prefix, nearest
+from vit_jax.errors import UsageError, UsageWarning, check_choice, field_prefix, nearest
 from vit_jax.run.ending import Interrupted, NonFiniteError
 
 _HELP = ('h', 'help', 'helpshort', 'helpfull')
@@ -199,10 +200,24 @@ def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[st
   return rest
 
 
-def _fail(message: object, code: int = 2) -> NoReturn:
+def _line(message: object) -> str:
+  """Returns a message with the name of the command in front."""
   path = Path(sys.argv[0])
   name = path.parent.name if path.name == '__main__.py' else path.name  # of a package
-  print(f'{name}: {message}', file=sys.stderr, flush=True)
+  return f'{name}: {message}'
+
+
+def _format_warning(
+  message: Warning | str, category: type[Warning], *args: object, others: Callable[..., str]
+) -> str:
+  """Returns what is printed of a warning: of our own a line, and else what `others` returns."""
+  if issubclass(category, UsageWarning):
+    return f'{_line(message)}\n'
+  return others(message, category, *args)
+
+
+def _fail(message: object, code: int = 2) -> NoReturn:
+  print(_line(message), file=sys.stderr, flush=True)
   sys.stdout.flush()
   # All is closed. A normal exit would wait for other processes, which wait for this one, and run
   # the hooks of libraries that complain once more about a full disk.
@@ -264,6 +279,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   """
   # Names of files and classes may be none that the terminal's encoding has.
   sys.stdout.reconfigure(errors='backslashreplace')
+  warnings.formatwarning = functools.partial(_format_warning, others=warnings.formatwarning)
 
   def main(argv):
     from vit_jax import compilation_cache  # imports JAX, which --help needs not

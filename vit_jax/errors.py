@@ -32,6 +32,10 @@ class FieldError(UsageError):
     return f'{self.field}: {self.problem}'
 
 
+class UsageWarning(UserWarning):
+  """What the user has to know of a result: commands print it as one line and go on."""
+
+
 @contextlib.contextmanager
 def field_prefix(prefix: str, renamed: Mapping[str, str] | None = None) -> Iterator[None]:
   """Puts `prefix` in front of the field that a FieldError from inside the context names.

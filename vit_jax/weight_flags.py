@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from vit_jax import weights
+from vit_jax import models, weights
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.models.layers import ACTIVATIONS
@@ -18,7 +18,7 @@ from vit_jax.run import directory
 from vit_jax.weights import files
 
 _FROM = flags.DEFINE_enum('from', None, list(weights.FORMATS), 'Format, else by the name.')
-_ALLOW = flags.DEFINE_string('allow', None, 'Tensors, by whole name, that may be left out.')
+_ALLOW = flags.DEFINE_string('allow', None, 'Regex of whole names of tensors to leave out.')
 _KNOWN = (
   flags.DEFINE_string('architecture', None, "timm's name for what a state dict alone is of."),
   flags.DEFINE_integer('num_heads', None, 'Attention heads.', lower_bound=1),
@@ -69,12 +69,26 @@ def load(path: str) -> tuple[Variables, ModelConfig]:
     views = (_CROP, _CROP_FRACTION, *_CLIPS)
     crop = {flag.name: flag.value for flag in views if flag.value is not None}
     variables, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
+    if _ALLOW.value is not None:
+      _check_whole(variables, config, path)
     if pixels or crop:
       config = _with_preprocessing(config, pixels | crop)
     if _CLASS_NAMES.value is not None and config.num_classes:
       names = _read_class_names(_CLASS_NAMES.value, config.num_classes)
       config = config.replace(class_names=names)
   return variables, config
+
+
+def _check_whole(variables: Variables, config: ModelConfig, path: str) -> None:
+  """Raises FieldError for a model without some of its variables, which can't be applied."""
+  there = models.flatten(variables)
+  if missing := [name for name in config.variable_shapes() if name not in there]:
+    more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
+    raise FieldError(
+      'allow',
+      f'{path}: without {", ".join(missing[:3])}{more} nothing is computed; only training '
+      '(config.init_options.allow) starts what is missing anew',
+    )
 
 
 def _with_preprocessing(config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:

@@ -9,7 +9,7 @@ from conftest import ROOT, tiny_config
 from small_vits import SQUARE, random_variables
 
 from vit_jax import config_fields, models, weights
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, UsageWarning
 from vit_jax.models import Preprocessing
 from vit_jax.models.vit import TOKENIZER
 from vit_jax.train import loop
@@ -237,6 +237,21 @@ def test_without_weights_open_fields_are_the_defaults(tmp_path):
   config = finetuning('', 'Ti/4,digits', **{'model.num_layers': 1})
   model = Experiment(config).model
   assert (model.classifier, model.activation, model.norm_epsilon) == ('gap', 'gelu', 1e-6)
+
+
+def test_what_is_allowed_to_be_missing_starts_anew(source, tmp_path):
+  tensors = {n: a for n, a in np.load(source).items() if not n.startswith('cls')}
+  np.savez(tmp_path / 'm.npz', **tensors)
+  known = {name: SOURCE[name] for name in ('image_size', 'classifier', 'activation')}
+  options = {f'init_options.{name}': value for name, value in known.items()}
+  options['init_options.norm_epsilon'] = SOURCE.backbone.norm_epsilon
+  config = finetuning(tmp_path / 'm.npz', **options)
+  with pytest.raises(UsageError, match=r'tensors that do not fit: 1\n.*\nmissing +cls '):
+    Experiment(config)
+  config.init_options.allow = 'cls'
+  with pytest.warns(UsageWarning, match=r'm\.npz: tensors left out, as allowed: 1 \(cls\);'):
+    experiment = Experiment(config)
+  assert 'cls: new, as allowed' in experiment.describe()
 
 
 def test_what_a_file_does_not_say_is_asked_for_as_a_field(tmp_path):

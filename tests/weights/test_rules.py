@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_vits import SQUARE
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, UsageWarning
 from vit_jax.weights import rules
 
 CONFIG = SQUARE.replace(patches={'size': (4, 2)}).replace(image_size=(8, 6))
@@ -85,7 +85,7 @@ def test_everything_that_does_not_fit_is_in_one_table(shapes, arrays, same_names
   with pytest.raises(UsageError) as error:
     rules.to_ours(spoil(arrays), same_names, shapes, 'a.npz', None)
   title, header, *rows = str(error.value).splitlines()
-  assert title.startswith('a.npz: tensors that do not fit: 4; allow=REGEX')
+  assert title == 'a.npz: tensors that do not fit: 4'
   assert header.split() == ['tensor', 'found', 'expected']
   assert [row.split() for row in rows] == [
     ['missing', 'cls', '1x1x8'],
@@ -97,7 +97,12 @@ def test_everything_that_does_not_fit_is_in_one_table(shapes, arrays, same_names
 
 def test_allow_lets_named_ones_through_and_no_others(shapes, arrays, same_names):
   allow = 'cls|extra|output_projection/.*'
-  tree = rules.to_ours(spoil(arrays), same_names, shapes, 'a.npz', allow)
+  with pytest.warns(UsageWarning) as warned:
+    tree = rules.to_ours(spoil(arrays), same_names, shapes, 'a.npz', allow)
+  assert [str(w.message) for w in warned] == [
+    'a.npz: tensors left out, as allowed: 4 (cls, extra, output_projection/bias, ...); outputs '
+    'differ from those of the original'
+  ]
   kept = {n for n in arrays if n != 'cls' and not n.startswith('output_projection')}
   assert rules.flatten(tree).keys() == kept
   with pytest.raises(UsageError, match='tensors that do not fit: 1') as error:
@@ -110,10 +115,20 @@ def test_parameters_without_a_place_are_refused_in_a_table(shapes, arrays, same_
   variables = {'params': {'more': {'kernel': np.zeros(1)}, **arrays}}
   with pytest.raises(UsageError, match='tensors that do not fit: 3'):
     rules.to_theirs(variables, without_head, shapes, 'b', None)
-  allowed = rules.to_theirs(
-    variables, without_head, shapes, 'b', 'more/kernel|output_projection/.*'
-  )
+  allow = 'more/kernel|output_projection/.*'
+  with pytest.warns(UsageWarning, match=r'^b: tensors left out, as allowed: 3 \(more/kernel, out'):
+    allowed = rules.to_theirs(variables, without_head, shapes, 'b', allow)
   assert len(allowed) == len(arrays) - 2
+
+
+def test_the_feature_that_is_not_read_comes_first(shapes, arrays, same_names):
+  features = {r'\.gamma$': 'layer scale', 'cls': 'a class token', '^re': 'registers'}
+  arrays = dict.fromkeys(('0.gamma', '1.gamma', 'reg'), np.zeros(2, np.float32)) | arrays
+  message = r'^a: layer scale and registers not read; tensors that do not fit: 3\n'
+  with pytest.raises(UsageError, match=message):
+    rules.to_ours(arrays, same_names, shapes, 'a', None, features)
+  with pytest.raises(UsageError, match=r'^a: layer scale not read; tensors that do not fit: 2\n'):
+    rules.to_ours(arrays, same_names, shapes, 'a', 'reg', features)
 
 
 def test_half_precision_is_widened_without_loss(shapes, arrays, same_names):

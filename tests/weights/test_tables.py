@@ -181,3 +181,15 @@ def test_a_fault_of_a_table_is_not_a_damaged_file(tmp_path, plain, monkeypatch):
   monkeypatch.setattr(type(table), 'owns_config', lambda self, config: True)
   with pytest.raises(KeyError, match='a fault of this table'):
     weights.load(path)
+
+
+def test_what_timm_has_and_a_model_here_has_not_is_named(tmp_path):
+  fields = {'name': 'swin', 'num_classes': 3, 'image_size': (32, 32), 'window_size': (4,)}
+  fields |= {'embed_dim': 4, 'depths': (1,), 'num_heads': (1,), 'patches': {'size': (4, 4)}}
+  config, path = ModelConfig.from_dict(fields), tmp_path / 'm.safetensors'
+  weights.save(random_variables(config), config, path, format='timm')
+  tensors, metadata = files.parse_safetensors(path.read_bytes())
+  tensors['layers.0.blocks.0.ls1.gamma'] = np.ones(4, np.float32)
+  path.write_bytes(files.format_safetensors(tensors, vit_jax=metadata['vit_jax']))
+  with pytest.raises(UsageError, match=r'safetensors: layer scale not read; tensors that do not'):
+    weights.load(path)

@@ -7,14 +7,16 @@ here (PyTorch's fused query, key and value), they are its parts along axis 0.
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import FieldError, UsageError, UsageWarning
 from vit_jax.models.backbone import Shape
 from vit_jax.models.variables import Variables
 
@@ -170,6 +172,7 @@ def to_ours(
   shapes: Mapping[str, Shape],
   path: object,
   allow: str | None,
+  features: Mapping[str, str] = MappingProxyType({}),
 ) -> Variables:
   """Returns the float32 variables of a model from the tensors of a file.
 
@@ -180,6 +183,7 @@ def to_ours(
     shapes: path -> shape of the model's variables.
     path: the file, for messages.
     allow: as for `check`.
+    features: as for `check`.
 
   Raises:
     UsageError, FieldError: as `check`.
@@ -189,7 +193,7 @@ def to_ours(
   placed = {name for rule in rules for name in rule.ours}
   # What no rule has a tensor for is missing, under its name here.
   expected |= {n: s for n, s in shapes.items() if n not in placed and n not in tensors}
-  fitting = check(tensors, expected, path, allow)
+  fitting = check(tensors, expected, path, allow, features)
   flat = {}
   for rule in rules:
     if rule.theirs in fitting:
@@ -233,6 +237,7 @@ def check(
   expected: Mapping[str, Shape],
   path: object,
   allow: str | None,
+  features: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
   """Returns the arrays that are floats and as expected.
 
@@ -241,11 +246,13 @@ def check(
     expected: name -> shape.
     path: the file, for messages.
     allow: a regular expression; names that it matches whole may be missing, left over, misshapen
-      or of another type.
+      or of another type. A `UsageWarning` says which are left out for that.
+    features: regular expression, searched for in names -> in words, what a model with such arrays
+      has; of those that aren't expected the error says it.
 
   Raises:
     FieldError: `allow` isn't a regular expression.
-    UsageError: for all other names that are so; the message lists them.
+    UsageError: for all other names that are so; the message lists them, and their features.
   """
   try:
     allowed = re.compile(allow or '(?!)')
@@ -263,14 +270,25 @@ def check(
       problems.append(('not floats', name, str(arrays[name].dtype), 'float32'))
     else:
       fitting[name] = arrays[name]
+  left_out = [name for _, name, *_ in problems if allowed.fullmatch(name)]
   problems = [row for row in problems if not allowed.fullmatch(row[1])]
   if problems:
+    unexpected = '\n'.join(name for problem, name, *_ in problems if problem == 'unexpected')
+    unread = [words for pattern, words in features.items() if re.search(pattern, unexpected, re.M)]
+    cause = f'{" and ".join(unread)} not read; ' if unread else ''
     rows = [('', 'tensor', 'found', 'expected'), *problems]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
     raise UsageError(
-      f'{path}: tensors that do not fit: {len(problems)}; allow=REGEX leaves out those whose '
-      'whole name it matches\n' + '\n'.join(lines)
+      f'{path}: {cause}tensors that do not fit: {len(problems)}\n' + '\n'.join(lines)
+    )
+  if left_out:
+    names = ', '.join([*left_out[:3], *['...'][: len(left_out) - 3]])
+    warnings.warn(
+      f'{path}: tensors left out, as allowed: {len(left_out)} ({names}); outputs differ from those '
+      'of the original',
+      UsageWarning,
+      stacklevel=2,
     )
   return fitting
 

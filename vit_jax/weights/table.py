@@ -74,6 +74,8 @@ class Table:
       the metadata of a file, and callers of `weights.load` may give them.
     separator: between the modules in a tensor's name.
     yields: whether a file that has the marks of another table, too, is the other's.
+    foreign: what models of the format may have, and this one hasn't, for messages: a regular
+      expression, searched for in tensors' names -> the feature in words.
     entry: of a pickled file, the one that holds the tensors, in formats where files have one.
   """
 
@@ -84,6 +86,7 @@ class Table:
   stated: ClassVar[tuple[str, ...]] = ()
   separator: ClassVar[str] = '.'
   yields: ClassVar[bool] = False
+  foreign: ClassVar[Mapping[str, str]] = {}
   entry: ClassVar[str] = 'state_dict'
 
   # Which files are this table's.
@@ -199,7 +202,7 @@ class Table:
       config = ModelConfig.from_dict(described | combine(told, others, source.path))
       shapes = variable_shapes(config)
     found = rules.expand(self.modules(config, tensors.keys()), self.separator)
-    return rules.to_ours(tensors, found, shapes, source.path, allow), config
+    return rules.to_ours(tensors, found, shapes, source.path, allow, self.foreign), config
 
   def convert(
     self, variables: Variables, config: ModelConfig, path: object, allow: str | None

@@ -112,6 +112,17 @@ class TimmTable(Table):
 
   format = 'timm'
   first_conv: ClassVar[str | None] = 'patch_embed.proj'
+  foreign: ClassVar = {
+    r'\.(ls[12]\.)?gamma(_[12])?$': 'layer scale',
+    r'^reg_token$': 'register tokens',
+    r'^(dist_token$|head_dist\.)': 'a distillation token',
+    r'\.[qk]_norm\.': 'a norm of queries and keys',
+    r'\brel(ative)?_pos': 'relative positions',
+    r'\brope\.|\bfreqs': 'rotary positions',
+    r'^norm_pre\.': 'a norm before the blocks',
+    r'\.mlp\.(w12|fc1_[gx]|w[123])\.': 'a gated MLP',
+    r'\.(attn|mlp)\.norm\.': 'norms inside of branches',
+  }
 
   def owns_config(self, config: Mapping[str, Any]) -> bool:
     """Whether it is timm's: the tensors tell whose model it is."""
