@@ -21,7 +21,7 @@ def convert(tmp_path_factory):
 
 
 def _convert():
-  with command_server('vit_jax.convert', 'SRC', 'DST') as run:
+  with command_server('vit_jax.convert', '[SRC]', '[DST]') as run:
     yield run
 
 
@@ -85,6 +85,16 @@ def test_a_resnet_has_a_line_of_its_own(convert, tmp_path):
   assert_same(weights.load(target)[0], weights.load(source)[0])  # metadata comes in any order
 
 
+def test_what_is_known_by_name_is_a_table(convert):
+  result = convert('--list', 'mobilenet_v3_s*')
+  assert (result.returncode, result.stderr) == (0, '')
+  assert result.stdout.splitlines() == [
+    'name                source       opens',
+    'mobilenet_v3_small  torchvision  yes',
+    'mobilenet_v3_small  vit_jax      yes',
+  ]
+
+
 def test_a_card_that_fails_leaves_no_folder(convert, tmp_path):
   run = shutil.copytree(ROOT / 'tests' / 'kept_runs' / 'resnet', tmp_path / 'run')
   (run / 'results.json').write_text('{')
@@ -109,6 +119,8 @@ def without_config(folder):
       'DST is missing, as in: python -m vit_jax.convert SRC DST --to=FORMAT',
     ),
     (('m.npz', 'b', 'c', '--to=timm'), "'c' is not a flag"),
+    (('--list', 'resnt'), "--list: no name fits 'resnt'"),
+    (('--list', 'vit_a', 'vit_b'), "--list: 'vit_b' is a second pattern; stars need quotes"),
     (
       ('m.npz', 'b'),
       '--to: give the format to write: augreg, torchvision, timm, scenic, huggingface',

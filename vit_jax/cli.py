@@ -196,8 +196,13 @@ def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[st
   if len(given) > len(arguments) and not open_ended:
     _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
   if len(given) < len(required):
-    _fail(f'{required[len(given)]} is missing, as in: {_usage(doc)} (--help tells more)')
+    _fail(missing(required[len(given)], doc))
   return rest
+
+
+def missing(name: str, doc: str) -> str:
+  """Returns in one line that a command lacks an argument; `doc` is its module's docstring."""
+  return f'{name} is missing, as in: {_usage(doc)} (--help tells more)'
 
 
 def _line(message: object) -> str:

@@ -1,4 +1,8 @@
-"""Converts weights: python -m vit_jax.convert SRC DST --to=FORMAT."""
+"""Converts weights: python -m vit_jax.convert SRC DST --to=FORMAT.
+
+With --list it prints which weights are known by name, or of these the ones that fit a PATTERN of a
+shell or have it in their names: python -m vit_jax.convert --list [PATTERN]
+"""
 
 import shutil
 from pathlib import Path
@@ -8,9 +12,10 @@ from absl import flags
 from vit_jax import cli, weight_flags, weights
 from vit_jax.data import kinds
 from vit_jax.errors import UsageError, field_prefix
-from vit_jax.weights import hub
+from vit_jax.weights import hub, listing
 
 _TO = flags.DEFINE_enum('to', None, list(weights.WRITABLE), 'Format of DST.')
+_LIST = flags.DEFINE_bool('list', False, 'Print what is known by name, and whether it opens.')
 _PUSH = flags.DEFINE_string('push', None, 'OWNER/NAME on the hub, for --to=huggingface.')
 _PRIVATE = flags.DEFINE_bool('private', False, 'With --push: a new model is not public.')
 _IMAGES = flags.DEFINE_bool(
@@ -19,7 +24,20 @@ _IMAGES = flags.DEFINE_bool(
 _LICENSE = flags.DEFINE_string('license', None, 'Of the weights, for the card: as apache-2.0.')
 
 
-def main(source: str, destination: str) -> None:
+def main(source: str | None = None, destination: str | None = None) -> None:
+  """Converts SRC to DST, or with --list prints what is known by names that SRC fits."""
+  if _LIST.value:
+    if destination:
+      raise UsageError(f'--list: {destination!r} is a second pattern; stars need quotes')
+    with field_prefix('--'):
+      print(listing.text(listing.find(source or '*')))
+    return
+  if destination is None:
+    raise UsageError(cli.missing('DST' if source else 'SRC', __doc__))
+  _convert(source, destination)
+
+
+def _convert(source: str, destination: str) -> None:
   """Reads SRC, writes DST, and prints a summary of the model."""
   if _TO.value is None:
     raise UsageError(f'--to: give the format to write: {", ".join(weights.WRITABLE)}')
@@ -66,4 +84,4 @@ def main(source: str, destination: str) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, arguments=('SRC', 'DST'))
+  cli.run(main, arguments=('[SRC]', '[DST]'))

@@ -178,6 +178,8 @@ class Backbone(nn.Module):
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ()
   # What the maps of its features are of, in a model that has no layers of tokens.
   MAPS_OF: ClassVar[str] = 'stages'
+  # Names of its sizes, where those of `registry.BACKBONES` aren't of one size.
+  NAMED_SIZES: ClassVar[tuple[str, ...]] = ()
   # Modules between the features and the head; where one of them starts anew, so does the head.
   HEAD_READS: ClassVar[tuple[str, ...]] = ()
   # What `features` takes besides, for heads that hide parts of their inputs: functions, of

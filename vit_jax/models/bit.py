@@ -167,6 +167,7 @@ class BiT(Backbone, kw_only=True):
   weight_epsilon: float = 1e-10
   dtype: Any = jnp.float32
 
+  NAMED_SIZES: ClassVar[tuple[str, ...]] = tuple(SIZES)
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = ('depths', 'width_factor', 'weight_epsilon')
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ('weight_epsilon',)
 

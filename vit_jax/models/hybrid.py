@@ -149,6 +149,7 @@ class HybridViT(ViT, kw_only=True):
     'patches': {'size': (1, 1)},
     'resnet': {'num_layers': (3, 4, 9), 'width_factor': 1.0},
   }
+  NAMED_SIZES: ClassVar[tuple[str, ...]] = tuple(SIZES)
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (*ViT.WEIGHT_FIELDS, 'resnet', 'numerics')
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (*ViT.FUNCTION_FIELDS, 'resnet', 'numerics')
 

@@ -230,6 +230,7 @@ class MobileViT(Backbone, kw_only=True):
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
+  NAMED_SIZES: ClassVar[tuple[str, ...]] = tuple(SIZES)
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
     'neck_hidden_sizes',
     'hidden_sizes',

@@ -408,6 +408,7 @@ class Swin(Backbone, kw_only=True):
   NO_DECAY: ClassVar[str] = (
     r'(^|/)(bias|scale|relative_position_bias_table|absolute_pos_embed|logit_scale)$|cpb_mlp'
   )
+  NAMED_SIZES: ClassVar[tuple[str, ...]] = tuple(SIZES)
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
     'embed_dim',
     'depths',

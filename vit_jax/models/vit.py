@@ -41,6 +41,7 @@ from vit_jax.models.backbone import (
 )
 from vit_jax.models.blocks import BlockOptions, Encoder1DBlock
 from vit_jax.models.encoder import POSITIONAL_EMBEDDINGS, Encoder
+from vit_jax.models.sizes import SIZES
 
 __all__ = [
   'CLASSIFIERS',
@@ -315,6 +316,7 @@ class ViT(Backbone, kw_only=True):
     r'(^|/)(bias|scale|gamma|pos_embedding\w*|cls|dist|registers|probe|freqs|lambda_\w+'
     r'|relative_position_bias_table|rel_pos_[hw])$'
   )
+  NAMED_SIZES: ClassVar[tuple[str, ...]] = tuple(SIZES)
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = (
     'hidden_size',
     'mlp_dim',

@@ -12,7 +12,7 @@ import json
 import math
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -60,6 +60,20 @@ class Source:
     return self.path if self.entries_path is None else self.entries_path
 
 
+class Known(NamedTuple):
+  """Weights that are known by a name.
+
+  Attributes:
+    name: as their library has it; as in `Table.published`.
+    source: the format, or 'vit_jax'.
+    refused: why they don't open; None where they do.
+  """
+
+  name: str
+  source: str
+  refused: str | None = None
+
+
 class Table:
   """Base class: the tensors of one backbone in one format.
 
@@ -76,6 +90,7 @@ class Table:
     yields: whether a file that has the marks of another table, too, is the other's.
     foreign: what models of the format may have, and this one hasn't, for messages: a regular
       expression, searched for in tensors' names -> the feature in words.
+    published: what the format calls published weights of the backbone; * stands for any letters.
     entry: of a pickled file, the one that holds the tensors, in formats where files have one.
   """
 
@@ -87,6 +102,7 @@ class Table:
   separator: ClassVar[str] = '.'
   yields: ClassVar[bool] = False
   foreign: ClassVar[Mapping[str, str]] = {}
+  published: ClassVar[Collection[str]] = ()
   entry: ClassVar[str] = 'state_dict'
 
   # Which files are this table's.
@@ -109,6 +125,10 @@ class Table:
     """Whether tensors that have its marks' names, as another model's may, are this model's."""
     tensors = {self.canonical(name): array for name, array in tensors.items()}
     return all(tensors[mark].ndim == rank for mark, rank in self.marks.items())
+
+  def known(self) -> Iterable[Known]:
+    """Returns the weights that the format has names for, of this backbone."""
+    return [Known(name, self.format) for name in self.published]
 
   # Reading.
 

@@ -10,14 +10,14 @@ a crop: here that keeps the aspect.
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.weights import files, hub, state_dicts
-from vit_jax.weights.table import Source, Table, errors_of_file
+from vit_jax.weights.table import Known, Source, Table, errors_of_file
 
 SUFFIXES = ()  # it is a folder
 ON_HUB = True
@@ -116,6 +116,10 @@ class HuggingFaceTable(Table):
   def owns_config(self, config: Mapping[str, Any]) -> bool:
     """Whether it is of this type of model."""
     return config.get('model_type') == self.model_type
+
+  def known(self) -> Iterable[Known]:
+    """Returns the type of model, which stands in config.json of all its weights."""
+    return [Known(self.model_type, self.format)]
 
   def classifier_class(self, config: ModelConfig, path: object) -> str:
     """Returns the name of transformers' class that computes the model's logits.

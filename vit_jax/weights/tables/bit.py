@@ -163,6 +163,7 @@ class TimmBiT(_TorchBiT, timm.TimmTable):
   """timm's ResNetV2 of BiT, resnetv2_50x1_bit to resnetv2_152x4_bit; its head is a convolution."""
 
   title = "timm's ResNetV2 of BiT"
+  published = ('resnetv2_*_bit',)
   stem, root = 'stem.conv', 'stem.conv.weight'
   units, unit = 'stages.{}.blocks.{}', r'stages\.(\d+)\.blocks\.\d+\.conv1\.weight'
   head = 'head.fc'

@@ -19,7 +19,7 @@ _NAMES = ('mobilenet_v3_large', 'mobilenet_v3_small')
 class TorchvisionMobileNet(Table):
   """torchvision/models/mobilenetv3.py, whose modules are numbered."""
 
-  format, models = 'torchvision', _NAMES
+  format, models, published = 'torchvision', _NAMES, _NAMES
   title = "torchvision's MobileNetV3"
   stated = ('width_multiplier', 'strides')
   marks: ClassVar = {

@@ -287,6 +287,7 @@ class TimmMobileViT(_MobileViT, timm.TimmTable):
   """timm's MobileViT, a ByobNet."""
 
   title = "timm's MobileViT"
+  published = _ARCHITECTURES
   marks: ClassVar = {
     'stem.conv.weight': 4,
     'stages.2.1.conv_kxk.conv.weight': 4,

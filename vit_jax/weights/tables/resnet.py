@@ -95,7 +95,7 @@ def _conv_norm(conv: str, norm: str, theirs: Iterable[str]) -> Iterator[Module]:
 class TorchvisionResNet(_ResNet):
   """torchvision/models/resnet.py; running statistics are parameters' neighbours there."""
 
-  format = 'torchvision'
+  format, published = 'torchvision', _NAMES
   title = "torchvision's ResNet"
   marks: ClassVar = {'conv1.weight': 4, 'layer1.0.conv2.weight': 4, 'layer1.0.bn1.running_mean': 1}
   stem, shortcut, head = ('conv1', 'bn1'), ('downsample.0', 'downsample.1'), 'fc'

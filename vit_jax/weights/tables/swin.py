@@ -282,6 +282,7 @@ class TimmSwin(_Swin, timm.TimmTable):
   version = 1
   architecture = 'swin_tiny_patch4_window7_224'  # which `creation` changes
   title = "timm's SwinTransformer"
+  published = ('swin_*',)
   marks: ClassVar = {
     'patch_embed.proj.weight': 4,
     'layers.0.blocks.0.norm1.weight': 1,
@@ -430,6 +431,7 @@ class TimmSwinV2(TimmSwin):
   version = 2
   architecture = 'swinv2_tiny_window8_256'
   title = "timm's SwinTransformerV2"
+  published = ('swinv2_*',)
   marks: ClassVar = {
     'patch_embed.proj.weight': 4,
     'layers.0.blocks.0.norm1.weight': 1,

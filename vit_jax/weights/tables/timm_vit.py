@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from vit_jax import models
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import FieldError, UsageError, check_choice
 from vit_jax.models import ModelConfig
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Shape
@@ -34,6 +34,7 @@ from vit_jax.weights.rules import (
 )
 from vit_jax.weights.table import (
   IMAGES,
+  Known,
   Source,
   Unsettled,
   check_entries,
@@ -149,6 +150,20 @@ class TimmViT(AnyViT, timm.TimmTable):
     names = list(names)
     blocks = any(name.startswith(_FIRST) for name in names)
     return super().missing_mark(names) or (None if blocks else f'{_FIRST}...')
+
+  def known(self) -> Iterable[Known]:
+    for name in architectures.names():
+      if not self.owns_config({'architecture': name}):
+        continue
+      made, refused = architectures.find(name), None
+      try:
+        check_choice('class', made.cls, arguments.CLASSES)
+        fields = arguments.fields_of(made.cls, made.arguments)
+        ModelConfig.from_dict({'num_classes': 1, **fields})
+      except UsageError as e:
+        refused = str(e)
+      if refused or fields['name'] in self.models:
+        yield Known(name, self.format, refused)
 
   # Reading: of an architecture.
 
