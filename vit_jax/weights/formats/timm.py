@@ -190,8 +190,14 @@ def check_architecture(source: Source, names: Collection[str]) -> None:
     return
   name = str(config.get('architecture')).partition('.')[0]
   choice(source, 'architecture', name, {name: name for name in names})
-  refuse_args(source, model_args(source).keys() - {'in_chans', 'num_classes'})
-  choice(source, 'global_pool', config.get('global_pool', 'avg'), {'avg': 'avg'})
+  refuse_args(source, model_args(source).keys() - {'in_chans', 'num_classes', 'global_pool'})
+  check_average(source)
+
+
+def check_average(source: Source) -> None:
+  """Raises UsageError where the head doesn't read the mean over positions, by config.json."""
+  pool = source.their_config.get('global_pool', 'avg')
+  choice(source, 'global_pool', model_args(source).get('global_pool', pool), {'avg': 'avg'})
 
 
 def choice(source: Source, name: str, value: Any, allowed: Mapping[str, str]) -> str:

@@ -183,9 +183,9 @@ class TimmBiT(_TorchBiT, timm.TimmTable):
         f'{source.metadata_path}: architecture {config.get("architecture")!r} is not read, '
         'resnetv2_50x1_bit and so on are'
       )
-    made_with = timm.model_args(source)
-    timm.refuse_args(source, made_with.keys() - {'img_size', 'in_chans', 'num_classes'})
-    timm.choice(source, 'global_pool', config.get('global_pool', 'avg'), {'avg': 'avg'})
+    read = {'img_size', 'in_chans', 'num_classes', 'global_pool'}
+    timm.refuse_args(source, timm.model_args(source).keys() - read)
+    timm.check_average(source)
     return entries
 
   def tidy(

@@ -296,9 +296,9 @@ class TimmSwin(_Swin, timm.TimmTable):
       return entries
     made_with = timm.model_args(source)
     read = {'img_size', 'in_chans', 'window_size', 'embed_dim', 'depths', 'num_heads', 'mlp_ratio'}
-    timm.refuse_args(source, made_with.keys() - read - {'num_classes', 'patch_size', 'qkv_bias'})
-    if pool := source.their_config.get('global_pool'):
-      timm.choice(source, 'global_pool', pool, {'avg': 'avg'})
+    read |= {'num_classes', 'patch_size', 'qkv_bias', 'global_pool'}
+    timm.refuse_args(source, made_with.keys() - read)
+    timm.check_average(source)
     return entries | ({'window_size': w} if (w := self.config_window(source)) else {})
 
   def config_window(self, source: Source) -> Any:
