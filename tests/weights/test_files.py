@@ -151,7 +151,7 @@ def test_another_architecture(tmp_path):
   (tmp_path / 'm.msgpack').write_bytes(flax.serialization.msgpack_serialize({'params': tree}))
   refused(tmp_path / 'm.msgpack', "not a ViT: no 'embedding/kernel'; .*its tensors are conv1/weig")
   (tmp_path / 'm.safetensors').write_bytes(files.format_safetensors(RESNET))
-  refused(tmp_path / 'm.safetensors', "not timm's VisionTransformer: no 'patch_embed.proj.weight'")
+  refused(tmp_path / 'm.safetensors', "not torchvision's ResNet: no 'layer1.0.conv2.weight'")
   folder = tmp_path / 'folder'
   files.write(folder / 'config.json', b'{"model_type": "vit"}')
   files.write(folder / 'model.safetensors', files.format_safetensors(RESNET))

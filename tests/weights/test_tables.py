@@ -92,9 +92,42 @@ def test_tensors_of_no_model_are_one_line(tmp_path):
   for function in (weights.detect, weights.load):
     with pytest.raises(UsageError, match=rf'^{path}: ') as error:
       function(path)
-    for text in ("not timm's VisionTransformer: no 'patch_embed", "not torchvision's ResNet: no '"):
-      assert text in str(error.value)
-    assert str(error.value).endswith('; its tensors are a, ...')
+    message = str(error.value)
+    assert message.count('; not ') + 1 == message.count(": no '") == 3, 'of all tables a few'
+    assert message.endswith(
+      '; its tensors are a, ...; `python -m vit_jax.convert --list` prints what is read'
+    )
+
+
+@pytest.mark.parametrize(
+  ('names', 'reason'),
+  [
+    (['a'], 'of no model here'),
+    (
+      ['conv1.weight', 'layer1.0.bn1.running_mean'],
+      "not timm's ResNet: no 'layer1.0.conv2.weight'",
+    ),
+  ],
+)
+def test_a_model_whose_config_json_names_no_table_is_named(tmp_path, names, reason):
+  tensors = dict.fromkeys(names, np.zeros(2, np.float32))
+  (tmp_path / 'model.safetensors').write_bytes(files.format_safetensors(tensors))
+  (tmp_path / 'config.json').write_text('{"architecture": "convnext_atto"}')
+  with pytest.raises(UsageError) as error:
+    weights.load(tmp_path)
+  assert str(error.value) == (
+    f"{tmp_path}/model.safetensors: architecture is 'convnext_atto'; {reason}; "
+    f'its tensors are {", ".join(names)}, ...; '
+    '`python -m vit_jax.convert --list` prints what is read'
+  )
+  (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')
+  with pytest.raises(UsageError, match=r"config\.json: model_type is 'gpt2', which is not read; `"):
+    weights.load(tmp_path)
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(
+    UsageError, match=r'config\.json: neither model_type nor architecture is there'
+  ):
+    weights.load(tmp_path)
 
 
 TABLE = '''

@@ -25,7 +25,8 @@ def find(pattern: str = '*') -> list[Known]:
   found: dict[tuple[str, str], Known] = {}
   for row in [*_sizes(), *(row for table in tables.all_tables() for row in table.known())]:
     key = (row.source, row.name)
-    if key not in found or row.refused is None:  # by one table read, by another not
+    # One table may read what another refuses.
+    if key not in found or found[key].refused is not None:
       found[key] = row
   rows = [row for _, row in sorted(found.items()) if _fits(row.name, pattern)]
   if not rows:

@@ -14,6 +14,9 @@ from vit_jax.models import ModelConfig
 from vit_jax.models.heads.head import Head
 from vit_jax.weights.table import Source, Table, not_such, some_names
 
+_LIST = '`python -m vit_jax.convert --list` prints what is read'
+_CLOSEST = 3  # models that an error compares tensors with
+
 
 @functools.cache
 def all_tables() -> tuple[Table, ...]:
@@ -43,7 +46,8 @@ def find(source: Source, formats: Collection[str]) -> Table:
   named = [table for table in tables if source.entries.get('name') in table.models]
   if len(named) == 1:
     return named[0]
-  return find_by_names(source.tensors, source.path, tables)
+  said = '' if source.their_config is None else _kind(source.their_config)
+  return find_by_names(source.tensors, source.path, tables, said)
 
 
 def owners(config: Mapping[str, Any], path: object, formats: Collection[str]) -> list[Table]:
@@ -57,20 +61,33 @@ def owners(config: Mapping[str, Any], path: object, formats: Collection[str]) ->
   fitting = [table for table in tables if table.format in formats]
   if fitting:
     return fitting
-  names = {name: config.get(name) for name in ('model_type', 'architecture')}
-  found = ', '.join(f'{name} is {value!r}' for name, value in names.items())
+  found = _kind(config)
   if tables:
     format, given = tables[0].format, ' or '.join(formats)
     raise FieldError('format', f'{given!r}, but in {path} {found}, which {format!r} reads')
-  titles = ', '.join(table.title for table in all_tables() if table.format in formats)
-  raise UsageError(f'{path}: {found}; what is read is {titles}')
+  raise UsageError(f'{path}: {found}, which is not read; {_LIST}')
 
 
-def find_by_names(names: Collection[str], path: object, tables: Collection[Table]) -> Table:
+def _kind(config: Mapping[str, Any]) -> str:
+  """Returns, in words, what model a config.json is of."""
+  names = [name for name in ('model_type', 'architecture') if config.get(name) is not None]
+  stated = ', '.join(f'{name} is {config[name]!r}' for name in names)
+  return stated or 'neither model_type nor architecture is there'
+
+
+def find_by_names(
+  names: Collection[str], path: object, tables: Collection[Table], said: str = ''
+) -> Table:
   """Returns the one of the tables that tensors of these names are of.
 
   Where several of one format have these names, the tensors decide (`Table.fits`); of names alone it
-  is the first.
+  is the first. Where there is none, those that the names are closest to are told.
+
+  Args:
+    names: of the tensors.
+    path: of them, for messages.
+    tables: to choose from.
+    said: in words, what model it is by its config.json, for messages.
 
   Raises:
     FieldError: for `format`, where they are of several formats.
@@ -88,8 +105,20 @@ def find_by_names(names: Collection[str], path: object, tables: Collection[Table
     titles = ' and of '.join(table.title for table in found)
     formats = ' or '.join(repr(table.format) for table in found)
     raise FieldError('format', f'{path} has the tensors of {titles}; give {formats}')
-  reasons = '; '.join(not_such(table.title, name) for table, name in missing.items())
-  raise UsageError(f'{path}: {reasons}; {some_names(names)}')
+  closest = _closest(names, tables, even_far=not said or len(tables) <= _CLOSEST)
+  reasons = [not_such(table.title, missing[table]) for table in closest] or ['of no model here']
+  parts = [said] if said else []
+  raise UsageError(f'{path}: {"; ".join(parts + reasons)}; {some_names(names)}; {_LIST}')
+
+
+def _closest(names: Collection[str], tables: Collection[Table], *, even_far: bool) -> list[Table]:
+  """Returns the tables most of whose marks are among the names; if `even_far`, some in any case."""
+  shares = {}
+  for table in tables:
+    found = table.marks.keys() & set(map(table.canonical, names))
+    shares[table] = len(found) / len(table.marks)
+  closest = [table for table in tables if shares[table] == max(shares.values())]
+  return [table for table in closest if even_far or shares[table] > 0.5][:_CLOSEST]
 
 
 def find_for_model(config: ModelConfig, format: str, path: object) -> Table:
