@@ -1,6 +1,5 @@
 """Folders of config.json and weights, as Hugging Face's hub has them: on disk, or downloaded."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
   """
   data = files.read(path)
   with files.reading(path, what):
-    content = json.loads(data)
+    content = files.parse_json(data)
   if not isinstance(content, dict):
     raise UsageError(f'{path}: cannot be read as {what} (not an object)')
   return content

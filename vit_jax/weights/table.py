@@ -8,6 +8,7 @@ are in the folder `tables`.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import types
@@ -27,6 +28,13 @@ from vit_jax.weights.rules import Module
 
 # Entries of a model config that no parameter depends on, whatever the backbone.
 IMAGES = ('image_size', 'num_frames', 'num_points', 'class_names', 'preprocess')
+
+
+# Fields that count layers, each of which has tensors.
+_DEPTHS = ('num_layers', 'depths')
+_MOST_SIZE = 2**16  # that any field may have, of however few tensors
+_MOST_PIXELS = 2**27  # of an input
+_MOST_VALUES = 2**31  # of a table with a row for each of its positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +227,9 @@ class Table:
       described = self.describe(tensors, entries, source)
       told = {n: v for n, v in described.items() if n not in entries}
       others = {n: v for n, v in known.items() if n not in entries}
+      check_sizes(described, tensors)
       config = ModelConfig.from_dict(described | combine(told, others, source.path))
+      check_positions(config)
       shapes = variable_shapes(config)
     found = rules.expand(self.modules(config, tensors.keys()), self.separator)
     return rules.to_ours(tensors, found, shapes, source.path, allow, self.foreign), config
@@ -299,6 +309,41 @@ def check_entries(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
   if preprocess is not None and not isinstance(preprocess, Preprocessing):
     checked['preprocess'] = Preprocessing.from_dict(preprocess)
   return checked
+
+
+def check_sizes(entries: Mapping[str, Any], tensors: files.Tensors) -> None:
+  """Raises FieldError for a number that no model of such tensors has, before one is made.
+
+  Args:
+    entries: of its model config, images and the number of classes aside.
+    tensors: of it.
+  """
+  most = max(_MOST_SIZE, sum(array.size for array in tensors.values()))
+  for field, value in entries.items():
+    allowed = len(tensors) if field in _DEPTHS else most
+    numbers = () if field in IMAGES else _numbers(value)
+    if (wrong := next((n for n in numbers if not 0 <= n <= allowed), None)) is not None:
+      raise FieldError(field, f'{wrong} is not from 0 to {allowed}, of {len(tensors)} tensors')
+
+
+def _numbers(value: Any) -> Iterator[int]:
+  """Returns the whole numbers in a value, however deep."""
+  if isinstance(value, Mapping):
+    value = tuple(value.values())
+  if isinstance(value, list | tuple):
+    yield from itertools.chain.from_iterable(map(_numbers, value))
+  elif type(value) is int:
+    yield value
+
+
+def check_positions(config: ModelConfig) -> None:
+  """Raises FieldError for inputs of a size whose tables of positions would fill the memory."""
+  size = config.input_size or config.image_size or ()
+  layout = config.backbone.layout(config.seen_size) if config.seen_size else None
+  widest = max(_numbers(config.backbone.config()), default=1)
+  values = widest * math.prod(layout.grid) if layout else 0
+  if math.prod(size) > _MOST_PIXELS or values > _MOST_VALUES:
+    raise FieldError('image_size', f'{"x".join(map(str, size))} is larger than is read')
 
 
 def _is_positive(value: Any) -> bool:
@@ -396,7 +441,7 @@ def read_own_config(text: object, path: object) -> dict[str, Any]:
   if text is None:
     return {}
   with files.reading(path, 'a file with a model config'):
-    entries = json.loads(text)
+    entries = files.parse_json(text)
   if not isinstance(entries, dict):
     raise UsageError(f'{path}: its model config is not an object')
   return {'name': None, **entries}

@@ -33,6 +33,7 @@ RELATIVE_POSITIONS = {
 }
 _DEFAULTS = ConfigDict(RELATIVE_POSITIONS).to_dict()
 _OF_MLP = ('hidden_dim', 'coordinates')
+_MOST_POSITIONS = 2**14  # whose pairs are 2 GiB of indices
 
 
 def resolve_relative_positions(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -167,6 +168,7 @@ class RelativePositions(nn.Module):
   def _distances(self, name: str, length: int) -> jax.Array:
     """Returns [length, length, d]: for each query along an axis the vectors of its distances."""
     vectors = self.param(name, nn.initializers.zeros, (2 * length - 1, self.head_dim))
+    check_pairs(length)
     places = np.arange(length)
     return vectors[places[:, None] - places + length - 1]
 
@@ -191,8 +193,19 @@ def log_coordinates(grid: tuple[int, int]) -> np.ndarray:
   return np.sign(table) * np.log1p(np.abs(table))
 
 
+def check_pairs(positions: int) -> None:
+  """Raises FieldError for so many positions that a table of all pairs would fill the memory."""
+  if positions > _MOST_POSITIONS:
+    raise FieldError('relative_positions', f'{positions} positions, more than {_MOST_POSITIONS}')
+
+
 def relative_position_index(window: tuple[int, int]) -> np.ndarray:
-  """Returns the row of the bias table for each pair of positions in a window: int [N, N]."""
+  """Returns the row of the bias table for each pair of positions in a window: int [N, N].
+
+  Raises:
+    FieldError: as `check_pairs`.
+  """
+  check_pairs(math.prod(window))
   rows, columns = (p.ravel() for p in np.mgrid[: window[0], : window[1]])
   down = rows[:, None] - rows + window[0] - 1
   right = columns[:, None] - columns + window[1] - 1

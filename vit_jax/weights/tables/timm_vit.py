@@ -214,7 +214,7 @@ class TimmViT(AnyViT, timm.TimmTable):
       'channels': self.channels(tensors, entries),
     }
     if 'hidden_size' in entries:
-      if (depth := entries['num_layers']) != count_blocks(tensors, _BLOCK_NAME):
+      if (depth := entries.get('num_layers')) != count_blocks(tensors, _BLOCK_NAME):
         raise FieldError('num_layers', f'{depth}, but {source.path} has others')
       if entries.get('num_heads') is None:
         told['num_heads'] = _num_heads(entries, source.path)
