@@ -108,6 +108,7 @@ SWEEPS = (
   'train/test_shard.py::test_a_run_goes_on_with_another_number_of_devices',
   'train/test_shard.py::test_any_optimiser_model_and_task_is_spread',
   'train/test_simmim_runs.py::test_eight_devices',
+  'weights/test_hostile.py::test_every_change',
 )
 
 

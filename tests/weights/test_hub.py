@@ -189,7 +189,9 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
 )
 def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop, fraction):
   config = SQUARE.replace(activation='gelu_exact')
-  theirs = {'architecture': 'vit_tiny_patch16_224', 'labels': None} | TIMM['pretrained_cfg'] | changes
+  theirs = (
+    {'architecture': 'vit_tiny_patch16_224', 'labels': None} | TIMM['pretrained_cfg'] | changes
+  )
   save_as_timm_does(tmp_path / 'm', config, theirs)
   _, its_config = weights.load(tmp_path / 'm', num_heads=2)
   assert its_config.preprocess.crop == crop
