@@ -200,7 +200,8 @@ class TimmViT(AnyViT, timm.TimmTable):
       raise FieldError('architecture', f'{name!r}, but the tensors are of {self.title}')
     if 'mlp_ratio' not in made_with:
       fields['mlp_dim'] = _mlp_dim(source.tensors, fields['mlp_dim'])
-    if given['embed_dim'] != architecture.arguments['embed_dim'] and 'num_heads' not in made_with:
+    as_made = given['embed_dim'] == architecture.arguments['embed_dim']
+    if not as_made and not made_with.keys() & {'embed_dim', 'num_heads'}:
       del fields['num_heads']  # which are another model's
     return entries | fields
 
