@@ -70,6 +70,7 @@ _BEFORE_BLOCKS = re.compile(
 )
 _BLOCK = re.compile(r'Transformer/encoderblock_(\d+)/.*')
 _DISTANCES = re.compile(r'Transformer/(?:\w+/)?relative_positions/(\w+_table|rel_pos_[hw])')
+_BLOCK_NAME = 'Transformer/encoderblock_{}/'
 _LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
 
 # A config's tokenizer; the types of tokens that are learned are its model's.
@@ -595,21 +596,29 @@ class ViT(Backbone, kw_only=True):
 
   def variable_shapes(self, input_size: Shape | None, channels: int) -> dict[str, Shape]:
     options = self.block_options
-    differ = options.differing or (options.rotary and options.rotary['type'] == 'mixed')
-    if self.learns_tokens or differ:
+    if self.learns_tokens or (options.rotary and options.rotary['type'] == 'mixed'):
       return trace_shapes(self, input_size or self.patch_size, channels)
-    # Layers are all alike, and tracing dozens takes seconds.
-    shapes = super(ViT, self.clone(num_layers=1)).variable_shapes(
-      input_size or self.patch_size, channels
+    # Tracing dozens of layers takes seconds: of those that are alike, it is one.
+    of_layers = [options.of_layer(layer) for layer in range(self.num_layers)]
+    kinds = [(own.num_kv_heads, own.window_size) for own in of_layers]
+    heads, windows = zip(*(alike := list(dict.fromkeys(kinds))), strict=True)
+    is_window = self.window_size is not None
+    few = self.clone(
+      num_layers=len(alike),
+      num_kv_heads=heads if isinstance(self.num_kv_heads, tuple) else self.num_kv_heads,
+      global_layers=tuple(i for i, size in enumerate(windows) if is_window and size is None),
     )
-    first = 'Transformer/encoderblock_0/'
-    block = {n: s for n, s in shapes.items() if n.startswith(first)}
+    shapes = super(ViT, few).variable_shapes(input_size or self.patch_size, channels)
+    blocks = [_BLOCK_NAME.format(kind) for kind in range(len(alike))]
+    parts = [
+      {n.removeprefix(name): s for n, s in shapes.items() if n.startswith(name)} for name in blocks
+    ]
     copies = {
-      name.replace(first, f'Transformer/encoderblock_{layer}/'): shape
-      for layer in range(1, self.num_layers)
-      for name, shape in block.items()
+      _BLOCK_NAME.format(layer) + name: shape
+      for layer, kind in enumerate(kinds)
+      for name, shape in parts[alike.index(kind)].items()
     }
-    return shapes | copies
+    return {n: s for n, s in shapes.items() if not n.startswith(tuple(blocks))} | copies
 
   # Weights of other ViTs, with TokenLearner or without.
 
