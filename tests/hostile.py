@@ -53,8 +53,8 @@ def tensor_mutations(tensors):
   for name, array in tensors.items():
     rest = {n: a for n, a in tensors.items() if n != name}
     yield f'without {name}', rest
-    changes = {'flat': array.reshape(-1), 'deeper': array[None], 'empty': array[:0]}
-    changes['halved'] = array[..., : max(array.shape[-1] // 2, 1)] if array.ndim else array[None]
+    changes = {'flat': array.reshape(-1), 'deeper': array[None], 'empty': array.reshape(-1)[:0]}
+    changes['halved'] = array[..., : array.shape[-1] // 2] if array.ndim else array[None]
     for label, changed in changes.items():
       if changed.shape != array.shape:
         yield f'{name} {label}', {**rest, name: changed}

@@ -199,7 +199,8 @@ def save_hub_folder(model, folder, **config):
 
 @pytest.mark.parametrize('name', ['resnetv2_50x1_bit', 'resnetv2_50x1_bitm_in21k'])
 def test_timms_hub_folders(tmp_path, name):
-  folder = save_hub_folder(timm_model(), tmp_path / 'm', architecture=name, global_pool='avg')
+  made_with = {'global_pool': 'avg', 'in_chans': 3}
+  folder = save_hub_folder(timm_model(), tmp_path / 'm', architecture=name, model_args=made_with)
   _, config = weights.load(folder)
   assert config.image_size == (48, 48)
   expected = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, crop='central', crop_fraction=1.0)
@@ -212,6 +213,7 @@ def test_timms_hub_folders(tmp_path, name):
     ({'architecture': 'resnetv2_50'}, "architecture 'resnetv2_50' is not read"),
     ({'model_args': {'stem_type': ''}}, 'model_args stem_type are not read'),
     ({'global_pool': 'max'}, 'global_pool'),
+    ({'model_args': {'global_pool': 'max'}}, 'global_pool'),
   ],
 )
 def test_other_resnets_of_timm_are_refused(tmp_path, entry, message):

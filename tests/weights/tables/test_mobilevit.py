@@ -203,7 +203,8 @@ def save_as_timm(model, folder, architecture, **more):
   """As on the hub: config.json, and the state dict."""
   folder.mkdir()
   cfg = {'input_size': [3, 64, 96], 'mean': [0.0], 'std': [1.0], 'crop_pct': 0.9}
-  config = {'architecture': architecture, 'global_pool': 'avg', 'pretrained_cfg': cfg, **more}
+  made_with = {'num_classes': 5, 'in_chans': 3, 'global_pool': 'avg'}
+  config = {'architecture': architecture, 'model_args': made_with, 'pretrained_cfg': cfg, **more}
   (folder / 'config.json').write_text(json.dumps(config))
   torch.save(model.state_dict(), folder / 'pytorch_model.bin')
 
@@ -237,7 +238,8 @@ def test_timm_agrees_and_takes_it_back(tmp_path, name, size):
   [
     ({'architecture': 'semobilevit_s'}, "architecture: 'semobilevit_s' is not one of mobilevit_xx"),
     ({'model_args': {'act_layer': 'relu'}}, 'model_args act_layer are not read'),
-    ({'global_pool': 'max'}, "global_pool: 'max' is not one of avg"),
+    ({'model_args': {'global_pool': 'max'}}, "global_pool: 'max' is not one of avg"),
+    ({'model_args': {}, 'global_pool': 'max'}, "global_pool: 'max' is not one of avg"),
   ],
 )
 def test_timm_s_other_models_are_refused(tmp_path, entry, message):

@@ -331,7 +331,8 @@ def save_as_timm(folder, architecture='resnet50.a1_in1k', **more):
   """As on the hub: config.json, and a state dict, which is torchvision's."""
   model = randomised(TorchResNet('resnet50'))
   cfg = {'input_size': [3, 64, 48], 'mean': [0.4], 'std': [0.3], 'crop_pct': 0.95}
-  config = {'architecture': architecture, 'global_pool': 'avg', 'pretrained_cfg': cfg, **more}
+  made_with = {'num_classes': 5, 'in_chans': 3, 'global_pool': 'avg'}
+  config = {'architecture': architecture, 'model_args': made_with, 'pretrained_cfg': cfg, **more}
   (folder / 'config.json').write_text(json.dumps(config))
   torch.save(model.state_dict(), folder / 'pytorch_model.bin')
   torch.save(model.state_dict(), folder.parent / 'plain.pth')
@@ -357,7 +358,8 @@ def test_timm_s_folders_say_what_is_done_to_images(tmp_path):
   [
     ({'architecture': 'resnetblur50'}, "architecture: 'resnetblur50' is not one of resnet18, "),
     ({'model_args': {'act_layer': 'silu'}}, 'model_args act_layer are not read'),
-    ({'global_pool': 'max'}, "global_pool: 'max' is not one of avg"),
+    ({'model_args': {'global_pool': 'max'}}, "global_pool: 'max' is not one of avg"),
+    ({'model_args': {}, 'global_pool': 'max'}, "global_pool: 'max' is not one of avg"),
   ],
 )
 def test_other_models_with_these_tensors_are_refused(tmp_path, entry, message):

@@ -148,6 +148,7 @@ def save_as_timm(model, folder, architecture, size, **more):
     'architecture': architecture,
     'num_classes': 5,
     'global_pool': 'avg',
+    'model_args': {'global_pool': 'avg', 'in_chans': 3, 'num_classes': 5},
     'pretrained_cfg': {'input_size': [3, *size], 'mean': [0.5], 'std': [0.5], 'crop_pct': 0.9},
     **more,
   }
@@ -304,6 +305,10 @@ def test_padding_that_the_other_does_otherwise_is_refused(tmp_path):
 
 def test_options_that_are_not_read_are_refused(tmp_path):
   model = timm_model(1, (32, 32), 4, LARGER)
-  save_as_timm(model, tmp_path / 'a', 'swin_x', (32, 32), model_args={'always_partition': True})
-  with pytest.raises(UsageError, match='model_args always_partition are not read'):
-    weights.load(tmp_path / 'a')
+  for name, args, message in (
+    ('a', {'always_partition': True}, 'model_args always_partition are not read'),
+    ('b', {'global_pool': 'max'}, "global_pool: 'max' is not one of avg"),
+  ):
+    save_as_timm(model, tmp_path / name, 'swin_x', (32, 32), model_args=args)
+    with pytest.raises(UsageError, match=message):
+      weights.load(tmp_path / name)
