@@ -32,6 +32,7 @@ DESCRIPTION = (
   'class_names',
   'preprocess',
   'task',
+  'origin',
 )
 # Kinds of data that a model can take (`Backbone.INPUT`) -> the axes of an example before channels.
 AXES = {

@@ -105,6 +105,8 @@ class ModelConfig(Mapping[str, Any]):
     preprocess: what is done to images; None where it isn't known.
     task: `name` and `options` of what it was trained for, where the head doesn't tell that; else
       None. See `vit_jax.tasks`.
+    origin: what the library that weights are from calls such a model, where it has several names
+      for one function, as transformers' 'vit_msn'; writing weights keeps it. Else None.
 
   Raises:
     FieldError: on construction, for fields that don't fit each other.
@@ -118,6 +120,7 @@ class ModelConfig(Mapping[str, Any]):
   class_names: tuple[str, ...] | None = None
   preprocess: Preprocessing | None = None
   task: Mapping[str, Any] | None = None
+  origin: str | None = None
 
   def __post_init__(self):
     if self.task is not None and not (
@@ -126,6 +129,8 @@ class ModelConfig(Mapping[str, Any]):
       and isinstance(self.task['options'], Mapping)
     ):
       raise FieldError('task', f'{self.task!r} is not a name and options')
+    if not isinstance(self.origin, str | None):
+      raise FieldError('origin', f'{self.origin!r} is not a name')
     if self.image_size is not None:
       size = tuple(self.image_size)
       if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
@@ -235,6 +240,8 @@ class ModelConfig(Mapping[str, Any]):
       entries['head'] = {'name': name, **options}
     if self.task is not None:
       entries['task'] = fields_lib.plain(self.task)
+    if self.origin is not None:
+      entries['origin'] = self.origin
     return entries
 
   @classmethod

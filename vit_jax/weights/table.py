@@ -275,7 +275,7 @@ class Table:
 
 def variable_shapes(config: ModelConfig) -> Mapping[str, Shape]:
   """Returns path -> shape of a model's variables."""
-  shaping = config.replace(class_names=None, preprocess=None)
+  shaping = config.replace(class_names=None, preprocess=None, origin=None)
   return _trace(json.dumps(shaping.to_dict(), sort_keys=True))
 
 
