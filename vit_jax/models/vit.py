@@ -58,7 +58,8 @@ __all__ = [
   'pool',
 ]
 
-CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'map', 'none')
+CLASSIFIERS = ('token', 'token_gap', 'gap', 'gmp', 'gsp', 'map', 'none')
+_OF_TOKEN = ('token', 'token_gap')  # which read the class token
 PATCH_EMBEDDINGS = ('conv', 'linear')
 POSITION_TOKENS = ('all', 'class', 'patches')
 
@@ -140,8 +141,9 @@ class ViT(Backbone, kw_only=True):
     attention_dropout_rate: dropout of the attention weights.
     stochastic_depth: drop rate of the last layer; grows linearly from 0 at the first.
     classifier: what the head reads: the class 'token', the mean ('gap'), maximum ('gmp') or sum
-      ('gsp') of the tokens, attention pooling ('map'), or 'none', every token: [B, N, num_classes],
-      or the features [B, N, D] without a head.
+      ('gsp') of the tokens, the class token and the mean one after the other ('token_gap', of width
+      2 D), attention pooling ('map'), or 'none', every token: [B, N, num_classes], or the features
+      [B, N, D] without a head.
     dtype: dtype of the computation. Parameters, normalisation statistics, attention logits and
       softmax, and the logits are float32 in any case.
     stride: pixels from patch to patch, one number or (vertical, horizontal), at most the patch's;
@@ -377,7 +379,7 @@ class ViT(Backbone, kw_only=True):
   @property
   def has_class_token(self) -> bool:
     """Whether token 0 is a class token."""
-    return self.classifier == 'token' if self.class_token is None else self.class_token
+    return self.classifier in _OF_TOKEN if self.class_token is None else self.class_token
 
   @property
   def num_prefix(self) -> int:
@@ -934,6 +936,9 @@ def pool(model: ViT, tokens: jax.Array, patches: layers.Patches | None = None) -
     if some and model.classifier == 'gmp':
       some['initial'] = -jnp.inf
     x = _POOLING[model.classifier](x, axis=1, **some)
+  elif model.classifier == 'token_gap':
+    mean = x.mean(axis=1, where=None if mask is None else mask[..., None])
+    x = jnp.concatenate([tokens[:, 0], mean], axis=-1)  # [B, 2 D]
   if model.fc_norm:
     x = model.norm_layer(name='fc_norm')(x)
   if model.representation_size is not None:
@@ -970,8 +975,8 @@ def _check_options(model: ViT) -> None:
   ):
     check_choice(field, getattr(model, field), allowed)
   options = model.block_options
-  if model.classifier == 'token' and not model.has_class_token:
-    raise FieldError('class_token', "False, but classifier is 'token'")
+  if model.classifier in _OF_TOKEN and not model.has_class_token:
+    raise FieldError('class_token', f'False, but classifier is {model.classifier!r}')
   if model.fc_norm and model.classifier == 'none':
     raise FieldError(
       'fc_norm',
