@@ -768,12 +768,19 @@ class ViViT(VideoTransformer, kw_only=True):
       attention_order: of model 3, one of `ATTENTION_ORDERS` ('time_space' if absent);
       attention_kernel_init_method: of model 3: 'xavier', or 'zero', with which attention adds
         nothing at the start ('xavier' if absent).
+    fc_norm_epsilon: norm what is read of the tokens, a LayerNorm `fc_norm` with this epsilon, in
+      place of the tokens after the last layer, as VideoMAE's classifiers do (arXiv 2203.12602);
+      None: the tokens.
     return_preclassifier: return all tokens, [B, N, D], in place of logits.
+
+  Raises:
+    FieldError: on construction, for options that don't fit each other.
   """
 
   mlp_dim: int
   num_layers: int
   num_heads: int
+  fc_norm_epsilon: float | None = None
   return_preclassifier: bool = False
 
   NOT_CONFIG: ClassVar[tuple[str, ...]] = (*VideoTransformer.NOT_CONFIG, 'return_preclassifier')
@@ -793,12 +800,15 @@ class ViViT(VideoTransformer, kw_only=True):
     'mlp_dim',
     'num_layers',
     'num_heads',
+    'fc_norm_epsilon',
   )
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (*VideoTransformer.FUNCTION_FIELDS, 'num_heads')
-  HEAD_READS: ClassVar[tuple[str, ...]] = ('pre_logits',)
+  HEAD_READS: ClassVar[tuple[str, ...]] = ('pre_logits', 'fc_norm')
 
   def __post_init__(self) -> None:
     _check_attention(self)
+    if self.fc_norm_epsilon is not None and self.fc_norm_epsilon <= 0:
+      raise FieldError('fc_norm_epsilon', f'{self.fc_norm_epsilon} is not positive')
     super().__post_init__()
 
   @property
@@ -846,10 +856,14 @@ class ViViT(VideoTransformer, kw_only=True):
       grid=tuple(grid),
       attention_config=self.attention_config,
       tokenizer=self.tokenizer,
+      final_norm=self.fc_norm_epsilon is None,
     )  # [B, (1 +) t * h * w, D]
     if self.return_preclassifier:
       return tokens
-    x = self.head(self.pool(tokens), features)  # [B, num_classes]
+    x = self.pool(tokens)  # [B, D]
+    if self.fc_norm_epsilon is not None:
+      x = nn.LayerNorm(self.fc_norm_epsilon, self.dtype, name='fc_norm')(x)
+    x = self.head(x, features)  # [B, num_classes]
     if features:
       return Features(pooled=x, tokens=tokens, num_prefix=int(self.has_class_token))
     return x
