@@ -254,9 +254,9 @@ def test_config_json_tells_whose_a_name_on_the_hub_is(hub):
   (remote / 'config.json').write_text('{"architecture": "vit_tiny_patch16_224"}')
   assert weights.detect('some/model') == 'timm'
   assert {path.name for path in cache.iterdir()} == {'config.json'}
-  (remote / 'config.json').write_text('{"model_type": "deit"}')
+  (remote / 'config.json').write_text('{"model_type": "levit"}')
   with pytest.raises(
-    UsageError, match=r"config\.json: model_type is 'deit', architecture is None; "
+    UsageError, match=r"config\.json: model_type is 'levit', architecture is None; "
   ):
     weights.detect('timm/model')
 

@@ -281,7 +281,7 @@ def test_what_has_no_place(tmp_path, changes, head, formats, message):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'hidden_act': 'silu'}, "hidden_act: 'silu' is not one of"),
+    ({'hidden_act': 'selu'}, "hidden_act: 'selu' is not one of"),
     ({'decoder_num_attention_heads': 5}, r'head\.num_heads: 5 heads do not divide'),
     ({'decoder_hidden_size': '12'}, "decoder_hidden_size is '12'"),
     ({'norm_pix_loss': 'yes'}, r"head\.norm_pixels: 'yes' is not True or False"),

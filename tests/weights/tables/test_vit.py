@@ -415,8 +415,8 @@ def test_poolings_without_a_counterpart_are_refused(tmp_path, format):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'model_type': 'deit'}, "model_type is 'deit'"),
-    ({'hidden_act': 'silu'}, "hidden_act: 'silu' is not one of gelu"),
+    ({'model_type': 'levit'}, "model_type is 'levit'"),
+    ({'hidden_act': 'selu'}, "hidden_act: 'selu' is not one of gelu"),
     ({'pooler_act': 'relu'}, "pooler_act: 'relu' is not one of tanh"),
     ({'hidden_size': 'many'}, "hidden_size is 'many'"),
     ({'num_hidden_layers': 10**9}, 'num_hidden_layers is 1000000000'),

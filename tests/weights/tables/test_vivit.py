@@ -136,7 +136,7 @@ def test_files_as_transformers_4_wrote_them_are_read(tmp_path):
     ({'tubelet_size': [2, 2, 4]}, r'projection\.weight +8x3x2x4x4 +8x3x2x2x4'),
     ({'num_frames': 8}, r'position_embeddings +1x9x8 +1x17x8'),
     ({'num_frames': 0}, 'num_frames is 0'),
-    ({'hidden_act': 'silu'}, "hidden_act: 'silu' is not one of"),
+    ({'hidden_act': 'selu'}, "hidden_act: 'selu' is not one of"),
     ({'pooler_act': 'relu'}, "pooler_act: 'relu'"),
     ({'num_attention_heads': 3}, 'num_heads: 3 heads do not divide'),
   ],

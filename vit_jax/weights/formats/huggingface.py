@@ -28,8 +28,16 @@ ACTIVATIONS = {
   'gelu_new': 'gelu',
   'gelu_pytorch_tanh': 'gelu',
   'relu': 'relu',
+  'quick_gelu': 'quick_gelu',
+  'silu': 'silu',
 }
-THEIR_ACTIVATIONS = {'gelu_exact': 'gelu', 'gelu': 'gelu_new', 'relu': 'relu'}
+THEIR_ACTIVATIONS = {
+  'gelu_exact': 'gelu',
+  'gelu': 'gelu_new',
+  'relu': 'relu',
+  'quick_gelu': 'quick_gelu',
+  'silu': 'silu',
+}
 
 _PROCESSOR_DEFAULTS = {
   'do_rescale': True,

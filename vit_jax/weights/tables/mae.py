@@ -217,10 +217,14 @@ class HuggingFaceMAE(_MAE, HuggingFaceViT):
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> files.Tensors:
     tensors = super().tidy(tensors, entries, source)
-    if source.their_config.get('qkv_bias', True):
+    if self.flag(source, 'qkv_bias'):
       return tensors
-    weight = r'decoder\.decoder_layers\.\d+\.attention\.attention\.(query|key|value)\.weight'
+    layer = r'(encoder\.layer|decoder\.decoder_layers)\.\d+'
+    weight = rf'{layer}\.attention\.attention\.(query|key|value)\.weight'
     return with_zero_biases(tensors, weight)
+
+  def options(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
+    return {'mlp_dim': self.number(source, 'intermediate_size')}
 
   def describe_decoder(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
     norm_pixels = source.their_config.get('norm_pix_loss', False)

@@ -1,5 +1,7 @@
 """The Vision Transformer in Google's .npz files, scenic and Hugging Face's transformers."""
 
+import dataclasses
+import functools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -193,90 +195,227 @@ _NEW_NAMES = (
 class HuggingFaceViT(AnyViT, huggingface.HuggingFaceTable):
   """models/vit of transformers: ViTForImageClassification, whose head reads the class token.
 
-  And ViTModel, whose pooler, if it has one, is `pre_logits` here.
+  And ViTModel, whose pooler, if it has one, is `pre_logits` here. Other types of models that are
+  ViTs derive from this, and name what differs.
+
+  Attributes:
+    classes: transformers' classes with a head and without.
+    base: of all names but the head's, where there is a head.
+    names: module or parameter here -> its name there, without the base.
+    block: what the names of layer i begin with.
+    block_names: module or parameter of a layer here -> its name there, after these beginnings.
+    defaults: the fields of config.json that the function depends on, and what transformers takes
+      where one is left out.
+    renames: (pattern of a newer name, what takes its place)s.
+    class_token: whether there is one.
+    unread: a regular expression for tensors that the function doesn't depend on.
+    free: fields of the backbone that may have any value.
   """
 
   model_type = 'vit'
   title = 'a Hugging Face ViT'
+  classes: ClassVar[tuple[str, str]] = ('ViTForImageClassification', 'ViTModel')
   marks: ClassVar = {
     'embeddings.patch_embeddings.projection.weight': 4,
     'encoder.layer.0.layernorm_before.bias': 1,
   }
-  places: ClassVar = {'classifier': ('token',), 'positional_embedding': ('learned_1d',)}
+  base: ClassVar[str] = 'vit.'
+  names: ClassVar[Mapping[str | tuple[str, ...], str]] = {
+    'cls': 'embeddings.cls_token',
+    _POSITIONS: 'embeddings.position_embeddings',
+    'embedding': 'embeddings.patch_embeddings.projection',
+    'Transformer/encoder_norm': 'layernorm',
+    'pre_logits': 'pooler.dense',
+    'output_projection': 'classifier',
+  }
+  block: ClassVar[str] = 'encoder.layer.{}.'
+  block_names: ClassVar[Mapping[str | tuple[str, ...], str]] = {
+    'LayerNorm_0': 'layernorm_before',
+    f'{_ATTENTION}/query': 'attention.attention.query',
+    f'{_ATTENTION}/key': 'attention.attention.key',
+    f'{_ATTENTION}/value': 'attention.attention.value',
+    f'{_ATTENTION}/out': 'attention.output.dense',
+    'LayerNorm_1': 'layernorm_after',
+    'MlpBlock_0/Dense_0': 'intermediate.dense',
+    'MlpBlock_0/Dense_1': 'output.dense',
+  }
+  defaults: ClassVar[Mapping[str, Any]] = {
+    'hidden_size': 768,
+    'num_hidden_layers': 12,
+    'num_attention_heads': 12,
+    'intermediate_size': 3072,
+    'hidden_act': 'gelu',
+    'layer_norm_eps': 1e-12,
+    'image_size': 224,
+    'patch_size': 16,
+    'num_channels': 3,
+    'qkv_bias': True,
+    'pooler_act': 'tanh',
+  }
+  renames: ClassVar[tuple[tuple[str, str], ...]] = _NEW_NAMES
+  class_token: ClassVar[bool] = True
+  unread: ClassVar[str] = '(?!)'
+  places: ClassVar = {
+    'classifier': ('token',),
+    'positional_embedding': ('learned_1d',),
+    'qkv_bias': (True, False),
+  }
+  free: ClassVar[tuple[str, ...]] = (
+    'hidden_size',
+    'mlp_dim',
+    'num_layers',
+    'num_heads',
+    'patches',
+    'stride',
+    'class_token',
+    'norm_epsilon',
+    'activation',
+    'tokenizer',
+    'drop_remainder',
+  )
 
   def canonical(self, name: str) -> str:
-    name = name.removeprefix('vit.')
-    for new, old in _NEW_NAMES:
+    name = name.removeprefix(self.base)
+    for new, old in self.renames:
       name = re.sub(new, old, name)
     return name
 
   def read_config(self, source: Source) -> dict[str, Any]:
     entries = super().read_config(source)
-    huggingface.choice(source, 'pooler_act', 'tanh', {'tanh': 'tanh'})
+    width, heads = (self.number(source, n) for n in ('hidden_size', 'num_attention_heads'))
+    if (head_width := source.their_config.get('head_dim', width // heads)) != width // heads:
+      raise UsageError(
+        f'{source.metadata_path}: head_dim {head_width!r} is not read, hidden_size divided by '
+        'num_attention_heads is'
+      )
+    if 'pooler_act' in self.defaults:
+      huggingface.choice(source, 'pooler_act', 'tanh', {'tanh': 'tanh'})
     return entries | {
-      'num_heads': huggingface.whole(source, 'num_attention_heads', 12),
-      'classifier': 'token' if 'classifier.bias' in source.tensors else None,
-      'norm_epsilon': source.their_config.get('layer_norm_eps', 1e-12),
-      'activation': huggingface.choice(source, 'hidden_act', 'gelu', huggingface.ACTIVATIONS),
+      'num_heads': heads,
+      'classifier': self.classifier(source),
+      'norm_epsilon': self.field(source, 'layer_norm_eps'),
+      'activation': huggingface.choice(
+        source, 'hidden_act', self.defaults['hidden_act'], huggingface.ACTIVATIONS
+      ),
     }
+
+  def field(self, source: Source, name: str) -> Any:
+    """Returns a field of config.json that the function depends on, of whatever type it is."""
+    return source.their_config.get(name, self.defaults[name])
+
+  def number(self, source: Source, name: str) -> int:
+    """Returns such a field that is a number from 1 on.
+
+    Raises:
+      UsageError: it is something else.
+    """
+    return huggingface.whole(source, name, self.defaults[name])
+
+  def flag(self, source: Source, name: str) -> bool:
+    """Returns such a field that is true or false.
+
+    Raises:
+      UsageError: it is something else.
+    """
+    if not isinstance(value := self.field(source, name), bool):
+      raise UsageError(f'{source.metadata_path}: {name} is {value!r}')
+    return value
+
+  def classifier(self, source: Source) -> str | None:
+    """Returns what the head reads; None where there is none, and any may be put there."""
+    return 'token' if self.has_head(source.tensors) else None
+
+  def has_head(self, names: Collection[str]) -> bool:
+    """Whether tensors of these names have a head among them."""
+    return f'{self.names["output_projection"]}.weight' in names
 
   def tidy(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> files.Tensors:
-    """Gives models with qkv_bias=false the biases that every model here has."""
-    if not source.their_config.get('qkv_bias', True):
-      weight = r'encoder\.layer\.\d+\.attention\.attention\.(query|key|value)\.weight'
-      return with_zero_biases(tensors, weight)
-    return tensors
+    return {n: array for n, array in tensors.items() if not re.fullmatch(self.unread, n)}
 
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
-    num_layers = huggingface.whole(source, 'num_hidden_layers', 12)
+    number = functools.partial(self.number, source)
+    num_layers = number('num_hidden_layers')
     if num_layers > len(tensors):
       raise UsageError(
         f'{source.metadata_path}: num_hidden_layers is {num_layers}, but of {len(tensors)} tensors'
       )
-    num_classes = length_of(tensors, 'classifier.bias', source.path, self.title) or 0
+    num_classes = 0
+    if self.has_head(tensors):
+      head = f'{self.names["output_projection"]}.weight'
+      num_classes = shape_of(tensors, head, 2, source.path, self.title)[0]
     pooler = length_of(tensors, 'pooler.dense.bias', source.path, self.title)
+    patch = huggingface.pair(source, 'patch_size', self.defaults['patch_size'])
+    # A convolution leaves out what is after the last patches; models of videos refuse it.
+    image = entries['image_size'] if 'vit' in self.models else patch
+    remains = any(side % length for side, length in zip(image, patch, strict=True))
     return {
       'name': 'vit',
-      'hidden_size': huggingface.whole(source, 'hidden_size', 768),
-      'mlp_dim': huggingface.whole(source, 'intermediate_size', 3072),
+      **({'drop_remainder': True} if remains else {}),
+      'hidden_size': number('hidden_size'),
       'num_layers': num_layers,
-      'patches': {'size': huggingface.pair(source, 'patch_size', 16)},
+      'patches': {'size': patch},
       'representation_size': None if num_classes else pooler,
       'num_classes': num_classes,
-      'channels': huggingface.whole(source, 'num_channels', 3),
+      'channels': number('num_channels'),
       'class_names': huggingface.class_names(source, num_classes),
+      **self.options(tensors, source),
       **entries,
-      **describe_pooling(entries, probe=False, class_token=True, fc_norm=False),
+      **describe_pooling(
+        entries,
+        probe=f'{self.names.get("MAPHead_0/probe")}' in tensors,
+        class_token=self.class_token,
+        fc_norm=f'{self.names.get("fc_norm")}.weight' in tensors,
+      ),
+    }
+
+  def options(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
+    """Returns the backbone's fields beside those that all types of models have."""
+    del tensors
+    return {
+      'mlp_dim': self.number(source, 'intermediate_size'),
+      'qkv_bias': self.flag(source, 'qkv_bias'),
     }
 
   def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
-    yield tensor('cls', 'embeddings.cls_token')
-    yield tensor(_POSITIONS, 'embeddings.position_embeddings')
-    yield Module('embedding', 'embeddings.patch_embeddings.projection', CONV)
+    # A pooler beside a head would be a layer that the head doesn't read.
+    left_out = 'pre_logits' if config.num_classes else 'output_projection'
+    for ours, theirs in self.names.items():
+      if ours != left_out:
+        yield _torch_module(ours, theirs)
     for layer in range(config.backbone.num_layers):
-      ours, theirs = _BLOCK.format(layer), f'encoder.layer.{layer}'
-      yield Module(f'{ours}/LayerNorm_0', f'{theirs}.layernorm_before', NORM)
-      for part in _QKV:
-        attention = f'{theirs}.attention.attention.{part}'
-        yield Module(f'{ours}/{_ATTENTION}/{part}', attention, TO_HEADS)
-      yield Module(f'{ours}/{_ATTENTION}/out', f'{theirs}.attention.output.dense', FROM_HEADS)
-      yield Module(f'{ours}/LayerNorm_1', f'{theirs}.layernorm_after', NORM)
-      yield Module(f'{ours}/MlpBlock_0/Dense_0', f'{theirs}.intermediate.dense', DENSE)
-      yield Module(f'{ours}/MlpBlock_0/Dense_1', f'{theirs}.output.dense', DENSE)
-    yield Module('Transformer/encoder_norm', 'layernorm', NORM)
-    if config.num_classes:
-      yield Module('output_projection', 'classifier', DENSE)
-    else:
-      yield Module('pre_logits', 'pooler.dense', DENSE)
+      beginnings = f'{_BLOCK.format(layer)}/', self.block.format(layer)
+      for ours, theirs in self.layer_names(config).items():
+        yield _torch_module(ours, theirs, *beginnings)
+
+  def layer_names(self, config: ModelConfig) -> Mapping[str | tuple[str, ...], str]:
+    """Returns `block_names`, of a model whose layers may have other parts."""
+    del config
+    return self.block_names
 
   def finish(self, tensors: files.Tensors, config: ModelConfig) -> files.Tensors:
     if not config.num_classes:
       return tensors
-    return {n if n.startswith('classifier.') else f'vit.{n}': t for n, t in tensors.items()}
+    heads = tuple(v for ours, v in self.names.items() if str(ours).startswith('output_projection'))
+    return {n if n.startswith(heads) else f'{self.base}{n}': t for n, t in tensors.items()}
+
+  def misplaced(self, config: ModelConfig) -> str | None:
+    """Returns a field of the backbone whose value has no place there; None where all have one."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config.backbone)}
+    for name in config.backbone.WEIGHT_FIELDS:
+      allowed = self.places.get(name, (defaults[name],))
+      if name not in self.free and getattr(config.backbone, name) not in allowed:
+        return name
+    return None
+
+  def check_place(self, config: ModelConfig, path: object) -> None:
+    super().check_place(config, path)
+    if (name := self.misplaced(config)) is not None:
+      value = getattr(config.backbone, name)
+      raise UsageError(f'{path}: {name} {value!r} has no place in {self.title}')
 
   def classifier_class(self, config: ModelConfig, path: object) -> str:
     self.check_place(config, path)
@@ -285,15 +424,14 @@ class HuggingFaceViT(AnyViT, huggingface.HuggingFaceTable):
       raise UsageError(
         f"{path}: representation_size {size} has no place in Hugging Face's classifier"
       )
-    return 'ViTForImageClassification'
+    return self.their_config(config)['architectures'][0]
 
   def their_config(self, config: ModelConfig) -> dict[str, Any]:
     model = config.backbone
     return {
-      'architectures': ['ViTForImageClassification' if config.num_classes else 'ViTModel'],
-      'model_type': 'vit',
+      'architectures': [self.classes[0 if config.num_classes else 1]],
+      'model_type': self.model_type,
       'hidden_size': model.hidden_size,
-      'intermediate_size': model.mlp_dim,
       'num_hidden_layers': model.num_layers,
       'num_attention_heads': model.num_heads,
       'patch_size': huggingface.shortest(model.patch_size),
@@ -301,14 +439,68 @@ class HuggingFaceViT(AnyViT, huggingface.HuggingFaceTable):
       'num_channels': config.channels,
       'hidden_act': huggingface.THEIR_ACTIVATIONS[model.activation],
       'layer_norm_eps': model.norm_epsilon,
-      'pooler_output_size': model.representation_size or model.hidden_size,
-      'pooler_act': 'tanh',
-      'qkv_bias': True,
-      'hidden_dropout_prob': 0.0,
-      'attention_probs_dropout_prob': 0.0,
       'torch_dtype': 'float32',
       **huggingface.labels(config),
+      **self.their_options(config),
     }
+
+  def their_options(self, config: ModelConfig) -> dict[str, Any]:
+    """Returns the fields of config.json that `options` reads, and those of training."""
+    model = config.backbone
+    return {
+      'intermediate_size': model.mlp_dim,
+      'pooler_output_size': model.representation_size or model.hidden_size,
+      'pooler_act': 'tanh',
+      'qkv_bias': config.get('qkv_bias', True),  # videos' models have no choice
+      'hidden_dropout_prob': 0.0,
+      'attention_probs_dropout_prob': 0.0,
+    }
+
+
+class HuggingFaceRelative(HuggingFaceViT):
+  """A type of models beside `vit` that are ViTs, too. It writes those that it has a place for.
+
+  Attributes:
+    by_origin: whether it writes such models alone that were read as of this type, since another
+      type computes the same.
+  """
+
+  by_origin: ClassVar[bool] = False
+
+  def describe(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> dict[str, Any]:
+    return super().describe(tensors, entries, source) | {'origin': self.model_type}
+
+  def writes(self, config: ModelConfig) -> bool:
+    origins = (self.model_type,) if self.by_origin else (self.model_type, None)
+    return super().writes(config) and config.origin in origins and self.misplaced(config) is None
+
+
+# The modules of a ViT, by the last part of their names, as PyTorch has them; all else are
+# parameters.
+_TORCH_LEAVES = {
+  'embedding': CONV,
+  **dict.fromkeys(('query', 'key', 'value'), TO_HEADS),
+  'out': FROM_HEADS,
+  **dict.fromkeys(('LayerNorm_0', 'LayerNorm_1', 'pre_norm', 'encoder_norm', 'fc_norm'), NORM),
+  **dict.fromkeys(
+    ('gate', 'Dense_0', 'Dense_1', 'pre_logits', 'output_projection', 'output_projection_dist'),
+    DENSE,
+  ),
+}
+
+
+def _torch_module(
+  ours: str | tuple[str, ...], theirs: str, beginning: str = '', their_beginning: str = ''
+) -> Module:
+  """Returns a module or parameter of a ViT in PyTorch."""
+  theirs, single = f'{their_beginning}{theirs}', isinstance(ours, str)
+  names = tuple(f'{beginning}{name}' for name in ([ours] if single else ours))
+  leaves = _TORCH_LEAVES.get(names[0].rpartition('/')[2])
+  if leaves is None:
+    return tensor(names[0], theirs)
+  return Module(names[0] if single else names, theirs, leaves)
 
 
 def with_zero_biases(tensors: files.Tensors, weight: str) -> files.Tensors:

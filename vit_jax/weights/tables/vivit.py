@@ -11,7 +11,7 @@ from vit_jax.weights import files
 from vit_jax.weights.formats import huggingface
 from vit_jax.weights.rules import Layout, Module, tensor
 from vit_jax.weights.table import Source, Table, Unsettled, length_of, shape_of, variable_shapes
-from vit_jax.weights.tables.vit import HuggingFaceViT
+from vit_jax.weights.tables.vit import HuggingFaceViT, with_zero_biases
 
 _KERNEL = 'embedding/kernel'
 _POSITIONS = 'posembed_input/pos_embedding'
@@ -201,7 +201,7 @@ class ScenicSpaceTimeViViT(_Scenic):
 
 
 # PyTorch: [out, in, frames, height, width]; here [frames, height, width, in, out].
-_CONV_3D = (
+CONV_3D = (
   ('kernel', 'weight', Layout((1, 1, 1, 1, 1), (4, 3, 0, 1, 2))),
   ('bias', 'bias', Layout((1,), (0,))),
 )
@@ -233,6 +233,19 @@ class HuggingFaceViViT(HuggingFaceViT):
     del entries['classifier']
     return entries | {'num_frames': huggingface.whole(source, 'num_frames', 32)}
 
+  def tidy(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> files.Tensors:
+    """Gives models with qkv_bias=false the biases that every model here has."""
+    tensors = super().tidy(tensors, entries, source)
+    if self.flag(source, 'qkv_bias'):
+      return tensors
+    weight = r'encoder\.layer\.\d+\.attention\.attention\.(query|key|value)\.weight'
+    return with_zero_biases(tensors, weight)
+
+  def options(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
+    return {'mlp_dim': self.number(source, 'intermediate_size')}
+
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
@@ -252,7 +265,7 @@ class HuggingFaceViViT(HuggingFaceViT):
 
   def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
     for module in super().modules(config, names):
-      yield module._replace(leaves=_CONV_3D) if module.ours == 'embedding' else module
+      yield module._replace(leaves=CONV_3D) if module.ours == 'embedding' else module
 
   def finish(self, tensors: files.Tensors, config: ModelConfig) -> files.Tensors:
     named = super().finish(tensors, config)
@@ -267,6 +280,8 @@ class HuggingFaceViViT(HuggingFaceViT):
     ):
       if value != allowed:
         raise UsageError(f'{path}: {field} {value!r} is not {allowed} of {self.title}')
+    if model.fc_norm_epsilon is not None:
+      raise UsageError(f'{path}: fc_norm_epsilon {model.fc_norm_epsilon} has no place there')
     if model.learns_tokens:
       raise UsageError(f'{path}: tokens that are learned (tokenizer) have no place there')
     for field in ('image_size', 'num_frames'):
