@@ -109,6 +109,8 @@ SWEEPS = (
   'train/test_shard.py::test_any_optimiser_model_and_task_is_spread',
   'train/test_simmim_runs.py::test_eight_devices',
   'weights/test_hostile.py::test_every_change',
+  'weights/tables/test_hf_models.py::test_every_field_of_config_json_counts',
+  'weights/tables/test_hf_models.py::test_variants_agree_both_ways',
 )
 
 
