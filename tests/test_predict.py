@@ -16,7 +16,8 @@ from conftest import ROOT, tiny_config, virtual_devices
 from PIL import Image
 from small_vits import SQUARE, random_variables
 
-from vit_jax import weights
+from vit_jax import class_embeddings, weights
+from vit_jax.class_embeddings import ClassEmbeddings
 from vit_jax.data import load_source
 from vit_jax.data.images import decode_image
 from vit_jax.models import Preprocessing
@@ -185,6 +186,36 @@ def test_flags_win_over_what_a_file_says(predict, tmp_path, folder):
   predictor = Predictor(random_variables(SQUARE), SQUARE.replace(preprocess=said))
   (row,) = predictor([decode_image(folder / 'cmyk.jpg')])
   assert_predictions(*from_json(result.stdout), row, 'abc')
+
+
+def test_classes_are_told_by_their_embeddings(predict, tmp_path, folder):
+  tower = SQUARE.replace(pre_norm=True, patch_bias=False, num_classes=6)
+  variables = random_variables(tower)
+  variables['params']['output_projection']['bias'] *= 0
+  weights.save(variables, tower, tmp_path / 'clip', format='huggingface')
+  path, names = tmp_path / 'classes.npz', ['cat', 'dog', 'cow']
+  embeddings = np.random.default_rng(0).normal(size=(3, 6))
+  np.savez(path, embeddings=embeddings, names=names, logit_scale=1.5)
+  given = f'--weights={tmp_path / "clip"}', f'--class_embeddings={path}'
+  result = predict(*given, '--json', folder / GOOD[0])
+  assert result.returncode == 0, result.stderr
+  classes = ClassEmbeddings(embeddings, logit_scale=1.5)
+  predictor = Predictor(*class_embeddings.classify(variables, tower, classes))
+  (row,) = predictor([decode_image(folder / GOOD[0])])
+  assert_predictions(*from_json(result.stdout), row, names)
+
+  (tmp_path / 'names.txt').write_text('a\nb\nc\n')
+  result = predict(*given, f'--class_names={tmp_path / "names.txt"}', folder / GOOD[0])
+  assert {line.split()[-1] for line in result.stdout.splitlines()[1:]} == {'a', 'b', 'c'}
+
+  np.savez(path, embeddings=embeddings)
+  for flags, message in (
+    (given, f'--class_embeddings: neither {path} nor {tmp_path / "clip"} has logit_scale'),
+    (given[1:], 'give one of --workdir=RUN and --weights=PATH'),
+  ):
+    result = predict(*flags, folder)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [f'predict.py: {message}']
 
 
 def test_a_lower_precision_is_another_number(predict, flags, folder):

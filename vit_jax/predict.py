@@ -6,6 +6,7 @@ A model of videos predicts what is in videos.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import sys
@@ -19,9 +20,11 @@ from absl import flags
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from vit_jax import cli, weight_flags
+from vit_jax import class_embeddings, cli, weight_flags
 from vit_jax.data import kinds
-from vit_jax.errors import UsageError, field_prefix
+from vit_jax.errors import FieldError, UsageError, field_prefix
+from vit_jax.models import ModelConfig
+from vit_jax.models.variables import Variables
 from vit_jax.precision import DTYPES, resolve_dtype
 from vit_jax.predictor import Prediction, Predictor
 from vit_jax.run import tables
@@ -35,6 +38,9 @@ _THRESHOLD = flags.DEFINE_float(
 _JSON = flags.DEFINE_boolean('json', False, 'Print a JSON object a line.')
 _CSV = flags.DEFINE_string('csv', None, 'File to write a row of each image to, and no text.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write masks to, and drawings over the images.')
+_CLASS_EMBEDDINGS = flags.DEFINE_string(
+  'class_embeddings', None, 'File of embeddings of classes, which --weights of CLIP or SigLIP tell.'
+)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum('dtype', 'auto', DTYPES, 'To compute in; auto: bfloat16 on GPU and TPU.')
 
@@ -46,7 +52,7 @@ def main(*paths: str) -> int:
   source = weight_flags.either(*model)
   loss, dtype = weight_flags.loss(*model), resolve_dtype(_DTYPE.value)
   threshold = weight_flags.threshold(*model) if _THRESHOLD.value is None else _THRESHOLD.value
-  variables, config = weight_flags.load(source)
+  variables, config = weight_flags.load(source, _zero_shot if _CLASS_EMBEDDINGS.value else None)
   kind = kinds.kind_of(config.model.INPUT)
   files = [file for path in paths for file in kind.find_files(path)]
   with field_prefix('--'):
@@ -74,6 +80,19 @@ def main(*paths: str) -> int:
     if table:
       table.write(tables.dicts_to_csv(rows))
   return 1 if num_damaged else 0
+
+
+def _zero_shot(variables: Variables, config: ModelConfig) -> tuple[Variables, ModelConfig]:
+  """Returns the model that tells the classes of --class_embeddings."""
+  path = _CLASS_EMBEDDINGS.value
+  if _WEIGHTS.value is None:
+    raise FieldError('class_embeddings', 'a run predicts its own classes; give --weights')
+  classes = class_embeddings.read(path)
+  if classes.logit_scale is None:
+    classes = dataclasses.replace(classes, **class_embeddings.read_scaling(_WEIGHTS.value))
+  if classes.logit_scale is None:
+    raise FieldError('class_embeddings', f'neither {path} nor {_WEIGHTS.value} has logit_scale')
+  return class_embeddings.classify(variables, config, classes)
 
 
 def _writer(

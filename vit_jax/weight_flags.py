@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,15 @@ def either(workdir: str | None, weights_path: str | None) -> str:
   return workdir or weights_path
 
 
-def load(path: str) -> tuple[Variables, ModelConfig]:
+Loaded = tuple[Variables, ModelConfig]
+
+
+def load(path: str, adapt: Callable[..., Loaded] | None = None) -> Loaded:
   """Returns what `weights.load` does; flags take precedence over the files' metadata.
+
+  Args:
+    path: as for `weights.load`.
+    adapt: makes another model of variables and config, which --class_names is about.
 
   Raises:
     UsageError: a wrong flag, or what `weights.load` raises.
@@ -71,6 +78,8 @@ def load(path: str) -> tuple[Variables, ModelConfig]:
     variables, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
     if _ALLOW.value is not None:
       _check_whole(variables, config, path)
+    if adapt is not None:
+      variables, config = adapt(variables, config)
     if pixels or crop:
       config = _with_preprocessing(config, pixels | crop)
     if _CLASS_NAMES.value is not None and config.num_classes:
