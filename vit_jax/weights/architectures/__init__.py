@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, nearest
 
 
 class Architecture(NamedTuple):
@@ -81,7 +81,10 @@ def config_of(name: str) -> dict[str, Any]:
   """
   name, _, tag = name.partition('.')
   if find(name) is None:
-    raise FieldError('architecture', f'{name!r} is not known; `convert --list` prints what is')
+    close = nearest(name, _facts()['architectures'])
+    raise FieldError(
+      'architecture', f'{name!r} is not known{close}; `convert --list` prints what is'
+    )
   tags = _facts()['tags'].get(name, {})
   if tag and tag not in tags:
     known = ', '.join(tags) or 'without any'
