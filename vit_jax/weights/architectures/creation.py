@@ -18,8 +18,9 @@ from vit_jax.weights.architectures.vit import (
   fields_of,
 )
 
-# timm always leaves pixels after the last patches out; and has one name for each of these.
-_NOT_TOLD = ('class_token', 'stride', 'drop_remainder')
+# timm always leaves pixels after the last patches out, learns no tokens; and has one name for each
+# of the others.
+_NOT_TOLD = ('class_token', 'stride', 'drop_remainder', 'tokenizer')
 
 
 class Creation(NamedTuple):
