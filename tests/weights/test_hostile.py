@@ -114,6 +114,9 @@ def sweep(folder, work):
 
 @pytest.mark.parametrize('name', CLASSES)
 def test_every_change_of_transformers_models(name, tmp_path):
+  pytest.importorskip('torch')
+  import torchvision_operators  # noqa: F401  before transformers
+
   transformers = pytest.importorskip('transformers')
   kind = getattr(transformers, name)
   fields = {n: v for n, v in CLASSES[name].items() if hasattr(kind.config_class(), n)}
@@ -123,6 +126,7 @@ def test_every_change_of_transformers_models(name, tmp_path):
 
 @pytest.mark.parametrize('name', ARCHITECTURES)
 def test_every_change_of_timm_s_models(name, tmp_path):
+  pytest.importorskip('torch')
   import torchvision_operators  # noqa: F401  before timm
 
   pytest.importorskip('timm')

@@ -218,6 +218,24 @@ def test_a_fault_of_a_table_is_not_a_damaged_file(tmp_path, plain, monkeypatch):
     weights.load(path)
 
 
+@pytest.mark.parametrize(
+  ('tensor', 'feature'),
+  [
+    ('blocks.1.ls2.gamma', 'layer scale'),
+    ('patch_embed.backbone.conv1.weight', 'a convolutional network before the patches'),
+  ],
+)
+def test_what_a_state_dict_alone_has_is_named_and_the_architecture_asked_for(
+  tmp_path, tensor, feature
+):
+  path = saved_as(tmp_path, 'timm', 'm.safetensors')
+  tensors, _ = files.parse_safetensors(path.read_bytes())
+  path.write_bytes(files.format_safetensors({**tensors, tensor: np.ones(8, np.float32)}))
+  with pytest.raises(FieldError) as error:
+    weights.load(path, **KNOWN)
+  assert str(error.value) == f'architecture: {path} has {feature}; give what timm calls it'
+
+
 def test_what_timm_has_and_a_model_here_has_not_is_named(tmp_path):
   fields = {'name': 'swin', 'num_classes': 3, 'image_size': (32, 32), 'window_size': (4,)}
   fields |= {'embed_dim': 4, 'depths': (1,), 'num_heads': (1,), 'patches': {'size': (4, 4)}}

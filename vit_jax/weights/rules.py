@@ -273,8 +273,7 @@ def check(
   left_out = [name for _, name, *_ in problems if allowed.fullmatch(name)]
   problems = [row for row in problems if not allowed.fullmatch(row[1])]
   if problems:
-    unexpected = '\n'.join(name for problem, name, *_ in problems if problem == 'unexpected')
-    unread = [words for pattern, words in features.items() if re.search(pattern, unexpected, re.M)]
+    unread = features_in([name for what, name, *_ in problems if what == 'unexpected'], features)
     cause = f'{" and ".join(unread)} not read; ' if unread else ''
     rows = [('', 'tensor', 'found', 'expected'), *problems]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -291,6 +290,12 @@ def check(
       stacklevel=2,
     )
   return fitting
+
+
+def features_in(names: Iterable[str], features: Mapping[str, str]) -> list[str]:
+  """Returns, in words, what a model with arrays of these names has; `features` as for `check`."""
+  lines = '\n'.join(names)
+  return [words for pattern, words in features.items() if re.search(pattern, lines, re.M)]
 
 
 def _text(shape: Shape) -> str:

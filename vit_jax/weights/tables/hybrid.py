@@ -109,6 +109,7 @@ class TimmHybrid(_Hybrid, TimmViT):
   """
 
   title = "timm's hybrid VisionTransformer"
+  foreign = timm.TimmTable.foreign
   first_conv = None  # its name differs
   numerics = 'timm'
   unit = re.escape(_RESNET) + r'\.stages\.(\d+)\.blocks\.\d+\.conv1\.weight'

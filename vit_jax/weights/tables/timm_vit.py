@@ -18,7 +18,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Shape
 from vit_jax.models.sizes import SIZES
 from vit_jax.models.vit import ViT
-from vit_jax.weights import architectures, files
+from vit_jax.weights import architectures, files, rules
 from vit_jax.weights.architectures import vit as arguments
 from vit_jax.weights.architectures.creation import Creation, creation_of
 from vit_jax.weights.formats import timm
@@ -144,6 +144,10 @@ class TimmViT(AnyViT, timm.TimmTable):
     'representation_size': (None,),
   }
   marks: ClassVar = {'patch_embed.proj.weight': 4}
+  foreign: ClassVar = {
+    **timm.TimmTable.foreign,
+    r'^patch_embed\.backbone\.': 'a convolutional network before the patches',
+  }
   assumed: ClassVar[Mapping[str, Any]] = {}
 
   def missing_mark(self, names: Iterable[str]) -> str | None:
@@ -291,6 +295,10 @@ class TimmViT(AnyViT, timm.TimmTable):
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> None:
     """Raises FieldError for what no tensor tells, unless it is among the entries."""
+    if features := rules.features_in(tensors, self.foreign):
+      raise Unsettled(
+        'architecture', f'{source.path} has {", ".join(features)}; give what timm calls it'
+      )
     needed = _OPEN[:1] if 'attn_pool.latent' in tensors else _OPEN
     missing = [name for name in needed if entries.get(name) is None]
     if missing:
