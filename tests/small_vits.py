@@ -1,6 +1,8 @@
 """Small ViTs with random parameters, for tests of formats."""
 
 import functools
+import math
+import zlib
 
 import jax
 import numpy as np
@@ -51,6 +53,16 @@ def random_variables(config, seed=0):
   shapes = config.variable_shapes()
   flat = {name: 0.3 * rng.normal(size=s).astype(np.float32) for name, s in sorted(shapes.items())}
   return models.unflatten(flat)
+
+
+def random_tensor(name, shape):
+  """Values of a tensor of PyTorch, by its name alone: scales about 1, all else about 0."""
+  noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape).astype(np.float32)
+  if name.endswith('running_var'):
+    return 1 + 0.3 * abs(noise)
+  if len(shape) > 1 and name.endswith('weight'):
+    return noise * np.float32(1.5 / math.prod(shape[1:]) ** 0.5)
+  return 0.5 * noise + np.float32(name.endswith(('norm.weight', 'gamma')))
 
 
 def logits(variables, config, images):

@@ -17,13 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
+import torchvision_operators  # noqa: E402, F401, I001  before timm
+import timm  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torchvision_operators  # noqa: E402, F401  before timm
-import timm  # noqa: E402
+from small_vits import logits, random_tensor  # noqa: E402
 from timm.models import _hub  # noqa: E402
 
-from small_vits import logits  # noqa: E402
 from vit_jax import weights  # noqa: E402
 from vit_jax.errors import UsageError  # noqa: E402
 from vit_jax.weights import architectures  # noqa: E402
@@ -65,27 +65,18 @@ def hybrid_arguments(given):
   return changes
 
 
-def randomised(model, seed=0):
+def randomised(model):
   """Returns the model with random values in all its parameters and statistics."""
-  generator = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for name, tensor in model.state_dict().items():
-      if not tensor.is_floating_point():
-        continue
-      noise = torch.randn(tensor.shape, generator=generator)
-      if name.endswith('running_var'):
-        tensor.copy_(1 + 0.3 * noise.abs())
-      elif tensor.ndim > 1 and name.endswith('weight'):
-        tensor.copy_(noise * 1.5 / tensor[0].numel() ** 0.5)
-      else:  # scales, too, are far from what they start at
-        tensor.copy_(0.5 * noise + (1 if name.endswith(('norm.weight', 'gamma')) else 0))
+  state = model.state_dict()
+  values = {n: torch.from_numpy(random_tensor(n, tuple(t.shape))) for n, t in state.items()
+            if t.is_floating_point()}  # fmt: skip
+  model.load_state_dict({**state, **values})
   return model.eval()
 
 
 def small_model(name, metadata, **changes):
   """Returns timm's model of an architecture, small and random, and the arguments that made it."""
   given = small_arguments(name, metadata) | {'num_classes': 5} | changes
-  torch.manual_seed(0)
   return randomised(timm.create_model(name, **given)), given
 
 

@@ -202,17 +202,26 @@ def test_old_timm_configs_have_it_all_in_one(tmp_path, changes, crop, fraction):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'global_pool': 'attn'}, r"config\.json: global_pool: 'attn' is not one of token, avg"),
-    ({'model_args': {'global_pool': 'attn'}}, r"config\.json: global_pool: 'attn' is not one of"),
-    ({'model_args': {'pool_include_prefix': True}}, 'model_args pool_include_prefix are not read'),
+    ({'global_pool': 'attn'}, r"config\.json: global_pool: 'attn', but .* made with 'token'"),
+    ({'model_args': {'global_pool': 'avg'}}, r"config\.json: global_pool: 'token', but .* 'avg'"),
+    (
+      {'model_args': {'global_pool': 'avgmax'}, 'global_pool': 'avgmax'},
+      r"config\.json: global_pool: 'avgmax' is not one of token, avg, max, map",
+    ),
+    ({'model_args': {'attn_gate': True}}, r'config\.json: attn_gate: True is not read'),
+    ({'architecture': 'vit_tiny_patch4_8'}, r"architecture 'vit_tiny_patch4_8' is not known"),
+    ({'architecture': 'resnetblur50'}, r"architecture 'resnetblur50' is not known"),
     ({'model_args': {'num_heads': 'two'}}, r"config\.json: num_heads: 'two' is not a whole number"),
     ({'pretrained_cfg': 3}, r"config\.json: cannot be read as timm's config\.json"),
-    ({'model_args': {'act_layer': 'silu'}}, r"config\.json: act_layer: 'silu' is not one of gelu"),
+    ({'model_args': {'act_layer': 'mish'}}, r"config\.json: act_layer: 'mish' is not one of gelu"),
+    ({'model_args': {'embed_dim': 'wide'}}, r"config\.json: cannot be read as timm's config"),
+    ({'model_args': {'depth': 10**9}}, r'config\.json: num_layers: 1000000000, but '),
     ({'label_names': ['ant']}, 'class_names: 1 names for 3 classes'),
   ],
 )
 def test_timm_configs_that_say_something_else(tmp_path, changes, message):
-  save_as_timm_does(tmp_path / 'm', SQUARE, TIMM | {'global_pool': 'token'} | changes)
+  theirs = TIMM | {'global_pool': 'token', 'model_args': {'num_heads': 2}} | changes
+  save_as_timm_does(tmp_path / 'm', SQUARE, theirs)
   with pytest.raises(UsageError, match=message):
     weights.load(tmp_path / 'm')
 
@@ -228,7 +237,9 @@ def test_timm_configs_that_say_something_else(tmp_path, changes, message):
   ],
 )
 def test_the_activation_of_timm_models(tmp_path, changes, activation):
-  save_as_timm_does(tmp_path / 'm', SQUARE, TIMM | {'global_pool': 'token'} | changes)
+  made_with = {'num_heads': 2, 'class_token': True, 'global_pool': 'token', 'fc_norm': False}
+  theirs = TIMM | {'global_pool': 'token', 'model_args': made_with}
+  save_as_timm_does(tmp_path / 'm', SQUARE, theirs | changes)
   assert weights.load(tmp_path / 'm')[1].backbone.activation == activation
 
 

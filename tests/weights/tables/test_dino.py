@@ -63,7 +63,7 @@ def test_a_backbone_alone_is_what_timm_s_are(tmp_path):
   path, variables = tmp_path / 'pretrain.pth', random_variables(BACKBONE)
   weights.save(variables, BACKBONE, path, format='timm')
   torch.save(torch.load(path, weights_only=True)['state_dict'], path)
-  found, config = weights.load(path, num_heads=2)
+  found, config = weights.load(path, num_heads=2, activation='gelu_exact', classifier='token')
   assert_same(found, variables)
   assert (config.backbone.activation, config.backbone.norm_epsilon) == ('gelu_exact', 1e-6)
 

@@ -31,6 +31,8 @@ FIELDS = {
   'classifier': 'token',
   'num_classes': 5,
 }
+# What no tensor of timm tells.
+TOKEN = {'activation': 'gelu_exact', 'classifier': 'token'}
 # Units of the ResNet, patches, images; of the last, sides that nothing divides.
 SIZES = [
   ((1, 2), 1, (32, 32)),
@@ -110,7 +112,9 @@ def test_transformers_resnet_and_vit_on_it_agree(tmp_path, num_layers, patch, si
   tensors, _ = files.parse_safetensors((tmp_path / 'vit.safetensors').read_bytes())
   tensors |= {as_timms_resnet(n): t.numpy() for n, t in resnet.state_dict().items()}
   (tmp_path / 'hybrid.safetensors').write_bytes(files.format_safetensors(tensors))
-  variables, config = weights.load(tmp_path / 'hybrid.safetensors', num_heads=2, image_size=size)
+  variables, config = weights.load(
+    tmp_path / 'hybrid.safetensors', num_heads=2, image_size=size, **TOKEN
+  )
   assert config.backbone.resnet == {'num_layers': num_layers, 'width_factor': 0.5}
   assert_close(logits(variables, config, images), expected)
 
@@ -146,7 +150,7 @@ def test_timm_agrees_and_takes_it_back(tmp_path, num_layers, patch, size):
   model = timm_model(num_layers, patch, size)
   torch.save(model.state_dict(), tmp_path / 'theirs.pth')
   assert weights.detect(tmp_path / 'theirs.pth') == 'timm'
-  variables, config = weights.load(tmp_path / 'theirs.pth', num_heads=2, image_size=size)
+  variables, config = weights.load(tmp_path / 'theirs.pth', num_heads=2, image_size=size, **TOKEN)
   expected_config = config_of(num_layers, patch, size, numerics='timm', activation='gelu_exact')
   assert config == expected_config
   images = images_of(size)
@@ -188,7 +192,7 @@ def test_published_sizes_have_timms_names(tmp_path, name, size):
   table = TimmHybrid()
   tensors = {table.canonical(n): np.broadcast_to(0.0, t.shape) for n, t in theirs.items()}
   source = Source(tmp_path, tensors)
-  config = ModelConfig.from_dict(table.describe(tensors, {}, source))
+  config = ModelConfig.from_dict(table.describe(tensors, TOKEN, source))
   fields = hybrid.parse(size) | {'classifier': 'token', 'activation': 'gelu_exact'}
   expected = models.build({'name': 'hybrid', 'numerics': 'timm', **fields}, num_classes=7)
   ours = config.backbone.config()
@@ -355,4 +359,4 @@ def test_other_hybrids_of_timm_are_refused(tmp_path):
   }
   (tmp_path / 'other.safetensors').write_bytes(files.format_safetensors(other))
   with pytest.raises(UsageError, match=r'unexpected +patch_embed\.backbone\.conv1\.0\.weight'):
-    weights.load(tmp_path / 'other.safetensors', num_heads=2)
+    weights.load(tmp_path / 'other.safetensors', num_heads=2, **TOKEN)

@@ -3,6 +3,8 @@
 The inverse of `fields_of`, which decides whether the arguments found here are the model's.
 """
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from vit_jax.weights.architectures.vit import (
   fields_of,
 )
 
+_TRIED = 8  # architectures: those that, at a glance, differ in the fewest arguments
 # timm always leaves pixels after the last patches out, learns no tokens; and has one name for each
 # of the others.
 _NOT_TOLD = ('class_token', 'stride', 'drop_remainder', 'tokenizer')
@@ -53,6 +56,13 @@ def creation_of(config: ModelConfig) -> Creation:
   Raises:
     FieldError: for a field with a value that none of timm's classes has.
   """
+  shaping = config.replace(class_names=None, preprocess=None)
+  return _creation_of(json.dumps(shaping.to_dict(), sort_keys=True))
+
+
+@functools.lru_cache(maxsize=16)  # writing a file asks several times
+def _creation_of(text: str) -> Creation:
+  config = ModelConfig.from_dict(json.loads(text))
   problems, found = {}, []
   for cls in _INVERSES:
     for given in _inverse(cls, config):
@@ -64,12 +74,23 @@ def creation_of(config: ModelConfig) -> Creation:
       if differing:
         problems[cls] = differing
       else:
-        found += [_creation(a, given, fields) for a in architectures.of_class(cls)]
+        found += [(a, given, fields) for a in architectures.of_class(cls)]
   if not found:
     (field, *_) = min(problems.values(), key=len)
     value = getattr(config.backbone, field, config.name)
     raise FieldError(field, f"{value!r} has no place in timm's vision transformers")
-  return min(found, key=lambda creation: (len(creation.needs_code), len(creation.changes)))
+  nearest = sorted(found, key=lambda way: _distance(_changes(*way[:2])))[:_TRIED]
+  return min((_creation(*way) for way in nearest), key=lambda made: _distance(made.changes))
+
+
+def _changes(architecture: architectures.Architecture, given: Mapping[str, Any]) -> dict[str, Any]:
+  made = architecture.arguments
+  return {n: v for n, v in given.items() if n not in made or made[n] != v}
+
+
+def _distance(changes: Mapping[str, Any]) -> tuple[int, int]:
+  """Returns how many changes need code, and how many there are."""
+  return sum(isinstance(value, dict) for value in changes.values()), len(changes)
 
 
 def _creation(
@@ -77,12 +98,14 @@ def _creation(
 ) -> Creation:
   """Returns the changes of an architecture with which it is the model of all arguments given."""
   cls, made = architecture.cls, architecture.arguments
-  changes = {n: v for n, v in given.items() if n not in made or made[n] != v}
+  changes = _changes(architecture, given)
   if not _fits(cls, {**made, **changes}, fields):  # other arguments that aren't given count
     changes = {n: v for n, v in {**defaults(cls), **given}.items() if made.get(n) != v}
+  kept = ('num_classes', 'in_chans', *(('num_heads',) if 'embed_dim' in changes else ()))
+  changes |= {name: given[name] for name in kept if given[name] != defaults(cls).get(name)}
   for name in list(changes):
     fewer = {n: v for n, v in changes.items() if n != name}
-    if name not in ('num_classes', 'in_chans') and _fits(cls, {**made, **fewer}, fields):
+    if name not in kept and _fits(cls, {**made, **fewer}, fields):
       changes = fewer
   return Creation(cls, architecture.name, changes, {**made, **changes})
 
@@ -129,12 +152,14 @@ def _inverse(cls: str, config: ModelConfig) -> list[dict[str, Any]]:
     'global_pool': pools.get(m.classifier, 'token'),
   }
   known = defaults(cls)
+  if given['norm_layer'] == {'name': 'LayerNorm', 'eps': 1e-6}:
+    given['norm_layer'] = known['norm_layer'] and given['norm_layer']
   shared = {
-    'act_layer': activations[m.activation],
+    'act_layer': None if m.activation == 'gelu_exact' else activations[m.activation],
     'class_token': m.has_class_token,
     'qk_norm': m.qk_norm,
-    'fc_norm': m.fc_norm,
-    'use_fc_norm': m.fc_norm,
+    'fc_norm': None if m.fc_norm == _fc_norm(cls, m.classifier) else m.fc_norm,
+    'use_fc_norm': None if m.fc_norm == (m.classifier == 'gap') else m.fc_norm,
     'use_abs_pos_emb': m.positional_embedding == 'learned_1d',
     'no_embed_class': m.position_tokens == 'patches',
     'scale_mlp': m.mlp_norm,
@@ -142,6 +167,13 @@ def _inverse(cls: str, config: ModelConfig) -> list[dict[str, Any]]:
   }
   given |= {name: value for name, value in shared.items() if name in known}
   return [given | own for own in _INVERSES[cls](config)]
+
+
+def _fc_norm(cls: str, classifier: str) -> bool | None:
+  """Returns whether a class norms what it pools, where that isn't given."""
+  if cls == 'VisionTransformerRelPos':
+    return None
+  return classifier == 'gap' or (classifier == 'gmp' and cls != 'NaFlexVit')
 
 
 def _ratio(size: int, width: int) -> float:
@@ -194,7 +226,7 @@ def _to_eva(config: ModelConfig) -> list[dict[str, Any]]:
     'attn_only_layer_scale': not m.layer_scale_mlp,
     'use_post_norm': m.block == 'post',
     'use_pre_transformer_norm': m.pre_norm,
-    'use_post_transformer_norm': m.final_norm and not m.fc_norm,
+    'use_post_transformer_norm': None if m.final_norm else False,
     'num_reg_tokens': m.num_registers,
     'attn_pool_num_heads': m.map_num_heads,
     'attn_pool_mlp_ratio': m.map_mlp_dim and _ratio(m.map_mlp_dim, m.hidden_size),

@@ -71,6 +71,16 @@ class Arguments:
       raise self.refused(name, ', '.join(allowed))
     return allowed[key]
 
+  def kind(self, name: str, allowed: Mapping[str, Any]) -> Any:
+    """Returns what a class or function stands for; no text can name it.
+
+    Raises:
+      FieldError: it isn't among those allowed.
+    """
+    if not isinstance(self[name], dict):
+      raise self.refused(name, ', '.join(allowed))
+    return self.choice(name, allowed)
+
   def refuse(self, *names: str) -> None:
     """Raises FieldError for the first of these arguments that is true."""
     for name in names:
@@ -152,7 +162,7 @@ def _width(a: Arguments, ratio: float | None = None) -> int:
 
 def _mlp(a: Arguments) -> dict[str, Any]:
   """The MLPs of VisionTransformer, two of which have a gate: in a tensor of its own, or in fc1."""
-  kind = a.choice('mlp_layer', {'Mlp': 'mlp', 'SwiGLU': 'glu', 'GluMlp': 'glu'})
+  kind = a.kind('mlp_layer', {'Mlp': 'mlp', 'SwiGLU': 'glu', 'GluMlp': 'glu'})
   packed = isinstance(a['mlp_layer'], dict) and a['mlp_layer']['name'] == 'GluMlp'
   if packed and a['mlp_layer'].get('gate_last', True):
     raise a.refused('mlp_layer', 'Mlp, SwiGLU, GluMlp whose gate is first')
@@ -193,12 +203,12 @@ def _layer_scale(value: float | None) -> dict[str, Any]:
 
 
 def _vision_transformer(a: Arguments) -> dict[str, Any]:
-  block = a.choice('block_fn', BLOCKS)
+  block = a.kind('block_fn', BLOCKS)
   kinds = {'Attention': False, '': False, 'attn': False, 'diff': True}
   differential = a.choice('attn_layer', kinds) or a['block_fn']['name'] in _DIFFERENTIAL
   pooled, scale = a['global_pool'] in ('avg', 'max'), a['init_values']
   fc_norm = pooled if a['fc_norm'] is None else a['fc_norm']
-  embedding = a.choice('embed_layer', {'PatchEmbed': 'vit', 'HybridEmbed': 'hybrid'})
+  embedding = a.kind('embed_layer', {'PatchEmbed': 'vit', 'HybridEmbed': 'hybrid'})
   if embedding == 'hybrid' and a['embed_layer']['backbone']['name'] != 'ResNetV2':
     raise FieldError('embed_layer', f'{a["embed_layer"]["backbone"]["name"]!r} is not read')
   resnet = None
@@ -344,8 +354,8 @@ def _relative(a: Arguments) -> dict[str, Any]:
 
 
 def _relpos(a: Arguments) -> dict[str, Any]:
-  block = a.choice('block_fn', {'RelPosBlock': 'pre', 'ResPostRelPosBlock': 'post'})
-  a.choice('embed_layer', {'PatchEmbed': None})
+  block = a.kind('block_fn', {'RelPosBlock': 'pre', 'ResPostRelPosBlock': 'post'})
+  a.kind('embed_layer', {'PatchEmbed': None})
   scale = a['init_values']
   return {
     **_plain_sizes(a),
@@ -364,9 +374,9 @@ def _relpos(a: Arguments) -> dict[str, Any]:
 
 def _sam(a: Arguments) -> dict[str, Any]:
   a.refuse('use_rope', 'head_hidden_size')
-  a.choice('block_fn', {'Block': None})
-  a.choice('mlp_layer', {'Mlp': None})
-  a.choice('embed_layer', {'PatchEmbed': None})
+  a.kind('block_fn', {'Block': None})
+  a.kind('mlp_layer', {'Mlp': None})
+  a.kind('embed_layer', {'PatchEmbed': None})
   a.choice('global_pool', {'avg': None})
   fields = {
     **_plain_sizes(a),

@@ -152,7 +152,7 @@ class TimmViT(AnyViT, timm.TimmTable):
 
   def missing_mark(self, names: Iterable[str]) -> str | None:
     names = list(names)
-    blocks = any(name.startswith(_FIRST) for name in names)
+    blocks = any(self.canonical(name).startswith(_FIRST) for name in names)
     return super().missing_mark(names) or (None if blocks else f'{_FIRST}...')
 
   def known(self) -> Iterable[Known]:
@@ -187,9 +187,10 @@ class TimmViT(AnyViT, timm.TimmTable):
     name = str(source.their_config.get('architecture'))
     architecture = architectures.find(name)
     if architecture is None or architecture.cls not in arguments.CLASSES:
-      kind = '' if architecture is None else f', of {architecture.cls},'
-      raise UsageError(f'{source.metadata_path}: architecture {name!r}{kind} is not read')
+      known = '`convert --list` prints what is'
+      raise UsageError(f'{source.metadata_path}: architecture {name!r} is not known; {known}')
     made_with = timm.model_args(source)
+    timm.refuse_args(source, [n for n, value in made_with.items() if isinstance(value, dict)])
     given = dict(architecture.arguments)
     if given['img_size'] == architectures.defaults(architecture.cls)['img_size']:
       given['img_size'] = entries.get('image_size', given['img_size'])
