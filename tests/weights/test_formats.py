@@ -243,7 +243,8 @@ def test_safetensors_of_half_the_width_come_as_float32(tmp_path):
   tensors, _ = files.parse_safetensors((tmp_path / 'm.safetensors').read_bytes())
   half = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
   (tmp_path / 'h.safetensors').write_bytes(files.format_safetensors(half))
-  loaded, _ = weights.load(tmp_path / 'h.safetensors', num_heads=2)
+  known = {'num_heads': 2, 'activation': 'gelu', 'classifier': 'token'}
+  loaded, _ = weights.load(tmp_path / 'h.safetensors', **known)
   np.testing.assert_array_equal(loaded['params']['cls'], half['cls_token'])
 
 

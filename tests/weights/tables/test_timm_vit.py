@@ -204,7 +204,6 @@ def test_a_folder_for_timm_says_how_the_model_is_made(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'suffix', 'message'),
   [
-    ({'representation_size': 4}, '.safetensors', 'representation_size'),
     ({'positional_embedding': 'sinusoidal_2d'}, '.safetensors', 'positional_embedding'),
     ({'position_tokens': 'class', 'num_registers': 1}, '.safetensors', "position_tokens: 'class'"),
     ({'qk_norm': True, 'block': 'parallel', 'qkv_bias': 'qv'}, '.safetensors', 'has no place'),

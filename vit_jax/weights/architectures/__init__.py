@@ -49,6 +49,7 @@ def names(pattern: str = '*') -> list[str]:
   return found
 
 
+@functools.cache
 def find(name: str) -> Architecture | None:
   """Returns the architecture of a name, which a tag may follow; None where it isn't known."""
   name = name.partition('.')[0]
@@ -59,10 +60,11 @@ def find(name: str) -> Architecture | None:
   return Architecture(name, cls, {**defaults(cls), **given})
 
 
-def of_class(cls: str) -> list[Architecture]:
+@functools.cache
+def of_class(cls: str) -> tuple[Architecture, ...]:
   """Returns the architectures that make a class."""
   found = _facts()['architectures'].items()
-  return [find(name) for name, given in found if given['class'] == cls]
+  return tuple(find(name) for name, given in found if given['class'] == cls)
 
 
 def defaults(cls: str) -> Mapping[str, Any]:

@@ -141,7 +141,6 @@ class TimmViT(AnyViT, timm.TimmTable):
   places: ClassVar = {
     'classifier': tuple(arguments.POOLINGS.values()),
     'positional_embedding': ('learned_1d', 'none'),
-    'representation_size': (None,),
   }
   marks: ClassVar = {'patch_embed.proj.weight': 4}
   foreign: ClassVar = {
