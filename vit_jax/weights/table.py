@@ -120,6 +120,11 @@ class Table:
     del config
     return False
 
+  def claims(self, config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of this model for certain, whatever tensors there are."""
+    del config
+    return False
+
   def canonical(self, name: str) -> str:
     """Returns the one name that is used here for a tensor that several have been used for."""
     return name

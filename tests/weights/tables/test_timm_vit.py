@@ -170,7 +170,9 @@ def test_an_architecture_is_not_given_to_what_says_its_own(tmp_path):
     ({'model_args': {'something_new': 3}}, 'something_new: 3 is not read'),
     ({'architecture': 'vit_huge_patch99'}, "architecture 'vit_huge_patch99' is not known"),
     ({'architecture': 'beit_base_patch16_224'}, 'tensors that do not fit'),
-    ({'architecture': 'vit_base_r50_s16_224'}, "architecture: 'vit_base_r50_s16_224', but"),
+    ({'architecture': 'vit_base_r50_s16_224'}, "not timm's hybrid VisionTransformer: no "),
+    ({'architecture': 'naflexvit_base_patch16_gap'}, "not timm's NaFlexVit: no 'embeds"),
+    ({'architecture': 'vit_base_mci_224'}, "embed_layer: 'ConvStem' is not read"),
   ],
 )
 def test_what_config_json_says_otherwise_is_refused_by_name(tmp_path, changes, message):

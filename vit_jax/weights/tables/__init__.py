@@ -43,6 +43,9 @@ def find(source: Source, formats: Collection[str]) -> Table:
     tables = [table for table in all_tables() if table.format in formats]
   else:
     tables = owners(source.their_config, source.metadata_path, formats)
+    claiming = [table for table in tables if table.claims(source.their_config)]
+    if len(claiming) == 1:
+      return claiming[0]
   named = [table for table in tables if source.entries.get('name') in table.models]
   if len(named) == 1:
     return named[0]

@@ -8,11 +8,12 @@ from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig, bit
 from vit_jax.models.hybrid import HybridViT
 from vit_jax.weights import files
+from vit_jax.weights.architectures import Architecture
 from vit_jax.weights.formats import timm
 from vit_jax.weights.rules import CONV, FLAX_DENSE, FLAX_NORM, NORM, Module
 from vit_jax.weights.table import Source
 from vit_jax.weights.tables.bit import count_units
-from vit_jax.weights.tables.timm_vit import TimmViT
+from vit_jax.weights.tables.timm_vit import TimmViT, is_hybrid
 from vit_jax.weights.tables.vit import AugregViT, ScenicViT
 
 
@@ -121,6 +122,9 @@ class TimmHybrid(_Hybrid, TimmViT):
 
   def canonical(self, name: str) -> str:
     return re.sub(rf'^{re.escape(_RESNET)}\.(conv|norm)\.', rf'{_RESNET}.stem.\1.', name)
+
+  def has(self, architecture: Architecture) -> bool:
+    return is_hybrid(architecture)
 
   def read_config(self, source: Source) -> dict[str, Any]:
     if not timm.model_args(source).get('padding_same', True):

@@ -17,6 +17,7 @@ from vit_jax.models import ModelConfig
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Shape
 from vit_jax.models.sizes import SIZES
+from vit_jax.models.variables import Variables
 from vit_jax.models.vit import ViT
 from vit_jax.weights import architectures, files, rules
 from vit_jax.weights.architectures import vit as arguments
@@ -156,17 +157,34 @@ class TimmViT(AnyViT, timm.TimmTable):
 
   def known(self) -> Iterable[Known]:
     for name in architectures.names():
-      if not self.owns_config({'architecture': name}):
+      config, made, refused = {'architecture': name}, architectures.find(name), None
+      if not (self.owns_config(config) and self.claims(config)):
         continue
-      made, refused = architectures.find(name), None
       try:
         check_choice('class', made.cls, arguments.CLASSES)
         fields = arguments.fields_of(made.cls, made.arguments)
         ModelConfig.from_dict({'num_classes': 1, **fields})
       except UsageError as e:
         refused = str(e)
-      if refused or fields['name'] in self.models:
-        yield Known(name, self.format, refused)
+      yield Known(name, self.format, refused)
+
+  def claims(self, config: Mapping[str, Any]) -> bool:
+    architecture = architectures.find(str(config.get('architecture')))
+    return architecture is not None and self.has(architecture)
+
+  def has(self, architecture: architectures.Architecture) -> bool:
+    """Whether an architecture of timm is of this kind."""
+    return architecture.cls != 'NaFlexVit' and not is_hybrid(architecture)
+
+  def load(
+    self, source: Source, known: Mapping[str, Any], allow: str | None
+  ) -> tuple[Variables, ModelConfig]:
+    """As of `Table`; what isn't read of an architecture is named before its tensors are missed."""
+    name = str((source.their_config or {}).get('architecture'))
+    if (architecture := architectures.find(name)) is not None:
+      with errors_of_file(source.metadata_path):
+        arguments.fields_of(architecture.cls, architecture.arguments)
+    return super().load(source, known, allow)
 
   # Reading: of an architecture.
 
@@ -490,6 +508,12 @@ def _mlp_dim(tensors: files.Tensors, default: int) -> int:
   return last.shape[1] if last is not None and last.ndim == 2 else default
 
 
+def is_hybrid(architecture: architectures.Architecture) -> bool:
+  """Whether patches are embedded by a ResNetV2."""
+  embedding = architecture.arguments.get('embed_layer') or {}
+  return embedding.get('backbone', {}).get('name') == 'ResNetV2'
+
+
 def _num_heads(config: Mapping[str, Any], path: object) -> int:
   size = [config[name] for name in ('hidden_size', 'num_layers', 'mlp_dim')]
   for *named, heads in SIZES.values():
@@ -525,6 +549,9 @@ class TimmNaFlexViT(TimmViT):
   title = "timm's NaFlexVit"
   first_conv = 'embeds.proj'
   marks: ClassVar = {'embeds.proj.weight': 2}
+
+  def has(self, architecture: architectures.Architecture) -> bool:
+    return architecture.cls == 'NaFlexVit'
 
   def sizes(self, tensors: files.Tensors) -> dict[str, Any]:
     width = len(tensors['embeds.proj.weight'])
