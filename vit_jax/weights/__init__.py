@@ -49,7 +49,7 @@ def load(
       the modules in `formats`.
     format: a key of `FORMATS`; None for what it is by its content.
     allow: a regular expression for the whole names of tensors that may be missing, left over or of
-      another shape; they are left out.
+      another shape; they are left out, of which a `UsageWarning` tells.
     architecture: timm's name for the model of a state dict without config.json, with a tag
       (`vit_base_patch16_224.augreg_in1k`) or without: what timm makes by it, and its images.
     **known: entries of the model config that the file may leave open, as `num_heads`, `image_size`,
@@ -85,7 +85,8 @@ def save(
     config: its config.
     path: a local file, or for some formats a folder.
     format: a key of `WRITABLE`.
-    allow: a regular expression for the paths of variables that may be left out.
+    allow: a regular expression for the paths of variables that may be left out, of which a
+      `UsageWarning` tells.
     label: what messages about the model begin with; None for `path`.
 
   Raises:
