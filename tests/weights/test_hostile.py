@@ -21,6 +21,11 @@ SIZES = {
   'image_size': 8,
   'patch_size': 4,
   'num_labels': 2,
+  'decoder_hidden_size': 8,
+  'decoder_num_hidden_layers': 1,
+  'decoder_num_attention_heads': 2,
+  'decoder_intermediate_size': 12,
+  'projection_dim': 4,
 }
 SWIN = {'embed_dim': 4, 'depths': [1, 1], 'num_heads': [1, 2], 'window_size': 2} | SIZES
 CLASSES = {
