@@ -273,8 +273,8 @@ def check(
   left_out = [name for _, name, *_ in problems if allowed.fullmatch(name)]
   problems = [row for row in problems if not allowed.fullmatch(row[1])]
   if problems:
-    unread = features_in([name for what, name, *_ in problems if what == 'unexpected'], features)
-    cause = f'{" and ".join(unread)} not read; ' if unread else ''
+    found = features_in([name for what, name, *_ in problems if what == 'unexpected'], features)
+    cause = f'{" and ".join(found)} not expected; ' if found else ''
     rows = [('', 'tensor', 'found', 'expected'), *problems]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
