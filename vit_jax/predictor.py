@@ -287,5 +287,14 @@ def preparation(config: ModelConfig) -> tuple[Preprocess, Sequence[float], Seque
     temporal_views=preprocess.temporal_views or 1,
     spatial_crops=preprocess.spatial_crops or 1,
     num_points=config.num_points or 0,
+    interpolation=preprocess.interpolation,
+    rounding=preprocess.rounding,
+    fill=_ground(preprocess, config.channels) if preprocess.crop == 'border' else (),
   )
   return function, preprocess.mean, preprocess.std
+
+
+def _ground(preprocess: Preprocessing, channels: int) -> tuple[int, ...]:
+  """Returns the mean of each channel as a pixel of uint8."""
+  mean = preprocess.mean * (channels if len(preprocess.mean) == 1 else 1)
+  return tuple(min(max(round(255 * value), 0), 255) for value in mean)

@@ -166,7 +166,7 @@ def test_channels():
     (((), 0, 'inception'), r"^image_size: crop 'inception' needs"),
     (((8, 8), 0, 'central', 0.0), '^crop_fraction: 0.0 is not over 0 and up to 1'),
     (((8, 8), 0, 'inception', 1.1), '^crop_fraction: 1.1 is not over 0 and up to 1'),
-    (((8, 8), 0, 'resize', 0.9), "^crop_fraction: crop 'resize' takes the whole image"),
+    (((8, 8), 0, 'resize', 0.9), "^crop_fraction: crop 'resize' has none"),
   ],
 )
 def test_mistakes(args, message):
@@ -303,7 +303,7 @@ def test_three_crops_of_an_image_and_one_in_training():
     ({'frame_stride': 2}, 'frame_stride: 2, but num_frames is 0'),
     ({'temporal_views': 2}, 'temporal_views: 2, but num_frames is 0'),
     ({'spatial_crops': 2}, 'spatial_crops: 2 is not 1 or 3'),
-    ({'spatial_crops': 3}, "spatial_crops: crop 'resize' takes the whole"),
+    ({'spatial_crops': 3}, "spatial_crops: crop 'resize' has one"),
   ],
 )
 def test_mistakes_in_clips_and_views(options, message):

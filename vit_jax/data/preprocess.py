@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from PIL.Image import Resampling
 
 from vit_jax.data import kinds
 from vit_jax.data.clips import Clips
@@ -13,6 +14,9 @@ from vit_jax.data.sources.records import Record
 from vit_jax.errors import FieldError, check_choice
 
 CROPS = ('resize', 'central', 'inception', 'scale')
+EVALUATION_CROPS = ('squash', 'border', 'cut', 'none')  # for models that were evaluated so
+INTERPOLATIONS = tuple(choice.name.lower() for choice in Resampling)
+ROUNDINGS = ('down', 'nearest')
 DECODING = ('exact', 'reduced')
 
 CENTRAL_CROPS = ('central', 'inception')  # that evaluate on the middle of an image
@@ -45,6 +49,9 @@ class Preprocess:
   num_points: int = 0
   random_points: bool = False
   reduced: bool = False
+  interpolation: str = 'bicubic'
+  rounding: str = 'down'
+  fill: tuple[int, ...] = ()
 
   @property
   def random(self) -> bool:
@@ -139,28 +146,54 @@ class Preprocess:
     """Returns the crops that evaluation takes of a picture of this size.
 
     Three crops lie at the start, in the middle and at the end of the side that has more to spare.
-    Sides are rounded down, the one that fits first, as in timm and torchvision; so is the offset,
-    as in Hugging Face's processors.
+
+    Raises:
+      FieldError: of crop 'none', whose pictures have to be of `image_size`.
     """
-    if self.crop not in CENTRAL_CROPS:
-      return [Geometry(WHOLE, self.image_size or (height, width), reduced=self.reduced)]
+    if self.crop not in (*CENTRAL_CROPS, *EVALUATION_CROPS):
+      size = self.image_size or (height, width)
+      return [Geometry(WHOLE, size, reduced=self.reduced, interpolation=self.interpolation)]
     new_height, new_width = self.image_size
-    if new_height * width >= new_width * height:
-      fitting = _floor(new_height / self.crop_fraction)
-      resized = fitting, _floor(fitting * width / height)
-    else:
-      fitting = _floor(new_width / self.crop_fraction)
-      resized = _floor(fitting * height / width), fitting
+    resized = self._resized(height, width)
     spare = resized[0] - new_height, resized[1] - new_width
-    top, left = spare[0] // 2, spare[1] // 2
+    top, left = map(self._half, spare)
     corners = [(top, left)]
     if self.spatial_crops > 1:
       wide = spare[1] >= spare[0]
-      corners = [(top, x) if wide else (x, left) for x in (0, spare[wide] // 2, spare[wide])]
+      corners = [(top, x) if wide else (x, left) for x in (0, (top, left)[wide], spare[wide])]
     parts = [(left, top, left + new_width, top + new_height) for top, left in corners]
-    return [
-      Geometry(_fractions(part, *resized), self.image_size, resized, self.reduced) for part in parts
-    ]
+    rest = resized, self.reduced, self.interpolation, self.fill
+    return [Geometry(_fractions(part, *resized), self.image_size, *rest) for part in parts]
+
+  def _resized(self, height: int, width: int) -> kinds.Size:
+    """Returns the size that evaluation brings a picture of this size to, before it crops."""
+    if self.crop == 'none' and (height, width) != self.image_size:
+      sizes = '{}x{}, not {}x{}'.format(height, width, *self.image_size)
+      raise FieldError('crop', f"'none' takes images of the model's size; this one is {sizes}")
+    if self.crop in ('cut', 'none'):
+      return height, width
+    rows, columns = map(self._with_margin, self.image_size)
+    if self.crop == 'squash':
+      return rows, columns
+    if self.crop == 'border' or (self.rounding == 'nearest' and rows != columns):
+      # In the order in which timm computes it in floating point, for the same sides.
+      ratio = (max if self.crop == 'border' else min)(height / rows, width / columns)
+      return max(round(height / ratio), 1), max(round(width / ratio), 1)
+    new_height, new_width = self.image_size
+    if new_height * width >= new_width * height:
+      return rows, _floor(rows * width / height)
+    return _floor(columns * height / width), columns
+
+  def _with_margin(self, side: int) -> int:
+    if self.rounding == 'nearest':  # of corners; timm takes the whole number below as it computes
+      return math.floor(side / self.crop_fraction)
+    return _floor(side / self.crop_fraction)
+
+  def _half(self, spare: int) -> int:
+    """Returns what lies in front of the middle; below 0 where the picture is the smaller."""
+    if self.rounding == 'down':
+      return spare // 2
+    return round(spare / 2) if spare >= 0 else -(-spare // 2)
 
   def window(self, height: int, width: int) -> Window:
     """Returns the part of a picture of this size that evaluation takes."""
@@ -203,11 +236,13 @@ def make_preprocess(
   train_size: Sequence[int] = (),
   num_points: int = 0,
   decoding: str = 'exact',
+  interpolation: str = 'bicubic',
+  rounding: str = 'down',
+  fill: tuple[int, ...] = (),
 ) -> Preprocess:
   """Returns `preprocess(record, rng) -> record`, which crops and resizes all of a record alike.
 
-  Images are resized by Pillow's bicubic with antialiasing, as timm does for vision transformers,
-  masks to the nearest pixel.
+  Images are resized by Pillow, with antialiasing, masks to the nearest pixel.
 
   Args:
     image_size: (height, width), (side,) of a square, or () to leave images as they are stored.
@@ -219,6 +254,7 @@ def make_preprocess(
       window of `train_size` of the image resized to `image_size` times a factor from 0.5 to 2, as
       mmsegmentation does for masks, filled where the image ends before the window, and, to
       evaluate, the whole image. Where there is a box, the random part has at least half of it.
+      Those of `models.Preprocessing` besides are for evaluation alone.
     train: whether it is for training.
     crop_fraction: of a side of the resized image, what 'central' keeps, over 0 and up to 1, timm's
       crop_pct; None is 224 of 256 pixels.
@@ -236,6 +272,9 @@ def make_preprocess(
     decoding: 'exact', or 'reduced' to train on JPEGs that are decoded at 1/2, 1/4 or 1/8 of their
       size wherever what is resized then still has at least the size that it gets. That is faster,
       and pixels differ a little; evaluation is exact either way.
+    interpolation: of images, as in `models.Preprocessing`.
+    rounding: likewise.
+    fill: uint8 values of the channels around an image, for 'border'; () is zeros.
 
   Raises:
     FieldError: a wrong value, or a crop without an image size.
@@ -244,11 +283,13 @@ def make_preprocess(
   train_size = _as_size('train_size', train_size, 'image_size')
   if channels not in (0, 1, 3):
     raise FieldError('channels', f'{channels} is not 1, 3 or 0, as stored')
-  check_choice('crop', crop, CROPS)
+  check_choice('crop', crop, CROPS if train else (*CROPS, *EVALUATION_CROPS))
+  check_choice('interpolation', interpolation, INTERPOLATIONS)
+  check_choice('rounding', rounding, ROUNDINGS)
   if crop != 'resize' and not image_size:
     raise FieldError('image_size', f'crop {crop!r} needs a (height, width)')
-  if crop not in CENTRAL_CROPS and crop_fraction is not None:
-    raise FieldError('crop_fraction', f'crop {crop!r} takes the whole image')
+  if crop not in (*CENTRAL_CROPS, 'squash', 'border') and crop_fraction is not None:
+    raise FieldError('crop_fraction', f'crop {crop!r} has none')
   crop_fraction = _CROP_FRACTION if crop_fraction is None else crop_fraction
   if not 0 < crop_fraction <= 1:
     raise FieldError('crop_fraction', f'{crop_fraction} is not over 0 and up to 1')
@@ -267,8 +308,8 @@ def make_preprocess(
       raise FieldError(field, f'{value} is negative')
   if spatial_crops not in (1, 3):
     raise FieldError('spatial_crops', f'{spatial_crops} is not 1 or 3')
-  if spatial_crops > 1 and crop not in CENTRAL_CROPS:
-    raise FieldError('spatial_crops', f'crop {crop!r} takes the whole image')
+  if spatial_crops > 1 and crop not in (*CENTRAL_CROPS, 'squash'):
+    raise FieldError('spatial_crops', f'crop {crop!r} has one')
   if train_size and not image_size:
     raise FieldError('train_size', f'{train_size}, but image_size is (), as stored')
   check_choice('decoding', decoding, DECODING)
@@ -288,6 +329,9 @@ def make_preprocess(
     num_points=num_points,
     random_points=train and num_points > 0,
     reduced=train and decoding == 'reduced',
+    interpolation=interpolation,
+    rounding=rounding,
+    fill=fill,
   )
 
 

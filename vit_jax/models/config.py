@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from vit_jax.errors import FieldError, field_prefix
+from vit_jax.errors import FieldError, check_choice, field_prefix
 from vit_jax.models import fields as fields_lib
 from vit_jax.models import registry
 from vit_jax.models.backbone import AXES, DESCRIPTION, Backbone, Shape
@@ -13,6 +13,11 @@ from vit_jax.models.heads.head import Head
 
 # What a model takes, in words, by its kind of data.
 _TAKES = {'image': 'single images', 'video': 'videos', 'points': 'points'}
+
+CROPS = ('resize', 'central', 'squash', 'border', 'cut', 'none')
+MARGIN_CROPS = ('central', 'squash', 'border')  # those with a crop_fraction
+INTERPOLATIONS = ('bicubic', 'bilinear', 'nearest', 'lanczos', 'box', 'hamming')
+ROUNDINGS = ('down', 'nearest')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +27,17 @@ class Preprocessing:
   Attributes:
     mean: of pixels scaled to [0, 1], per channel or one for all.
     std: likewise, above 0.
-    crop: 'resize' (the whole image, whatever its shape) or 'central'.
-    crop_fraction: of the sides of the resized image, what 'central' keeps, over 0 and up to 1; None
-      is the usual margin, 0.875.
+    crop: 'resize' brings the whole image to size, whatever its shape. Three resize it first to
+      `image_size` / `crop_fraction` and keep the middle: 'central' so that it covers that size and
+      keeps its shape, 'squash' to just that size, and 'border' so that it lies within and keeps its
+      shape, on a ground of `mean`. Two don't resize: 'cut' keeps the middle, on black where the
+      image is smaller, and 'none' takes images of the model's size alone.
+    crop_fraction: of the sides of the resized image, what is kept, over 0 and up to 1; None is the
+      usual margin, 0.875.
+    interpolation: Pillow's, with antialiasing.
+    rounding: of the middle's corner, where it lies between two pixels: 'down', as Hugging Face's
+      processors do, or 'nearest', halves to even, as torchvision and timm; these also round the
+      sides of an image that is resized to cover one that isn't square.
     frame_stride: of a video, its frames from each frame of a clip to the next; None is 1.
     temporal_views: clips of each video, from its start to its end, over which outputs are averaged;
       None is one from the middle.
@@ -39,6 +52,8 @@ class Preprocessing:
   std: tuple[float, ...] = (0.5,)
   crop: str = 'resize'
   crop_fraction: float | None = None
+  interpolation: str = 'bicubic'
+  rounding: str = 'down'
   frame_stride: int | None = None
   temporal_views: int | None = None
   spatial_crops: int | None = None
@@ -51,25 +66,31 @@ class Preprocessing:
       object.__setattr__(self, name, tuple(map(float, values)))
     if min(self.std) <= 0:
       raise FieldError('std', f'{self.std} has a value that is not positive')
-    if self.crop not in ('resize', 'central'):
-      raise FieldError('crop', f"{self.crop!r} is not one of 'resize', 'central'")
+    for name, choices in (
+      ('crop', CROPS),
+      ('interpolation', INTERPOLATIONS),
+      ('rounding', ROUNDINGS),
+    ):
+      check_choice(name, getattr(self, name), choices)
     fraction = self.crop_fraction
     if fraction is not None and not (_is_finite(fraction) and 0 < fraction <= 1):
       raise FieldError('crop_fraction', f'{fraction!r} is not over 0 and up to 1')
-    if fraction is not None and self.crop == 'resize':
-      raise FieldError('crop_fraction', "crop 'resize' takes the whole image")
+    if fraction is not None and self.crop not in MARGIN_CROPS:
+      raise FieldError('crop_fraction', f'crop {self.crop!r} has none')
     for name in ('frame_stride', 'temporal_views'):
       value = getattr(self, name)
       if value is not None and (type(value) is not int or value < 1):
         raise FieldError(name, f'{value!r} is not a number from 1 on')
     if self.spatial_crops not in (None, 1, 3):
       raise FieldError('spatial_crops', f'{self.spatial_crops!r} is not 1 or 3')
-    if self.spatial_crops == 3 and self.crop == 'resize':
-      raise FieldError('spatial_crops', "crop 'resize' takes the whole image")
+    if self.spatial_crops == 3 and self.crop not in ('central', 'squash'):
+      raise FieldError('spatial_crops', f'crop {self.crop!r} has one')
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns the fields by name, without those that are None."""
-    return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+    """Returns mean, std and crop by name, and those of the others that aren't their default."""
+    fields = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+    always = ('mean', 'std', 'crop')
+    return {f.name: v for f, v in fields if f.name in always or v != f.default}
 
   @classmethod
   def from_dict(cls, entries: Mapping[str, Any]) -> Self:

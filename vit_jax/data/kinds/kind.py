@@ -21,19 +21,23 @@ class Geometry(NamedTuple):
   """What is taken of a picture on the host, and at which size.
 
   Attributes:
-    window: the part that is taken. What lies outside the picture is filled: images with zeros,
+    window: the part that is taken. What lies outside the picture is filled: images with `fill`,
       masks with void.
     size: of the result.
     resized: to which the whole picture is resized before the window, then of `size` pixels, is cut
       out; None cuts the window out first, at whole pixels, and resizes that.
     reduced: whether a file may be decoded at 1/2, 1/4 or 1/8 of its size where what is resized then
       still has at least the size that it gets.
+    interpolation: of the pixels of images, a name in Pillow's `Resampling` in small letters.
+    fill: uint8 values of an image's channels outside the picture; () is zeros.
   """
 
   window: Window
   size: Size
   resized: Size | None = None
   reduced: bool = False
+  interpolation: str = 'bicubic'
+  fill: tuple[int, ...] = ()
 
   def part(self, size: Size) -> tuple[int, int, int, int]:
     """Returns the window in pixels of a picture of a size."""

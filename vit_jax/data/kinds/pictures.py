@@ -14,8 +14,6 @@ from vit_jax.data.kinds.kind import Geometry, Kind, Move, Size, Window
 
 VOID = 255  # the id of what no class is given for, in masks of any dtype
 
-_BICUBIC = pillow.Resampling.BICUBIC
-
 
 class _Picture(Kind):
   """A grid of pixels or cells; `rows` is the axis of their rows, from the end."""
@@ -67,7 +65,7 @@ class Image(_Picture):
     return np.asarray(value)
 
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
-    """Resizes by Pillow's bicubic with antialiasing, as timm does for vision transformers."""
+    """Resizes by one of Pillow's interpolations, with antialiasing."""
     if channels in (0, value.shape[-1]) and not geometry.changes(value.shape[:2]):
       return np.asarray(value)
     image = _resize(value, geometry, is_grey=channels == 1)
@@ -174,6 +172,7 @@ def _resize(
 ) -> pillow.Image:
   """Cuts out and resizes, or resizes and cuts out, as `geometry` says; in grey where asked."""
   height, width = value.shape[:2]
+  resampling = pillow.Resampling[geometry.interpolation.upper()]
   first, size = geometry.part((height, width)), geometry.size
   if geometry.resized:
     first, size = (0, 0, width, height), geometry.resized
@@ -188,11 +187,24 @@ def _resize(
   if is_grey:
     image = image.convert('L')
   if geometry.resized:
-    image = image.resize(size[::-1], _BICUBIC, box)
+    image = image.resize(size[::-1], resampling, box)
     part, box = geometry.part(size), None
-    image = image if part == (0, 0, *image.size) else image.crop(part)
+    image = image if part == (0, 0, *image.size) else _cut(image, part, geometry.fill)
   size = geometry.size[::-1]
-  return image if image.size == size and not box else image.resize(size, _BICUBIC, box)
+  return image if image.size == size and not box else image.resize(size, resampling, box)
+
+
+def _cut(
+  image: pillow.Image, part: tuple[int, int, int, int], fill: tuple[int, ...]
+) -> pillow.Image:
+  """Returns (left, top, right, bottom) of an image, `fill` where it lies outside; () is zeros."""
+  if not fill:
+    return image.crop(part)
+  left, top, right, bottom = part
+  mode = 'L' if len(fill) == 1 else 'RGB'
+  ground = pillow.new(mode, (right - left, bottom - top), fill)
+  ground.paste(image.convert(mode), (-left, -top))
+  return ground
 
 
 def _from_array(value: np.ndarray) -> pillow.Image:
