@@ -172,7 +172,7 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
   preprocess = {'mean': (0.4, 0.5, 0.6), 'std': (0.1, 0.2, 0.3)}
   assert its_config == config.replace(
     class_names=['ant', 'bee', 'fly'],
-    preprocess=Preprocessing(**preprocess, crop='central', crop_fraction=0.9),
+    preprocess=Preprocessing(**preprocess, crop='central', crop_fraction=0.9, rounding='nearest'),
   )
   assert_same(variables, random_variables(config))
   with pytest.raises(UsageError, match=r"^classifier: 'token', but .* says 'gap'$"):
@@ -183,7 +183,8 @@ def test_timm_models_come_from_the_hub_with_what_their_config_says(hub, path):
   ('changes', 'crop', 'fraction'),
   [
     ({'crop_pct': 1.0}, 'central', 1.0),
-    ({'crop_mode': 'squash'}, 'resize', None),
+    ({'crop_mode': 'squash'}, 'squash', 0.9),
+    ({'crop_mode': 'squash', 'crop_pct': 1.0}, 'resize', None),
     ({}, 'central', 0.9),
   ],
 )

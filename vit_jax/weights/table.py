@@ -28,6 +28,8 @@ from vit_jax.weights.rules import Module
 
 # Entries of a model config that no parameter depends on, whatever the backbone.
 IMAGES = ('image_size', 'num_frames', 'num_points', 'class_names', 'preprocess')
+# Fields of `Preprocessing` that no other library's files have words for.
+_OWN_WORDS = ('rounding', 'frame_stride', 'temporal_views', 'spatial_crops')
 
 
 # Fields that count layers, each of which has tensors.
@@ -349,6 +351,24 @@ def check_positions(config: ModelConfig) -> None:
   values = widest * math.prod(layout.grid) if layout else 0
   if math.prod(size) > _MOST_PIXELS or values > _MOST_VALUES:
     raise FieldError('image_size', f'{"x".join(map(str, size))} is larger than is read')
+
+
+def with_own_words(preprocess: Preprocessing, own: Any, path: object) -> Preprocessing:
+  """Returns what another library's file states, with what this project wrote beside it.
+
+  Args:
+    preprocess: what the file states.
+    own: `Preprocessing.to_dict` of what it was written from; None for nothing.
+    path: of what this project wrote, for messages.
+
+  Raises:
+    UsageError: it is something else.
+  """
+  if own is None:
+    return preprocess
+  with errors_of_file(path):
+    own = Preprocessing.from_dict(own)
+    return dataclasses.replace(preprocess, **{name: getattr(own, name) for name in _OWN_WORDS})
 
 
 def _is_positive(value: Any) -> bool:

@@ -23,6 +23,8 @@ CONFIG = ModelConfig.from_dict(
       'std': (0.229, 0.224, 0.225),
       'crop': 'central',
       'crop_fraction': 0.875,
+      'interpolation': 'bilinear',
+      'rounding': 'nearest',
     },
   }
 )

@@ -344,7 +344,9 @@ def test_timm_s_folders_say_what_is_done_to_images(tmp_path):
   assert weights.detect(tmp_path / 'timm') == 'timm'
   variables, config = weights.load(tmp_path / 'timm')
   assert (config.name, config.image_size) == ('resnet50', (64, 48))
-  assert config.preprocess == models.Preprocessing((0.4,), (0.3,), 'central', 0.95)
+  assert config.preprocess == models.Preprocessing(
+    (0.4,), (0.3,), 'central', 0.95, rounding='nearest'
+  )
   assert_same(variables, weights.load(tmp_path / 'plain.pth')[0])
   weights.save(variables, config, tmp_path / 'ours.pth', format='timm')
   TorchResNet('resnet50').load_state_dict(torch.load(tmp_path / 'ours.pth')['state_dict'])

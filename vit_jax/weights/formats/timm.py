@@ -1,23 +1,29 @@
 """timm's models: state dicts, .safetensors or .pth, and folders or names on Hugging Face's hub.
 
 github.com/huggingface/pytorch-image-models. On the hub, most of what the tensors don't tell is in
-config.json; interpolation isn't taken over, which is bicubic here. What `write` writes has it in
-the file's metadata.
+config.json. What `write` writes has it in the file's metadata.
 """
 
 import json
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vit_jax.errors import FieldError, UsageError
-from vit_jax.models import ModelConfig
+from vit_jax.models import ModelConfig, Preprocessing
+from vit_jax.models.config import INTERPOLATIONS, MARGIN_CROPS
 from vit_jax.weights import architectures, files, hub, state_dicts
-from vit_jax.weights.table import Source, Table
+from vit_jax.weights.table import Source, Table, errors_of_file, with_own_words
 
 SUFFIXES = state_dicts.SUFFIXES
 ON_HUB = True
+
+_CROP_MODES = {'center': 'central', 'squash': 'squash', 'border': 'border'}
+# What timm's `resolve_data_config` takes where config.json says nothing.
+_CROP_PCT = 0.875
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def holds(path: str) -> bool:
@@ -134,17 +140,14 @@ class TimmTable(Table):
       return {}
     config, entries = source.their_config, {}
     cfg, made_with = pretrained_cfg(source), model_args(source)
-    channels, *size = _list(cfg, 'input_size', source) or (3,)
+    channels, *size = _list(cfg, 'input_size', source) or (len(_MEAN),)
     size = made_with.get('img_size', size)
     if size:
       entries['image_size'] = (size, size) if isinstance(size, int) else size
     if isinstance(names := config.get('label_names', cfg.get('label_names')), list):
       entries['class_names'] = names
-    if 'mean' in cfg and 'std' in cfg and made_with.get('in_chans', channels) == channels:
-      entries['preprocess'] = {'mean': cfg['mean'], 'std': cfg['std'], 'crop': 'resize'}
-      if cfg.get('crop_mode') != 'squash':
-        fraction = {'crop_fraction': cfg['crop_pct']} if 'crop_pct' in cfg else {}
-        entries['preprocess'] |= {'crop': 'central', **fraction}
+    if made_with.get('in_chans', channels) == channels:
+      entries['preprocess'] = _pixels(cfg, channels, source)
     return entries
 
   def creation(self, config: ModelConfig, path: object) -> tuple[str, dict[str, Any]]:
@@ -169,6 +172,64 @@ def pretrained_cfg(source: Source) -> Mapping[str, Any]:
 def model_args(source: Source) -> Mapping[str, Any]:
   """Returns the arguments that, by config.json, the model was made with."""
   return _dict((source.their_config or {}).get('model_args', {}), source)
+
+
+def _pixels(cfg: Mapping[str, Any], channels: int, source: Source) -> Preprocessing | None:
+  """Returns what timm's evaluation does to images by a config; None where it has no mean for them.
+
+  Raises:
+    UsageError: it does something else than what is done here.
+  """
+  if channels != len(_MEAN) and not (cfg.get('mean') and cfg.get('std')):
+    return None
+  names = {name: name for name in INTERPOLATIONS}
+  crop = choice(source, 'crop_mode', cfg.get('crop_mode') or 'center', _CROP_MODES)
+  interpolation = choice(source, 'interpolation', cfg.get('interpolation') or 'bicubic', names)
+  fraction = cfg.get('crop_pct') or _CROP_PCT
+  if type(fraction) not in (int, float) or not 0 < fraction <= 1:
+    raise UsageError(f'{source.metadata_path}: crop_pct: {fraction!r} is not over 0 and up to 1')
+  part = {'crop': crop, 'crop_fraction': fraction, 'rounding': 'nearest'}
+  if crop == 'squash' and fraction == 1:
+    part = {'crop': 'resize'}
+  with errors_of_file(source.metadata_path):
+    mean, std = cfg.get('mean') or _MEAN, cfg.get('std') or _STD
+    preprocess = Preprocessing(mean=mean, std=std, interpolation=interpolation, **part)
+  return with_own_words(preprocess, source.entries.get('preprocess'), source.path)
+
+
+def timm_pixels(
+  preprocess: Preprocessing, image_size: tuple[int, int], channels: int = 3
+) -> dict[str, Any]:
+  """Returns the fields of timm's `pretrained_cfg` that say what is done to images.
+
+  timm's transforms then give the same pixels, but that they round the corner of a crop to the
+  nearest: of a `rounding` 'down', it may be the pixel beside. The file's metadata keeps that.
+
+  Args:
+    preprocess: of the model.
+    image_size: (height, width) of its images.
+    channels: of its images.
+
+  Raises:
+    FieldError: timm has no such crop.
+  """
+  crop, fraction = preprocess.crop, preprocess.crop_fraction or _CROP_PCT
+  if crop == 'resize':
+    crop, fraction = 'squash', 1.0
+  if crop not in MARGIN_CROPS:
+    raise FieldError('preprocess.crop', f'timm has no crop {crop!r}')
+  # 'down' takes a side that floating point puts just below a whole number for that number.
+  sides = [side / fraction for side in image_size]
+  if preprocess.rounding == 'down' and any(math.floor(s) != math.floor(s + 1e-6) for s in sides):
+    fraction *= 1 - 1e-9
+  return {
+    'input_size': [channels, *image_size],
+    'interpolation': preprocess.interpolation,
+    'crop_pct': fraction,
+    'crop_mode': next(theirs for theirs, ours in _CROP_MODES.items() if ours == crop),
+    'mean': list(preprocess.mean) * (channels if len(preprocess.mean) == 1 else 1),
+    'std': list(preprocess.std) * (channels if len(preprocess.std) == 1 else 1),
+  }
 
 
 def refuse_args(source: Source, names: Iterable[str]) -> None:

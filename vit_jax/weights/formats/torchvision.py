@@ -16,7 +16,12 @@ SUFFIXES = state_dicts.SUFFIXES
 ON_HUB = False
 IMAGE_SIZE = (224, 224)
 PREPROCESS = Preprocessing(
-  mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop='central', crop_fraction=0.875
+  mean=(0.485, 0.456, 0.406),
+  std=(0.229, 0.224, 0.225),
+  crop='central',
+  crop_fraction=0.875,
+  interpolation='bilinear',
+  rounding='nearest',
 )
 
 
