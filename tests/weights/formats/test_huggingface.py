@@ -80,27 +80,27 @@ def read(folder, config=SQUARE, **processor):
 
 
 def test_hugging_face_defaults_may_be_left_out(tmp_path):
-  assert read(tmp_path) == {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize'}
-  assert read(tmp_path, image_mean=None, do_rescale=None)['mean'] == (0.5,)
-  assert read(tmp_path, do_center_crop=True)['crop'] == 'central'
+  expected = {'mean': (0.5,), 'std': (0.5,), 'crop': 'resize', 'interpolation': 'bilinear'}
+  assert read(tmp_path) == expected
+  assert read(tmp_path, image_mean=None, do_rescale=None) == expected
 
 
 @pytest.mark.parametrize(
-  ('size', 'crop_size', 'fraction'),
+  ('size', 'crop_size', 'crop', 'fraction'),
   [
-    ({'shortest_edge': 248}, {'height': 224, 'width': 224}, 224 / 248),
-    (256, 224, 0.875),
-    ({'height': 10, 'width': 10}, {'height': 8, 'width': 8}, 0.8),
-    ({'shortest_edge': 8}, {'height': 8, 'width': 8}, 1.0),
-    (8, 8, 1.0),
-    ({'height': 8, 'width': 8}, {'height': 8, 'width': 8}, None),
-    ({'height': 8, 'width': 8}, 8, None),
+    ({'shortest_edge': 248}, {'height': 224, 'width': 224}, 'central', 224 / 248),
+    (256, 224, 'squash', 0.875),  # a number alone is a square of ViT's processor
+    ({'height': 10, 'width': 10}, {'height': 8, 'width': 8}, 'squash', 0.8),
+    ({'shortest_edge': 8}, {'height': 8, 'width': 8}, 'central', 1.0),
+    (8, 8, 'resize', None),
+    ({'height': 8, 'width': 8}, {'height': 8, 'width': 8}, 'resize', None),
+    ({'height': 16, 'width': 8}, [12, 6], 'squash', 0.75),
   ],
 )
-def test_hugging_face_s_margin_around_the_crop(tmp_path, size, crop_size, fraction):
+def test_hugging_face_s_margin_around_the_crop(tmp_path, size, crop_size, crop, fraction):
   its_preprocess = read(tmp_path, do_center_crop=True, size=size, crop_size=crop_size)
   assert its_preprocess.get('crop_fraction') == fraction
-  assert its_preprocess['crop'] == ('resize' if fraction is None else 'central')
+  assert its_preprocess['crop'] == crop
 
 
 @pytest.mark.parametrize(
@@ -125,26 +125,15 @@ def test_mobilevit_s_processor_does_not_normalise_and_turns_colours_round(tmp_pa
   assert found == {'mean': (0.0,), 'std': (1.0,), 'crop': 'central', 'crop_fraction': 256 / 288}
 
 
-@pytest.mark.parametrize('kind', ['BitImageProcessor', 'VivitImageProcessor'])
-def test_what_a_processor_leaves_out_is_its_own_default(tmp_path, kind):
-  transformers = pytest.importorskip('transformers')
-  getattr(transformers, kind)().save_pretrained(tmp_path)
-  whole = json.loads((tmp_path / PROCESSOR).read_text())
-  assert {'image_mean', 'do_center_crop', 'rescale_factor', 'size'} <= whole.keys()
-  found, expected = read(tmp_path, image_processor_type=kind), read(tmp_path, **whole)
-  assert found.pop('crop') == expected.pop('crop') == 'central'
-  for name, value in expected.items():
-    np.testing.assert_allclose(np.broadcast_to(found[name], np.shape(value)), value)
-
-
 @pytest.mark.parametrize(
   ('processor', 'size'),
   [
     ({'size': 96}, (96, 96)),
-    ({'size': {'shortest_edge': 96}, 'do_center_crop': True, 'crop_size': 64}, (64, 64)),
+    ({'image_processor_type': 'BitImageProcessor', 'size': 96, 'crop_size': 64}, (64, 64)),
     ({'size': 96, 'crop_size': 64}, (96, 96)),
-    ({'size': {'height': 32, 'width': 64}}, (32, 64)),
-    ({}, (224, 224)),
+    ({'image_processor_type': 'ViTImageProcessor', 'size': [32, 64]}, (32, 64)),
+    ({}, (384, 384)),  # as ConvNextImageProcessor, which ResNets have
+    ({'do_resize': False}, (224, 224)),
   ],
 )
 def test_where_config_json_has_no_image_size_the_processor_has(tmp_path, processor, size):
@@ -277,5 +266,10 @@ def test_what_transformers_writes_is_read(tmp_path):
   transformers = pytest.importorskip('transformers')
   weights.save(random_variables(SQUARE), SQUARE, tmp_path, format='huggingface')
   transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
-  expected = {'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.5, 0.5), 'crop': 'resize'}
+  expected = {
+    'mean': (0.1, 0.2, 0.3),
+    'std': (0.5, 0.5, 0.5),
+    'crop': 'resize',
+    'interpolation': 'bilinear',
+  }
   assert weights.load(tmp_path)[1].preprocess.to_dict() == expected
