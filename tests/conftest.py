@@ -113,6 +113,8 @@ SWEEPS = (
   'weights/tables/test_hf_models.py::test_variants_agree_both_ways',
   'weights/tables/test_timm_vit.py::test_generated_outputs_and_facts_are_those_of_timm',
   'weights/tables/test_timm_vit.py::test_timm_computes_the_same_and_takes_it_back',
+  'weights/formats/test_image_processors.py::test_all_that_is_read',
+  'weights/formats/test_timm_pixels.py::test_all_that_is_published',
 )
 
 

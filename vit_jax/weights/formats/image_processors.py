@@ -222,7 +222,7 @@ def _margin(
   """
   if any(kept > side for kept, side in zip(made, sides, strict=True)):
     raise UsageError(f'{path}: {name}: {made} is larger than the resized image, {sides}')
-  for kept in (fraction, made[0] / sides[0]):
+  for kept in (fraction, min(kept / side for kept, side in zip(made, sides, strict=True))):
     if tuple(whole_side(side, kept) for side in made) == sides:
       return {'crop': crop, 'crop_fraction': kept}
   raise UsageError(
