@@ -17,7 +17,7 @@ from small_vits import SQUARE, WIDE, random_variables
 from vit_jax import weights
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.exporting import FORMATS, function, stablehlo
-from vit_jax.models import ModelConfig
+from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.predictor import Predictor
 
 RUN = ROOT / 'tests' / 'kept_runs' / 'run'  # on digits
@@ -276,3 +276,24 @@ def test_mistakes_end_in_one_line_and_exit_code_2(export, tmp_path, args, messag
   assert message in result.stderr.replace(f'{tmp_path}/', '')
   assert result.stderr.count('\n') == 1
   assert {*tmp_path.iterdir()} == there
+
+
+@pytest.mark.parametrize(
+  ('preprocess', 'text'),
+  [
+    (
+      {'crop': 'central', 'crop_fraction': 0.8, 'interpolation': 'lanczos'},
+      'the central 8x8 of the image, resized (lanczos, keeping its shape) to just cover 10x10',
+    ),
+    (
+      {'crop': 'squash', 'crop_fraction': 0.5},
+      'central 8x8 of the image, resized (bicubic) to 16x',
+    ),
+    ({'crop': 'border', 'crop_fraction': 1.0}, 'to just fit into 8x8, on the mean'),
+    ({'crop': 'cut'}, 'the central 8x8 of the image, not resized, on black'),
+    ({'crop': 'none'}, 'an image of 8x8'),
+  ],
+)
+def test_it_says_how_images_are_brought_to_size(preprocess, text):
+  config = SQUARE.replace(preprocess=Preprocessing(**preprocess))
+  assert text in function.make(random_variables(SQUARE), config).description['size']

@@ -174,15 +174,18 @@ def test_flags_win_over_what_a_file_says(predict, tmp_path, folder):
     f'--weights={tmp_path}/m.npz',
     '--mean=0.1,0.2,0.3',
     '--std=0.4',
-    '--crop=central',
+    '--crop=squash',
     '--crop_fraction=0.5',
+    '--interpolation=nearest',
+    '--rounding=nearest',
     '--dtype=float32',
     f'--class_names={tmp_path}/names.txt',
     '--json',
     folder / 'cmyk.jpg',
   )
   assert (result.returncode, result.stderr) == (0, '')
-  said = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4,), crop='central', crop_fraction=0.5)
+  given = {'crop': 'squash', 'interpolation': 'nearest', 'rounding': 'nearest'}
+  said = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4,), crop_fraction=0.5, **given)
   predictor = Predictor(random_variables(SQUARE), SQUARE.replace(preprocess=said))
   (row,) = predictor([decode_image(folder / 'cmyk.jpg')])
   assert_predictions(*from_json(result.stdout), row, 'abc')
@@ -279,7 +282,7 @@ MISTAKES = {
   'crop': (['WEIGHTS', 'IMAGE', '--crop=centre'], "--crop: 'centre' is not one of resize, central"),
   'no margin': (
     ['WEIGHTS', 'IMAGE', '--crop_fraction=0.9'],
-    '--crop_fraction: only --crop=central leaves a margin out',
+    '--crop_fraction: only --crop=central, squash, border leave a margin out',
   ),
   'no fraction': (
     ['WEIGHTS', 'IMAGE', '--crop=central', '--crop_fraction=1.5'],

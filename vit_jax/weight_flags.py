@@ -11,6 +11,7 @@ from absl import flags
 from vit_jax import models, weights
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import ModelConfig, Preprocessing
+from vit_jax.models.config import CROPS, INTERPOLATIONS, MARGIN_CROPS, ROUNDINGS
 from vit_jax.models.layers import ACTIVATIONS
 from vit_jax.models.variables import Variables
 from vit_jax.models.vit import CLASSIFIERS
@@ -31,12 +32,12 @@ _KNOWN = (
 _CLASS_NAMES = flags.DEFINE_string('class_names', None, 'File of class names, one a line.')
 _MEAN = flags.DEFINE_list('mean', None, 'Of pixels in [0, 1], per channel or one. Default: 0.5.')
 _STD = flags.DEFINE_list('std', None, 'Likewise.')
-_CROP = flags.DEFINE_enum(
-  'crop', None, ['resize', 'central'], 'How images are brought to size. Default: resize.'
-)
+_CROP = flags.DEFINE_enum('crop', None, CROPS, 'How images are brought to size. Default: resize.')
 _CROP_FRACTION = flags.DEFINE_float(
   'crop_fraction', None, 'Of the resized sides, what --crop=central keeps. Default: 0.875.'
 )
+_INTERPOLATION = flags.DEFINE_enum('interpolation', None, INTERPOLATIONS, 'Default: bicubic.')
+_ROUNDING = flags.DEFINE_enum('rounding', None, ROUNDINGS, "Of a crop's corner. Default: down.")
 _CLIPS = (
   flags.DEFINE_integer('frame_stride', None, 'Of a video, from frame to frame.', lower_bound=1),
   flags.DEFINE_integer('temporal_views', None, 'Clips of each video.', lower_bound=1),
@@ -73,7 +74,7 @@ def load(path: str, adapt: Callable[..., Loaded] | None = None) -> Loaded:
     if 'image_size' in known:
       known['image_size'] = _pair(known['image_size'])
     pixels = {flag.name: _numbers(flag) for flag in (_MEAN, _STD) if flag.value is not None}
-    views = (_CROP, _CROP_FRACTION, *_CLIPS)
+    views = (_CROP, _CROP_FRACTION, _INTERPOLATION, _ROUNDING, *_CLIPS)
     crop = {flag.name: flag.value for flag in views if flag.value is not None}
     variables, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
     if _ALLOW.value is not None:
@@ -103,9 +104,10 @@ def _check_whole(variables: Variables, config: ModelConfig, path: str) -> None:
 def _with_preprocessing(config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
   """Returns the config with some fields of its `preprocess` as given."""
   before, changes = config.preprocess or Preprocessing(), dict(given)
-  if changes.get('crop', before.crop) == 'resize':
+  if changes.get('crop', before.crop) not in MARGIN_CROPS:
     if 'crop_fraction' in changes:
-      raise FieldError('crop_fraction', 'only --crop=central leaves a margin out')
+      names = ', '.join(MARGIN_CROPS)
+      raise FieldError('crop_fraction', f'only --crop={names} leave a margin out')
     changes['crop_fraction'] = None
   preprocess = dataclasses.replace(before, **changes)
   with field_prefix('', {f'preprocess.{name}': name for name in given}):  # as the flags are called

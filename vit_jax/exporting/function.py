@@ -202,13 +202,17 @@ def _size(config: ModelConfig) -> str:
   if config.image_size is None:
     return f'{config.num_points} points of the object'
   height, width = config.image_size
-  text = f'the whole image, resized to {height}x{width} (bicubic)'
-  if preprocess.crop == 'central':
-    fraction = preprocess.crop_fraction or 0.875
-    text = (
-      f'the central {height}x{width} of the image, resized (bicubic, keeping its shape) to just '
-      f'cover {height / fraction:.0f}x{width / fraction:.0f}'
-    )
+  fraction, how = preprocess.crop_fraction or 0.875, preprocess.interpolation
+  size, larger = f'{height}x{width}', f'{height / fraction:.0f}x{width / fraction:.0f}'
+  middle = f'the central {size} of the image'
+  text = {
+    'resize': f'the whole image, resized to {size} ({how})',
+    'central': f'{middle}, resized ({how}, keeping its shape) to just cover {larger}',
+    'squash': f'{middle}, resized ({how}) to {larger}',
+    'border': f'{middle}, resized ({how}, keeping its shape) to just fit into {larger}, on the mean',
+    'cut': f'{middle}, not resized, on black',
+    'none': f'an image of {size}',
+  }[preprocess.crop]
   if config.num_frames is not None:
     text += f'; {config.num_frames} frames, every {preprocess.frame_stride or 1} of the video'
   return text
