@@ -289,7 +289,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(export, tmp_path, args, messag
       {'crop': 'squash', 'crop_fraction': 0.5},
       'central 8x8 of the image, resized (bicubic) to 16x',
     ),
-    ({'crop': 'border', 'crop_fraction': 1.0}, 'to just fit into 8x8, on the mean'),
+    ({'crop': 'border', 'crop_fraction': 1.0}, 'keeping its shape) into 8x8, on the mean'),
     ({'crop': 'cut'}, 'the central 8x8 of the image, not resized, on black'),
     ({'crop': 'none'}, 'an image of 8x8'),
   ],

@@ -209,7 +209,7 @@ def _size(config: ModelConfig) -> str:
     'resize': f'the whole image, resized to {size} ({how})',
     'central': f'{middle}, resized ({how}, keeping its shape) to just cover {larger}',
     'squash': f'{middle}, resized ({how}) to {larger}',
-    'border': f'{middle}, resized ({how}, keeping its shape) to just fit into {larger}, on the mean',
+    'border': f'{middle}, resized ({how}, keeping its shape) into {larger}, on the mean',
     'cut': f'{middle}, not resized, on black',
     'none': f'an image of {size}',
   }[preprocess.crop]
