@@ -53,6 +53,7 @@ def get_config(model: str, task: str = 'classification') -> ConfigDict:
   c.init_options.classifier = placeholder(str)
   c.init_options.activation = placeholder(str)
   c.init_options.norm_epsilon = placeholder(float)
+  c.init_options.resize = 'big_vision'  # of position embeddings: linear; or timm: bicubic
 
   config_fields.set_model(c, model)  # model: None in a field stands for its default
   config_fields.set_task(c, task)  # task, loss, and model.head where the task has one

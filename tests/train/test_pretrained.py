@@ -77,6 +77,19 @@ def test_a_run_starts_with_the_weights_and_a_new_head(source):
   np.testing.assert_array_equal(params[resized][:, 0], before[resized][:, 0])
 
 
+def test_positions_are_resized_as_config_says(source):
+  name = 'Transformer/posembed_input/pos_embedding'
+  linear, bicubic = (
+    initial_params(finetuning(source, **{'init_options.resize': resize}))[name]
+    for resize in ('big_vision', 'timm')
+  )
+  assert np.abs(linear - bicubic).max() > 0.01
+  with pytest.raises(UsageError, match=r"^config\.init_options\.resize: 'cubic' is not one of"):
+    Experiment(finetuning(source, **{'init_options.resize': 'cubic'}))
+  with pytest.raises(UsageError, match=r"^config\.init_from: not set, but .*\.resize='timm' needs"):
+    Experiment(tiny_config(**{'init_options.resize': 'timm'}))
+
+
 def test_fields_that_are_set_win_where_they_may(source):
   params = initial_params(finetuning(source, **{'model.classifier': 'gap'}))
   assert 'cls' not in params

@@ -1,5 +1,7 @@
 """Weights fitted to other models, against independent statements of what each change computes."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -121,7 +123,7 @@ def test_twice_the_image_in_patches_twice_as_large_has_the_same_logits():
   assert notes == ['patch kernel: resampled from 4x4 to 8x8']
   images = random_images(config)
   patches = images.reshape(2, 2, 4, 2, 4, 3)
-  larger = jax.image.resize(patches, (2, 2, 8, 2, 8, 3), 'bilinear', antialias=False)
+  larger = jax.image.resize(patches, (2, 2, 8, 2, 8, 3), 'cubic')
   larger = np.asarray(larger).reshape(2, 16, 16, 3)
   np.testing.assert_allclose(
     logits(fitted, target, larger), logits(variables, config, images), atol=1e-4
@@ -149,7 +151,7 @@ def test_channels_come_before_the_patch_size_and_both_are_said():
     'patch kernel: resampled from 4x4 to 2x4',
   ]
   summed = variables['params']['embedding']['kernel'].sum(axis=2, keepdims=True)
-  halved = summed.reshape(2, 2, 4, 1, 8).sum(axis=1)
+  halved = layers.resample_patch_kernel(summed, (2, 4))
   np.testing.assert_allclose(flat['embedding/kernel'], halved, atol=1e-5)
 
 
@@ -295,6 +297,26 @@ def test_a_head_to_keep_must_fit(change, found, expected):
   message = rf"^head: 'keep', but the head in a\.npz is {found}, that .*"
   with pytest.raises(UsageError, match=rf'{message} {expected}$'):
     fit(SQUARE, SQUARE.replace(**change), head='keep')
+
+
+def test_positions_are_resized_as_timm_does_where_that_is_asked_for():
+  target, variables = WIDE.replace(image_size=(20, 12)), random_variables(WIDE)
+  before = rules.flatten(variables)[POSITIONS]
+  flat, notes = fit(WIDE, target, variables, resize='timm')
+  old, new = (config.backbone.grid(config.image_size) for config in (WIDE, target))
+  assert notes == ['position embeddings: resized from {}x{} to {}x{}'.format(*old, *new)]
+  num_prefix = before.shape[1] - math.prod(old)
+  expected = layers.resize_position_embeddings(before, old, new, num_prefix, 'timm')
+  np.testing.assert_array_equal(flat[POSITIONS], expected)
+  assert np.abs(expected - fit(WIDE, target, variables)[0][POSITIONS]).max() > 0.01
+  swin = ModelConfig.from_dict(
+    {'name': 'swin', 'embed_dim': 4, 'depths': (1,), 'num_heads': (1,), 'image_size': (16, 16)}
+  )
+  for config in (SQUARE, swin):
+    with pytest.raises(FieldError, match=r"^resize: 'bilinear' is not one of big_vision"):
+      fit(config, config, resize='bilinear')
+  with pytest.raises(FieldError, match=r"^resize: 'timm' is not one of big_vision$"):
+    fit(swin, swin, resize='timm')
 
 
 def test_what_to_do_with_the_head_is_one_of_three():

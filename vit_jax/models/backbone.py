@@ -177,6 +177,8 @@ class Backbone(nn.Module):
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = ()
   # Fields that change what the same parameters compute; weights for another value are refused.
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ()
+  # Ways to resize position embeddings other than big_vision's, which `fit` then takes as `resize`.
+  RESIZES: ClassVar[tuple[str, ...]] = ()
   # What the maps of its features are of, in a model that has no layers of tokens.
   MAPS_OF: ClassVar[str] = 'stages'
   # Names of its sizes, where those of `registry.BACKBONES` aren't of one size.

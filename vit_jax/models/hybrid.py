@@ -196,10 +196,10 @@ class HybridViT(ViT, kw_only=True):
   def variable_shapes(self, image_size: tuple[int, int] | None, channels: int) -> dict[str, Shape]:
     return super().variable_shapes(image_size or self._in_pixels(self.patch_size), channels)
 
-  def fit(self, arrays, shapes, old, new, path) -> Fitted:
+  def fit(self, arrays, shapes, old, new, path, resize='big_vision') -> Fitted:
     """As `ViT`'s; the first convolution is adapted to grey or colour images."""
     adapted = bit.fit_channels(arrays, _ROOT, new.channels)
-    fitted = super().fit(adapted.arrays, shapes, old, new, path)
+    fitted = super().fit(adapted.arrays, shapes, old, new, path, resize)
     return fitted._replace(notes=adapted.notes + fitted.notes)
 
   @nn.nowrap

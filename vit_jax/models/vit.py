@@ -344,6 +344,7 @@ class ViT(Backbone, kw_only=True):
     'drop_remainder',
     *_PARTS,
   )
+  RESIZES: ClassVar[tuple[str, ...]] = ('timm',)
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = (
     'activation',
     'norm_epsilon',
@@ -652,11 +653,12 @@ class ViT(Backbone, kw_only=True):
         completed[field] = fields[field]
     return completed
 
-  def fit(self, arrays, shapes, old, new, path) -> Fitted:
+  def fit(self, arrays, shapes, old, new, path, resize='big_vision') -> Fitted:
     """As big_vision (models/vit.py, models/proj/flexi/vit.py), for grids that need not be square.
 
     Position embeddings are interpolated, and relative ones, as in BEiT's fine-tuning; the patch
-    kernel is resampled to another patch and to grey or colour images. The class token, its
+    kernel is resampled to another patch and to grey or colour images. With `resize` 'timm',
+    position embeddings are interpolated as timm does. The class token, its
     position, MAPHead_0, pre_logits, fc_norm with encoder_norm, and TokenLearner's modules are kept
     where both models have them alike. The position of a class token that the source lacks is zeros,
     since its parameter holds the others' too; so is that of other tokens before the patches.
@@ -665,7 +667,7 @@ class ViT(Backbone, kw_only=True):
     if _KERNEL in arrays.keys() & shapes.keys():
       arrays[_KERNEL] = self._fit_kernel(arrays[_KERNEL], shapes[_KERNEL][2], notes)
     if _POSITIONS in arrays.keys() & shapes.keys() and self.position_table is None:
-      arrays[_POSITIONS] = self._fit_positions(arrays[_POSITIONS], old, new, path, notes)
+      arrays[_POSITIONS] = self._fit_positions(arrays[_POSITIONS], old, new, path, notes, resize)
     resized = set()
     for name in arrays.keys() & shapes.keys():
       if match := _DISTANCES.fullmatch(name):
@@ -685,7 +687,7 @@ class ViT(Backbone, kw_only=True):
       notes.append('patch kernel: resampled from {} to {}'.format(*sizes))
     return layers.resample_patch_kernel(adapted, self.patch_size)
 
-  def _fit_positions(self, positions, old, new, path, notes: list[str]) -> np.ndarray:
+  def _fit_positions(self, positions, old, new, path, notes, resize: str) -> np.ndarray:
     """Returns position embeddings on this model's grid, after those of the tokens before it."""
     had, has = old.backbone.placed_tokens, self.placed_tokens
     count, new_grid = positions.shape[1] - len(had), self.grid(new.image_size)
@@ -707,7 +709,7 @@ class ViT(Backbone, kw_only=True):
       )
     if old_grid != new_grid:
       notes.append(f'position embeddings: resized from {_text(old_grid)} to {_text(new_grid)}')
-    positions = layers.resize_position_embeddings(positions, old_grid, new_grid, len(had))
+    positions = layers.resize_position_embeddings(positions, old_grid, new_grid, len(had), resize)
     if had == has:
       return positions
     notes += [f'position of the {name}: left out' for name in had if name not in has]

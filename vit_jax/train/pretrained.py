@@ -50,7 +50,8 @@ def complete(
     _check_complete(config)
     _fill_pixels(config.data, Preprocessing().to_dict())
     return config, None
-  options = {k: v for k, v in config.init_options.items() if v is not None and k != 'head'}
+  fitting = ('head', 'resize')  # for `fit`
+  options = {k: v for k, v in config.init_options.items() if v is not None and k not in fitting}
   with _names_the_weights(), field_prefix('config.init_options.'):
     start = Pretrained(*weights.load(config.init_from, **options))
   _check_architecture(config, start.config)
@@ -82,6 +83,7 @@ def fit(start: Pretrained, target: ModelConfig, config: ConfigDict) -> tuple[dic
       config.init_from,
       head=config.init_options.head,
       allow=config.init_options.allow,
+      resize=config.init_options.resize,
     )
 
 
@@ -158,7 +160,7 @@ def _check_architecture(config: ConfigDict, theirs: ModelConfig) -> None:
 def _check_options_unused(config: ConfigDict) -> None:
   """Raises UsageError for an option of weights in a config without any."""
   for name, value in config.init_options.items():
-    if value not in (None, 'auto'):
+    if value not in (None, 'auto', adapt.RESIZE):
       raise UsageError(
         f'config.init_from: not set, but config.init_options.{name}={value!r} needs it'
       )

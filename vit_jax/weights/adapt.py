@@ -19,6 +19,7 @@ from vit_jax.models.variables import Variables
 from vit_jax.weights import rules
 
 HEADS = ('auto', 'new', 'keep')
+RESIZE = 'big_vision'  # how positions are interpolated, by any backbone
 
 _IN_BACKBONE = re.compile(r'^(batch_stats/)?backbone/')
 _STATISTICS = 'batch_stats/'
@@ -33,6 +34,7 @@ def adapt(
   *,
   head: str = 'auto',
   allow: str | None = None,
+  resize: str = RESIZE,
 ) -> tuple[Variables, list[str]]:
   """Fits the weights of a model, as `weights.load` returns them, to another.
 
@@ -50,21 +52,26 @@ def adapt(
       or, where either side has none, their number.
     allow: a regular expression; variables whose whole path, without `backbone/`, it matches may be
       missing, left over or of another shape: they are left out.
+    resize: how position embeddings are interpolated, as big_vision does or as one of the backbone's
+      `RESIZES`.
 
   Returns:
     (variables, notes): the target's that come from the source, float32 and in its shapes; and a
     line for everything that was changed, left out or starts anew.
 
   Raises:
-    FieldError: for `head` or `allow`, or a field of the target that contradicts the source's.
+    FieldError: for `head`, `allow` or `resize`, or a field of the target that contradicts the
+      source's.
     UsageError: the models have other parameters.
   """
   check_choice('head', head, HEADS)
+  check_choice('resize', resize, (RESIZE, *target.backbone.RESIZES))
   _check_function(config, target, path)
   ours = _Parts(config, rules.flatten(variables))
   theirs = _Parts(target, target.variable_shapes())
   seen = (c.replace(image_size=c.seen_size) for c in (config, target))
-  fitted = target.backbone.fit(ours.backbone, theirs.backbone, *seen, path)
+  options = {} if resize == RESIZE else {'resize': resize}
+  fitted = target.backbone.fit(ours.backbone, theirs.backbone, *seen, path, **options)
   notes = list(fitted.notes)
 
   replaced = list(fitted.replaced)

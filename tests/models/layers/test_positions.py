@@ -87,6 +87,23 @@ def test_positions_are_big_vision_s_for_squares(old, new):
   np.testing.assert_array_equal(resized, expected.reshape(1, -1, 3))
 
 
+@pytest.mark.parametrize('num_prefix', [0, 2])
+@pytest.mark.parametrize(
+  ('old', 'new'), [((14, 14), (24, 24)), ((24, 24), (14, 10)), ((7, 5), (3, 16)), ((1, 3), (2, 2))]
+)
+def test_positions_are_timm_s(old, new, num_prefix):
+  """timm's resample_abs_pos_embed is PyTorch's interpolation of what follows the prefix."""
+  rng = np.random.default_rng(0)
+  embeddings = rng.normal(size=(1, num_prefix + math.prod(old), 3)).astype(np.float32)
+  resized = layers.resize_position_embeddings(embeddings, old, new, num_prefix, 'timm')
+  cells = torch.tensor(embeddings)[:, num_prefix:].reshape(1, *old, 3).permute(0, 3, 1, 2)
+  cells = torch.nn.functional.interpolate(cells, new, mode='bicubic', antialias=True)
+  np.testing.assert_array_equal(resized[:, :num_prefix], embeddings[:, :num_prefix])
+  expected = cells.permute(0, 2, 3, 1).reshape(1, -1, 3)
+  np.testing.assert_allclose(resized[:, num_prefix:], expected, rtol=1e-5, atol=5e-6)
+  assert resized.dtype == np.float32
+
+
 def test_a_plane_of_positions_stays_a_plane():
   rows, columns = np.mgrid[0:5, 0:9]
   plane = (2 * rows / 4 - 3 * columns / 8 + 1).astype(np.float32)

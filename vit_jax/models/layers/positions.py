@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UsageError
+from vit_jax.models.layers.resize import resize_weights
 
 
 class AddPositionEmbs(nn.Module):
@@ -144,25 +145,33 @@ def resize_position_embeddings(
   old_grid: tuple[int, int],
   new_grid: tuple[int, int],
   num_prefix: int = 0,
+  method: str = 'big_vision',
 ) -> np.ndarray:
-  """Interpolates position embeddings linearly, the corners of one grid on those of the other.
-
-  The same grid gives the same bits.
+  """Interpolates position embeddings. The same grid gives the same bits.
 
   Args:
     embeddings: float32 [1, num_prefix + rows * columns, D].
     old_grid: its (rows, columns).
     new_grid: (rows, columns) of the result. A single row or column takes the first there was.
     num_prefix: how many embeddings, the class token's, stand before the grid; they are kept.
+    method: 'big_vision', linearly, the corners of one grid on those of the other; or 'timm', as its
+      resample_abs_pos_embed, bicubic with antialiasing.
 
   Returns:
     float32 [1, num_prefix + new rows * new columns, D].
   """
   if tuple(old_grid) == tuple(new_grid):
     return embeddings
+  prefix, grid = embeddings[:, :num_prefix], embeddings[0, num_prefix:]
+  if method == 'timm':
+    rows, columns = (
+      resize_weights(np.arange(new), new, old, 'bicubic', antialias=True)
+      for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    grid = np.einsum('ih,jw,hwd->ijd', rows, columns, grid.reshape(*old_grid, -1), optimize=True)
+    return np.concatenate([prefix, grid.reshape(1, math.prod(new_grid), -1)], axis=1)
   import scipy.ndimage  # takes a while, and few need it
 
-  prefix, grid = embeddings[:, :num_prefix], embeddings[0, num_prefix:]
   zoom = (new_grid[0] / old_grid[0], new_grid[1] / old_grid[1], 1)
   # The default mode takes the last row, where rounding puts it outside (8 to 26), for zeros.
   grid = scipy.ndimage.zoom(grid.reshape(*old_grid, -1), zoom, order=1, mode='nearest')
