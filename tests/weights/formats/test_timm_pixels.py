@@ -42,10 +42,15 @@ TAGS = [
 ]
 
 
-def read(own=None, **cfg):
-  """(preprocessing, image size) that config.json with these fields stands for."""
+def read(own=None, place='tensors', **cfg):
+  """(preprocessing, image size) that config.json with these fields stands for.
+
+  Beside it stands `own`, what this project says of pixels, in the file of the tensors or in it.
+  """
   theirs = {'architecture': 'm', 'pretrained_cfg': {'input_size': [3, 64, 64], **IMAGENET, **cfg}}
   entries = {} if own is None else {'preprocess': own}
+  if place == 'config':
+    theirs, entries = theirs | {'vit_jax': entries}, {}
   theirs = json.loads(json.dumps(theirs))
   source = Source('f', {}, entries, their_config=theirs, entries_path='config.json')
   entries = timm_format.TimmTable().read_config(source)
@@ -129,7 +134,9 @@ def test_what_is_written_is_read_again_and_made_the_same(size, crop, fraction):
   found, its_size = read(**written)
   assert (found.to_dict() | {'std': (0.3,)}, its_size) == (given.to_dict(), size)
   down = Preprocessing(**{**given.to_dict(), 'rounding': 'down'})
-  assert read(down.to_dict(), **timm_format.timm_pixels(down, size))[0].rounding == 'down'
+  for place in ('tensors', 'config'):
+    found, _ = read(down.to_dict(), place, **timm_format.timm_pixels(down, size))
+    assert found.rounding == 'down'
   assert worst(list(photographs(2)), **written) == 0
 
 

@@ -194,7 +194,11 @@ def _pixels(cfg: Mapping[str, Any], channels: int, source: Source) -> Preprocess
   with errors_of_file(source.metadata_path):
     mean, std = cfg.get('mean') or _MEAN, cfg.get('std') or _STD
     preprocess = Preprocessing(mean=mean, std=std, interpolation=interpolation, **part)
-  return with_own_words(preprocess, source.entries.get('preprocess'), source.path)
+  # This project's own words stand in the file of the tensors or, in a folder, in config.json.
+  own, path = source.entries, source.path
+  if files.CONFIG_KEY in source.their_config:
+    own, path = _dict(source.their_config[files.CONFIG_KEY], source), source.metadata_path
+  return with_own_words(preprocess, own.get('preprocess'), path)
 
 
 def timm_pixels(
