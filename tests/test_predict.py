@@ -285,8 +285,8 @@ MISTAKES = {
     '--crop_fraction: only --crop=central, squash, border leave a margin out',
   ),
   'no fraction': (
-    ['WEIGHTS', 'IMAGE', '--crop=central', '--crop_fraction=1.5'],
-    '--crop_fraction: 1.5 is not over 0 and up to 1',
+    ['WEIGHTS', 'IMAGE', '--crop=central', '--crop_fraction=2.5'],
+    '--crop_fraction: 2.5 is not over 0 and up to 2',
   ),
   'no number': (['WEIGHTS', 'IMAGE', '--mean=0.5,x'], "--mean: '0.5,x' is not a number or one per"),
   'not finite': (['WEIGHTS', 'IMAGE', '--std=inf'], "--std: 'inf' is not a number"),

@@ -62,7 +62,7 @@ def timm(image, size, crop, fraction, interpolation):
 
 @pytest.mark.parametrize('crop', ['central', 'squash', 'border'])
 @pytest.mark.parametrize('interpolation', ['bicubic', 'bilinear', 'nearest', 'lanczos'])
-@pytest.mark.parametrize('fraction', [0.7, 0.95, 1.0])
+@pytest.mark.parametrize('fraction', [0.7, 0.95, 1.0, 1.15])
 def test_rounded_to_the_nearest_they_are_torchvision_s_and_timm_s(crop, interpolation, fraction):
   fill = {'fill': (124, 116, 104)} if crop == 'border' else {}
   for size in TARGETS:

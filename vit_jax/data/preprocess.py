@@ -256,8 +256,8 @@ def make_preprocess(
       evaluate, the whole image. Where there is a box, the random part has at least half of it.
       Those of `models.Preprocessing` besides are for evaluation alone.
     train: whether it is for training.
-    crop_fraction: of a side of the resized image, what 'central' keeps, over 0 and up to 1, timm's
-      crop_pct; None is 224 of 256 pixels.
+    crop_fraction: of a side of the resized image, what is kept, over 0 and up to 1, to evaluate up
+      to 2, timm's crop_pct; None is 224 of 256 pixels.
     area: (smallest, largest) fraction of the image that is a random part of 'inception'; None is
       torchvision's, from 0.08 to 1.
     num_frames: of the clip that is taken of a video, to train at a random place, to evaluate in the
@@ -291,8 +291,9 @@ def make_preprocess(
   if crop not in (*CENTRAL_CROPS, 'squash', 'border') and crop_fraction is not None:
     raise FieldError('crop_fraction', f'crop {crop!r} has none')
   crop_fraction = _CROP_FRACTION if crop_fraction is None else crop_fraction
-  if not 0 < crop_fraction <= 1:
-    raise FieldError('crop_fraction', f'{crop_fraction} is not over 0 and up to 1')
+  most = 1 if train else 2
+  if not 0 < crop_fraction <= most:
+    raise FieldError('crop_fraction', f'{crop_fraction} is not over 0 and up to {most}')
   if area is not None and crop != 'inception':
     raise FieldError('area', f'{area}, but crop {crop!r} has none')
   area = _AREA if area is None else tuple(area)

@@ -32,8 +32,8 @@ class Preprocessing:
       keeps its shape, 'squash' to just that size, and 'border' so that it lies within and keeps its
       shape, on a ground of `mean`. Two don't resize: 'cut' keeps the middle, on black where the
       image is smaller, and 'none' takes images of the model's size alone.
-    crop_fraction: of the sides of the resized image, what is kept, over 0 and up to 1; None is the
-      usual margin, 0.875.
+    crop_fraction: of the sides of the resized image, what is kept, over 0 and up to 2; None is the
+      usual margin, 0.875. Above 1 the image lies on black, or with 'border' on its ground.
     interpolation: Pillow's, with antialiasing.
     rounding: of the middle's corner, where it lies between two pixels: 'down', as Hugging Face's
       processors do, or 'nearest', halves to even, as torchvision and timm; these also round the
@@ -73,8 +73,8 @@ class Preprocessing:
     ):
       check_choice(name, getattr(self, name), choices)
     fraction = self.crop_fraction
-    if fraction is not None and not (_is_finite(fraction) and 0 < fraction <= 1):
-      raise FieldError('crop_fraction', f'{fraction!r} is not over 0 and up to 1')
+    if fraction is not None and not (_is_finite(fraction) and 0 < fraction <= 2):
+      raise FieldError('crop_fraction', f'{fraction!r} is not over 0 and up to 2')
     if fraction is not None and self.crop not in MARGIN_CROPS:
       raise FieldError('crop_fraction', f'crop {self.crop!r} has none')
     for name in ('frame_stride', 'temporal_views'):

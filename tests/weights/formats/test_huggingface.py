@@ -43,7 +43,7 @@ def test_formats_keep_what_is_done_to_images(tmp_path, format):
     ({'mean': ('0.5',)}, r'preprocess\.mean: '),
     ({'crop': 'inception'}, r'preprocess\.crop: '),
     ({'crop_fraction': 0}, r'preprocess\.crop_fraction: '),
-    ({'crop_fraction': 1.01}, r'preprocess\.crop_fraction: '),
+    ({'crop_fraction': 2.01}, r'preprocess\.crop_fraction: '),
     ({'crop_fraction': '0.8'}, r'preprocess\.crop_fraction: '),
     ({'crop': 'resize'}, r'preprocess\.crop_fraction: '),
     ({'size': 3}, r'preprocess\.size: '),

@@ -85,6 +85,7 @@ def worst(images, **cfg):
     {'crop_pct': 0.888, 'crop_mode': 'border', 'input_size': (3, 63, 50)},
     {'crop_pct': 0.875, 'interpolation': 'lanczos', 'input_size': (3, 44, 71)},
     {'crop_pct': 0.7, 'interpolation': 'nearest', 'input_size': (3, 64, 64)},
+    {'crop_pct': 1.15, 'input_size': (3, 64, 64)},  # on black
   ],
 )
 def test_pixels_are_timm_s(cfg):
@@ -154,8 +155,8 @@ def test_a_side_that_is_whole_but_for_floating_point_stays():
     ({'crop_mode': 'random'}, "config.json: crop_mode: 'random' is not one of center, squash, "),
     ({'interpolation': 'random'}, "config.json: interpolation: 'random' is not one of bicubic, "),
     ({'interpolation': 3}, 'config.json: interpolation: 3 is not one of bicubic, '),
-    ({'crop_pct': 1.2}, r'config.json: crop_pct: 1\.2 is not over 0 and up to 1'),
-    ({'crop_pct': '1'}, "config.json: crop_pct: '1' is not over 0 and up to 1"),
+    ({'crop_pct': 2.1}, r'config.json: crop_pct: 2\.1 is not over 0 and up to 2'),
+    ({'crop_pct': '1'}, "config.json: crop_pct: '1' is not over 0 and up to 2"),
     ({'mean': 'x'}, "config.json: mean: 'x' is not a number per channel"),
   ],
 )

@@ -191,8 +191,8 @@ def _crop(theirs: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Size |
     if side >= _MOST_CROPPED:
       return {'crop': 'resize'}, made
     (fraction,) = _numbers(theirs, 'crop_pct', path)
-    if not 0 < fraction <= 1:
-      raise UsageError(f'{path}: crop_pct: {fraction!r} is not over 0 and up to 1')
+    if not 0 < fraction <= 2:
+      raise UsageError(f'{path}: crop_pct: {fraction!r} is not over 0 and up to 2')
     sides = (int(side / fraction),) * 2
     return _margin('central', made, sides, fraction, 'crop_pct', path), made
   if not side:
@@ -220,8 +220,6 @@ def _margin(
     name: of the option that decides it, for messages.
     path: of the file, likewise.
   """
-  if any(kept > side for kept, side in zip(made, sides, strict=True)):
-    raise UsageError(f'{path}: {name}: {made} is larger than the resized image, {sides}')
   for kept in (fraction, min(kept / side for kept, side in zip(made, sides, strict=True))):
     if tuple(whole_side(side, kept) for side in made) == sides:
       return {'crop': crop, 'crop_fraction': kept}

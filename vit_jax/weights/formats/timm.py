@@ -186,8 +186,8 @@ def _pixels(cfg: Mapping[str, Any], channels: int, source: Source) -> Preprocess
   crop = choice(source, 'crop_mode', cfg.get('crop_mode') or 'center', _CROP_MODES)
   interpolation = choice(source, 'interpolation', cfg.get('interpolation') or 'bicubic', names)
   fraction = cfg.get('crop_pct') or _CROP_PCT
-  if type(fraction) not in (int, float) or not 0 < fraction <= 1:
-    raise UsageError(f'{source.metadata_path}: crop_pct: {fraction!r} is not over 0 and up to 1')
+  if type(fraction) not in (int, float) or not 0 < fraction <= 2:
+    raise UsageError(f'{source.metadata_path}: crop_pct: {fraction!r} is not over 0 and up to 2')
   part = {'crop': crop, 'crop_fraction': fraction, 'rounding': 'nearest'}
   if crop == 'squash' and fraction == 1:
     part = {'crop': 'resize'}
