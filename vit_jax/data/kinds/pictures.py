@@ -202,7 +202,8 @@ def _cut(
     return image.crop(part)
   left, top, right, bottom = part
   mode = 'L' if len(fill) == 1 else 'RGB'
-  ground = pillow.new(mode, (right - left, bottom - top), fill)
+  colour = fill if len(fill) > 1 else fill[0]
+  ground = pillow.new(mode, (right - left, bottom - top), colour)
   ground.paste(image.convert(mode), (-left, -top))
   return ground
 
