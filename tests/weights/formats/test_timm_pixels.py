@@ -11,12 +11,27 @@ import numpy as np
 import pytest
 import torchvision_operators  # noqa: F401  before timm
 from photographs import apart, photographs, prepared, to_pillow
+from small_vits import random_variables
 
+from vit_jax import weights
 from vit_jax.errors import FieldError, UsageError
-from vit_jax.models import Preprocessing
+from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.weights.formats import timm as timm_format
 from vit_jax.weights.table import Source
 
+TINY = {  # vit_tiny_patch16_224
+  'name': 'vit',
+  'hidden_size': 192,
+  'mlp_dim': 768,
+  'num_layers': 12,
+  'num_heads': 3,
+  'patches': {'size': (16, 16)},
+  'classifier': 'token',
+  'activation': 'gelu_exact',
+  'norm_epsilon': 1e-6,
+  'num_classes': 5,
+  'image_size': (224, 224),
+}
 IMAGENET = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
 TAGS = [
   'beit',
@@ -139,6 +154,23 @@ def test_what_is_written_is_read_again_and_made_the_same(size, crop, fraction):
     found, _ = read(down.to_dict(), place, **timm_format.timm_pixels(down, size))
     assert found.rounding == 'down'
   assert worst(list(photographs(2)), **written) == 0
+
+
+@pytest.mark.parametrize(
+  'how',
+  [
+    {'crop': 'resize'},
+    {'crop': 'squash', 'crop_fraction': 0.95, 'interpolation': 'bilinear'},
+    {'crop': 'border', 'crop_fraction': 0.9, 'rounding': 'nearest'},
+  ],
+)
+def test_a_folder_has_all_that_is_done_to_images(tmp_path, how):
+  given = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), **how)
+  config = ModelConfig.from_dict({**TINY, 'preprocess': given})
+  weights.save(random_variables(config), config, tmp_path / 'm', format='timm')
+  assert weights.load(tmp_path / 'm')[1].preprocess == given
+  cfg = json.loads((tmp_path / 'm' / 'config.json').read_text())['pretrained_cfg']
+  assert cfg == cfg | timm_format.timm_pixels(given, (224, 224))
 
 
 def test_a_side_that_is_whole_but_for_floating_point_stays():

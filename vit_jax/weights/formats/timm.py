@@ -90,6 +90,8 @@ def _write_folder(folder: Path, tensors: files.Tensors, config: ModelConfig, tab
     'model_args': arguments,
     'pretrained_cfg': _their_images(config) | {'first_conv': table.first_conv},
   }
+  if config.preprocess is not None:
+    content[files.CONFIG_KEY] = {'preprocess': config.preprocess.to_dict()}
   if config.class_names is not None:
     content['label_names'] = list(config.class_names)
   files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
@@ -101,11 +103,8 @@ def _their_images(config: ModelConfig) -> dict[str, Any]:
   size = [config.channels, *config.image_size]
   cfg = {'input_size': size, 'fixed_input_size': True, 'num_classes': config.num_classes}
   cfg |= {'classifier': 'head', 'custom_load': False}
-  if (preprocess := config.preprocess) is not None:
-    squash = preprocess.crop == 'resize'
-    cfg |= {'mean': list(preprocess.mean), 'std': list(preprocess.std), 'interpolation': 'bicubic'}
-    cfg |= {'crop_mode': 'squash' if squash else 'center'}
-    cfg |= {'crop_pct': 1.0 if squash else preprocess.crop_fraction}
+  if config.preprocess is not None:
+    cfg |= timm_pixels(config.preprocess, config.image_size, config.channels)
   return cfg
 
 
