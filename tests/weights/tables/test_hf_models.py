@@ -264,6 +264,22 @@ def test_every_field_of_config_json_counts(tmp_path, name):
   assert not wrong, wrong
 
 
+@pytest.mark.parametrize('name', ['dinov2 classifier', 'beit', 'dinov3_vit', 'deit'])
+def test_images_that_are_no_squares(tmp_path, name):
+  """They are as wide as high to types of models that interpolate positions in each call."""
+  kind, config, fields = MODELS[name]
+  config = getattr(transformers, config)(**fields | {'image_size': [8, 32]})
+  model = getattr(transformers, kind)(config).eval()
+  model.save_pretrained(tmp_path)
+  if name in ('dinov2 classifier', 'beit'):
+    with pytest.raises(UsageError, match=r'config\.json: image_size \[8, 32\] is not read'):
+      weights.load(tmp_path)
+  else:
+    variables, config = weights.load(tmp_path)
+    images = random_images(config)
+    assert_close(logits(variables, config, images), theirs(model, images))
+
+
 @pytest.mark.parametrize('kind', ['CLIP', 'Siglip'])
 def test_an_older_name_of_a_tower_s_fields_is_read_as_transformers_does(tmp_path, kind):
   config = getattr(transformers, f'{kind}Config')(**TOWERS)

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.weights import files
-from vit_jax.weights.formats import huggingface
 from vit_jax.weights.table import Source
 from vit_jax.weights.tables.vit import HuggingFaceRelative, HuggingFaceViT
 
@@ -30,6 +29,7 @@ class HuggingFaceBEiT(HuggingFaceRelative):
     'encoder.layer.0.layernorm_before.bias': 1,
     'encoder.layer.0.attention.attention.query.bias': 1,
   }
+  squares = True
   yields = True  # without config.json, its tensors may be a ViT's
   renames = ()
   foreign: ClassVar = {r'^lm_head\.': 'visual tokens to predict (BeitForMaskedImageModeling)'}
@@ -79,8 +79,6 @@ class HuggingFaceBEiT(HuggingFaceRelative):
         f'{source.metadata_path}: use_relative_position_bias beside '
         'use_shared_relative_position_bias is not read'
       )
-    if own or shared:
-      self._check_square(source)
     scale = self.field(source, 'layer_scale_init_value')
     if type(scale) not in (int, float):
       raise UsageError(f'{source.metadata_path}: layer_scale_init_value is {scale!r}')
@@ -91,24 +89,11 @@ class HuggingFaceBEiT(HuggingFaceRelative):
       'relative_positions': {'type': 'bias', 'shared': shared} if own or shared else None,
     }
 
-  def _check_square(self, source: Source) -> None:
-    """Raises UsageError for another grid than a square, whose table transformers turns round."""
-    for name in ('image_size', 'patch_size'):
-      size = huggingface.pair(source, name, self.defaults[name])
-      if size[0] != size[1]:
-        raise UsageError(
-          f'{source.metadata_path}: {name} {list(size)} with relative positions is not read; a '
-          'square is'
-        )
-
   def misplaced(self, config: ModelConfig) -> str | None:
     model = config.backbone
     if model.fc_norm != (model.classifier == 'gap'):
       return 'fc_norm'
-    relative = model.relative_positions
-    if relative and (
-      relative['type'] != 'bias' or config.image_size is None or len({*config.image_size}) > 1
-    ):
+    if model.relative_positions and model.relative_positions['type'] != 'bias':
       return 'relative_positions'
     return super().misplaced(config)
 

@@ -82,6 +82,7 @@ class HuggingFaceDINOv2(_DINO):
   title = 'a Hugging Face DINOv2'
   classes = ('Dinov2ForImageClassification', 'Dinov2Model')
   base = 'dinov2.'
+  squares = True
   marks: ClassVar = {
     'embeddings.patch_embeddings.projection.weight': 4,
     'embeddings.position_embeddings': 3,

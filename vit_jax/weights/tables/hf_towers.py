@@ -48,6 +48,7 @@ class _Tower(HuggingFaceRelative):
   whole: ClassVar[str]
   vision_fields: ClassVar[tuple[str, ...]] = ('vision_config',)
   base = 'vision_model.'
+  squares = True
   renames = ()
   unread = r'embeddings\.position_ids'  # numbers from 0 on, in files of transformers 4
   names: ClassVar = {
@@ -102,12 +103,6 @@ class _Tower(HuggingFaceRelative):
     yield from super().modules(config, names)
     positions = (('pos_embedding', 'weight', _ROWS),)
     yield Module(_POSITIONS.rpartition('/')[0], 'embeddings.position_embedding', positions)
-
-  def check_place(self, config: ModelConfig, path: object) -> None:
-    super().check_place(config, path)
-    for field, size in (('image_size', config.image_size), ('patches', config.backbone.patch_size)):
-      if size is None or size[0] != size[1]:
-        raise UsageError(f'{path}: {field} {size} has no place in {self.title}; a square has')
 
   def their_options(self, config: ModelConfig) -> dict[str, Any]:
     return {'intermediate_size': config.backbone.mlp_dim, 'attention_dropout': 0.0}

@@ -463,14 +463,30 @@ class HuggingFaceRelative(HuggingFaceViT):
   Attributes:
     by_origin: whether it writes such models alone that were read as of this type, since another
       type computes the same.
+    squares: whether images and patches are squares. Those that interpolate positions in each call
+      take them to be a square's, so that others end up elsewhere.
   """
 
   by_origin: ClassVar[bool] = False
+  squares: ClassVar[bool] = False
+
+  def read_config(self, source: Source) -> dict[str, Any]:
+    for name in ('image_size', 'patch_size') if self.squares else ():
+      size = huggingface.pair(source, name, self.defaults.get(name, 1))
+      if size[0] != size[1]:
+        where = source.metadata_path
+        raise UsageError(f'{where}: {name} {list(size)} is not read for {self.title}; a square is')
+    return super().read_config(source)
 
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
     return super().describe(tensors, entries, source) | {'origin': self.model_type}
+
+  def misplaced(self, config: ModelConfig) -> str | None:
+    sizes = (config.image_size or (0, 1), config.backbone.patch_size) if self.squares else ()
+    wide = any(height != width for height, width in sizes)
+    return 'image_size' if wide else super().misplaced(config)
 
   def writes(self, config: ModelConfig) -> bool:
     origins = (self.model_type,) if self.by_origin else (self.model_type, None)
