@@ -267,9 +267,7 @@ def test_config_json_tells_whose_a_name_on_the_hub_is(hub):
   assert weights.detect('some/model') == 'timm'
   assert {path.name for path in cache.iterdir()} == {'config.json'}
   (remote / 'config.json').write_text('{"model_type": "levit"}')
-  with pytest.raises(
-    UsageError, match=r"config\.json: model_type is 'levit', architecture is None; "
-  ):
+  with pytest.raises(UsageError, match=r"config\.json: model_type is 'levit', which is not read; "):
     weights.detect('timm/model')
 
 
