@@ -27,7 +27,8 @@ SIZES = {
   'decoder_intermediate_size': 12,
   'projection_dim': 4,
 }
-SWIN = {'embed_dim': 4, 'depths': [1, 1], 'num_heads': [1, 2], 'window_size': 2} | SIZES
+SWIN = {'embed_dim': 4, 'depths': [1, 1], 'num_heads': [1, 2], 'window_size': 2}
+SWIN |= {'image_size': 8, 'patch_size': 2, 'num_labels': 2}
 CLASSES = {
   'ViTForImageClassification': SIZES,
   'ViTMAEForPreTraining': SIZES,
@@ -42,8 +43,8 @@ CLASSES = {
   'DINOv3ViTModel': SIZES,
   'BeitForImageClassification': SIZES,
   'Data2VecVisionForImageClassification': SIZES,
-  'SwinForImageClassification': SWIN | {'patch_size': 2},
-  'Swinv2ForImageClassification': SWIN | {'patch_size': 2},
+  'SwinForImageClassification': SWIN,
+  'Swinv2ForImageClassification': SWIN,
 }
 ARCHITECTURES = (
   'vit_base_patch16_224',
