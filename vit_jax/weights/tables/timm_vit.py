@@ -357,7 +357,7 @@ class TimmViT(AnyViT, timm.TimmTable):
   def embedding(self, config: ModelConfig, naming: Naming) -> Iterator[Module]:
     """Yields the modules before the layers that have tokens: patches, others, positions."""
     grid = None
-    if naming.head != 'head':
+    if naming.head != 'head' and config.image_size is not None:
       grid = GridLayout(*config.backbone.grid(config.image_size))
     yield tensor('cls', 'cls_token')
     yield tensor('dist', 'dist_token')
