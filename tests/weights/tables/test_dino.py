@@ -70,6 +70,6 @@ def test_a_backbone_alone_is_what_timm_s_are(tmp_path):
 
 def test_a_tensor_that_is_not_read_is_named(tmp_path):
   path = tmp_path / 'checkpoint.pth'
-  checkpoint(path, random_variables(BACKBONE), **{'backbone.blocks.0.gamma': torch.ones(8)})
-  with pytest.raises(UsageError, match=r'blocks\.0\.gamma'):
+  checkpoint(path, random_variables(BACKBONE), **{'backbone.blocks.0.more': torch.ones(8)})
+  with pytest.raises(UsageError, match=r'blocks\.0\.more'):
     weights.load(path, num_heads=2)
