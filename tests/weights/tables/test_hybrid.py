@@ -358,5 +358,7 @@ def test_other_hybrids_of_timm_are_refused(tmp_path):
     n.replace('stem.conv', 'conv1.0').replace('stem.norm', 'bn1'): t for n, t in tensors.items()
   }
   (tmp_path / 'other.safetensors').write_bytes(files.format_safetensors(other))
-  with pytest.raises(UsageError, match='a convolutional network before the patches; give what timm calls it'):
+  with pytest.raises(
+    UsageError, match='a convolutional network before the patches; give what timm calls it'
+  ):
     weights.load(tmp_path / 'other.safetensors', num_heads=2, **TOKEN)

@@ -116,6 +116,30 @@ def test_every_architecture_is_read_and_found_again_or_refused_by_the_name_of_it
   }
 
 
+def test_what_state_dicts_alone_are_taken_to_have_is_so_in_every_architecture_with_their_tensors():
+  named = ('norm', 'mlp', 'mlp_norm', 'use_bias', 'qk_norm', 'attention_norm', 'differential')
+  named += ('patch_norm', 'pre_norm', 'num_registers', 'layer_scale', 'norm_epsilon', 'block')
+  named += ('pool_prefix', 'final_norm', 'rotary', 'relative_positions')
+  others = set()
+  for made in architectures.of_class('VisionTransformer'):
+    if made.arguments['embed_layer']['name'] != 'PatchEmbed':
+      continue
+    fields = vit.fields_of(made.cls, made.arguments)
+    differing = {n for n in named if fields.get(n, CONFIG[n]) != CONFIG[n]}
+    if differing <= {'norm_epsilon', 'block', 'pool_prefix'} and differing:  # no tensor shows these
+      others.add((made.name, *differing))
+  assert others == {('vit_base_patch16_rpn_224', 'block')}
+
+
+def test_norms_after_the_branches_are_asked_for(tmp_path):
+  write_folder(tmp_path, 'norms after the branches')
+  path, known = tmp_path / 'model.safetensors', {'num_heads': 2, 'image_size': (12, 16)}
+  with pytest.raises(UsageError, match=r'^architecture: .* as in vit_base_patch16_rpn_224; give'):
+    weights.load(path, **known, activation='gelu_exact', classifier='gap')
+  _, config = weights.load(path, **known, architecture='vit_base_patch16_rpn_224')
+  assert config.backbone.block == 'post'
+
+
 # A model that an architecture makes, but for its size.
 CLIP = OUTPUTS['CLIP']['config']
 

@@ -317,6 +317,13 @@ class TimmViT(AnyViT, timm.TimmTable):
       raise Unsettled(
         'architecture', f'{source.path} has {", ".join(features)}; give what timm calls it'
       )
+    biased = f'{_FIRST}attn.qkv.bias' in tensors
+    if not (source.entries or biased or 'cls_token' in tensors) and 'fc_norm.weight' in tensors:
+      raise Unsettled(
+        'architecture',
+        f'{source.path} does not tell whether its norms are before the branches, or after them as '
+        'in vit_base_patch16_rpn_224; give what timm calls it',
+      )
     needed = _OPEN[:1] if 'attn_pool.latent' in tensors else _OPEN
     missing = [name for name in needed if entries.get(name) is None]
     if missing:
