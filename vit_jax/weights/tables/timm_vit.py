@@ -46,7 +46,7 @@ from vit_jax.weights.tables.vit import (
   AnyViT,
   count_blocks,
   describe_pooling,
-  is_square,
+  places_class,
   square_image,
 )
 
@@ -302,7 +302,7 @@ class TimmViT(AnyViT, timm.TimmTable):
       config['num_heads'] = _num_heads(config, source.path)
     if positions is None or positions.ndim != 3:
       return config
-    placed = class_token and _places_class(positions.shape[1], patch, config.get('image_size'))
+    placed = class_token and places_class(positions.shape[1], patch, config.get('image_size'))
     if class_token and not placed:
       config['position_tokens'] = 'patches'
     if config.get('image_size') is None:
@@ -531,19 +531,6 @@ def _num_heads(config: Mapping[str, Any], path: object) -> int:
     f'{path} does not tell how many, and width {{}}, depth {{}}, MLP {{}} is no named size; '
     'give the number'.format(*size),
   )
-
-
-def _places_class(count: int, patch: list[int], image: tuple[int, int] | None) -> bool:
-  """Whether one of so many position embeddings is of the class token.
-
-  Args:
-    count: of them.
-    patch: (height, width) in pixels.
-    image: (height, width) in pixels, if known; else the patches are taken to be a square grid.
-  """
-  if image is not None:
-    return count != image[0] // patch[0] * (image[1] // patch[1])
-  return count > 1 and not (is_square(count) and not is_square(count - 1))
 
 
 # A dense layer on the pixels of a patch, row after row: [out, height * width * channels].

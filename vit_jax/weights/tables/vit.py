@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -567,19 +567,28 @@ def _with_class_position(
   Args:
     positions: of a model with a class token.
     patch: (height, width) in pixels.
-    image: (height, width) in pixels, if known; else the patches are taken to be a square grid.
+    image: (height, width) in pixels, if known.
   """
   if positions.ndim != 3:  # which is told when their shape is checked
     return positions
-  count = positions.shape[1]
-  if image is not None:
-    has_own = count != image[0] // patch[0] * (image[1] // patch[1])
-  else:
-    has_own = count > 1 and not (is_square(count) and not is_square(count - 1))
+  has_own = places_class(positions.shape[1], patch, image)
   return positions if has_own else np.pad(positions, ((0, 0), (1, 0), (0, 0)))
 
 
-def is_square(number: int) -> bool:
+def places_class(count: int, patch: Sequence[int], image: tuple[int, int] | None) -> bool:
+  """Returns whether one of so many position embeddings is of the class token.
+
+  Args:
+    count: of them, in a model with a class token.
+    patch: (height, width) in pixels.
+    image: (height, width) in pixels, if known; else the patches are taken to be a square grid.
+  """
+  if image is not None:
+    return count != image[0] // patch[0] * (image[1] // patch[1])
+  return count > 1 and not (_is_square(count) and not _is_square(count - 1))
+
+
+def _is_square(number: int) -> bool:
   return math.isqrt(number) ** 2 == number
 
 
