@@ -76,7 +76,7 @@ def test_generated_outputs_and_facts_are_those_of_timm():
     'vit_base_patch16_clip_224',
     'vit_so400m_patch14_siglip_384',
     'eva02_large_patch14_clip_336',
-    'vit_base_r50_s16_224',
+    'vit_tiny_r_s16_p8_224',
     'vit_large_patch16_dinov3',
     'vit_relpos_base_patch32_plus_rpn_256',
   ],
