@@ -34,6 +34,9 @@ def there(tmp_path):
   ('old', 'new', 'alike'),
   [
     (FORMER, ViT.NO_DECAY, True),
+    (f'{FORMER}|^mask_token$', f'{ViT.NO_DECAY}|^mask_token$', True),
+    (f'{FORMER}|^mask_token$', ViT.NO_DECAY, False),
+    (FORMER, FORMER, True),
     (FORMER, Backbone.NO_DECAY, False),
     (Backbone.NO_DECAY, FORMER, False),
     (FORMER, '', False),

@@ -144,12 +144,18 @@ def check(
   # A TFDS data set is the same wherever it is; a folder of images is known by its place.
   is_place = depends_on_dir(config.data.name)
   free = _FREE_FIELDS if is_place else _FREE_FIELDS | {'data.dir'}
-  alike = _FORMER_NO_DECAY, models.backbone(config.model.name).NO_DECAY
+  own_no_decay = models.backbone(config.model.name).NO_DECAY
+
+  def is_alike(name: str) -> bool:
+    before, now = old[name], new[name]
+    if name != 'optimizer.no_decay' or before == now:
+      return before == now
+    return before.replace(_FORMER_NO_DECAY, own_no_decay, 1) == now  # heads add to their backbone's
+
   names = [
     name
     for name in sorted((old.keys() & new.keys()) - free)
-    if old[name] != new[name] and (not only or name.startswith(only))
-    if name != 'optimizer.no_decay' or (old[name], new[name]) != alike
+    if not is_alike(name) and (not only or name.startswith(only))
     if not name.startswith(_REPORTED)
   ]
   if config.data.name in _FORMERLY_CONTIGUOUS and is_former:
