@@ -74,6 +74,12 @@ def test_windows_go_back_where_they_were(window):
   np.testing.assert_array_equal(layers.window_reverse(windows, window, (6, 9)), x)
 
 
+def test_windows_whose_pairs_fill_the_memory_are_refused():
+  attention = swin.WindowAttention(num_heads=1, window=(129, 129))
+  with pytest.raises(FieldError, match=r'^window_size: 16641 positions, more than 16384'):
+    attention.init(jax.random.key(0), jnp.zeros((1, 1, 1, 4)), None, True)
+
+
 @pytest.mark.parametrize('window', [(1, 1), (2, 3), (4, 4)])
 def test_relative_positions_are_those_of_a_loop(window):
   height, width = window

@@ -134,7 +134,7 @@ class WindowAttention(nn.Module):
   @nn.nowrap
   def position_bias(self) -> jax.Array:
     """Returns float32 [heads, N, N]."""
-    index = layers.relative_position_index(self.window)
+    index = layers.relative_position_index(self.window, 'window_size')
     if self.version == 2:
       coordinates = layers.relative_coordinates(self.window, self.pretrained_window)
       hidden = nn.relu(nn.Dense(_BIAS_WIDTH, kernel_init=_normal, name='cpb_mlp_0')(coordinates))

@@ -193,19 +193,26 @@ def log_coordinates(grid: tuple[int, int]) -> np.ndarray:
   return np.sign(table) * np.log1p(np.abs(table))
 
 
-def check_pairs(positions: int) -> None:
-  """Raises FieldError for so many positions that a table of all pairs would fill the memory."""
+def check_pairs(positions: int, field: str = 'relative_positions') -> None:
+  """Raises FieldError for so many positions that a table of all pairs would fill the memory.
+
+  Args:
+    positions: their number.
+    field: that the error names.
+  """
   if positions > _MOST_POSITIONS:
-    raise FieldError('relative_positions', f'{positions} positions, more than {_MOST_POSITIONS}')
+    raise FieldError(field, f'{positions} positions, more than {_MOST_POSITIONS}')
 
 
-def relative_position_index(window: tuple[int, int]) -> np.ndarray:
+def relative_position_index(
+  window: tuple[int, int], field: str = 'relative_positions'
+) -> np.ndarray:
   """Returns the row of the bias table for each pair of positions in a window: int [N, N].
 
   Raises:
     FieldError: as `check_pairs`.
   """
-  check_pairs(math.prod(window))
+  check_pairs(math.prod(window), field)
   rows, columns = (p.ravel() for p in np.mgrid[: window[0], : window[1]])
   down = rows[:, None] - rows + window[0] - 1
   right = columns[:, None] - columns + window[1] - 1
