@@ -176,3 +176,11 @@ def test_patches_that_do_not_divide_the_maps_are_refused():
   model = config_of(patches={'size': (2, 2)}).model
   with pytest.raises(FieldError, match=r'^patches\.size: 2x2 positions do not divide the 5x4'):
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 40, 32, 3)))
+
+
+def test_or_left_out():
+  config = config_of((40, 32), patches={'size': (2, 2)}, drop_remainder=True)
+  variables, images = random_variables(config), np.random.default_rng(0).normal(size=(1, 40, 32, 3))
+  assert config.backbone.grid((40, 32)) == (2, 2)
+  assert variables['params']['Transformer']['posembed_input']['pos_embedding'].shape == (1, 5, 16)
+  assert np.isfinite(logits(variables, config, images)).all()

@@ -181,7 +181,8 @@ class HybridViT(ViT, kw_only=True):
       name, stride = f'block{i + 1}', 2 if i else 1
       stage = ResNetStage(depth, filters * 2**i, stride, numerics, self.dtype, name=name)
       x = stage(x)  # [B, H / (4 * 2**i), W / (4 * 2**i), 4 F * 2**i]
-    _check_tiling(x.shape[1:3], self.patch_size, self.patch_stride)
+    if not self.drop_remainder:
+      _check_tiling(x.shape[1:3], self.patch_size, self.patch_stride)
     return super().embed(x)
 
   def summary(self) -> str:
