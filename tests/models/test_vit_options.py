@@ -13,7 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from vit_jax.errors import FieldError
+from vit_jax.models import ModelConfig, layers
 from vit_jax.models.vit import ViT
+from vit_jax.weights.adapt import adapt
 
 FIELDS = {
   'num_classes': 5,
@@ -453,6 +455,7 @@ def test_layers_and_decay_of_parameters():
     ({'block': 'serial'}, r"^block: 'serial' is not one of"),
     ({'mlp': 'swiglu'}, r"^mlp: 'swiglu' is not one of"),
     ({'qkv_bias': 'k'}, r"^qkv_bias: 'k' is not True, False or 'qv'"),
+    ({'qkv_bias': 1}, r"^qkv_bias: 1 is not True, False or 'qv'"),
     ({'layer_scale': 0.1, 'block': 'post'}, r"^layer_scale: set, but block is 'post'"),
     ({'layer_scale_mlp': False}, '^layer_scale_mlp: False, but there is no layer_scale'),
     (
@@ -485,6 +488,7 @@ def test_layers_and_decay_of_parameters():
     ({'pool_prefix': True, 'classifier': 'token'}, "^pool_prefix: True, but classifier 'token'"),
     ({'map_num_heads': 2}, "^map_num_heads: 2, but classifier is 'gap', not 'map'"),
     ({'map_num_heads': 3, 'classifier': 'map'}, '^map_num_heads: 3 does not divide hidden_size=8'),
+    ({'neck': 3, 'classifier': 'map'}, '^map_num_heads: 2 does not divide neck=3'),
     ({'map_mlp_dim': 0, 'classifier': 'map'}, '^map_mlp_dim: 0 is less than 1'),
     ({'distillation': True}, "^distillation: True, but classifier is 'gap'"),
     (
@@ -505,6 +509,29 @@ def test_layers_and_decay_of_parameters():
 def test_mistakes_name_their_field(options, message):
   with pytest.raises(FieldError, match=message):
     ViT(**FIELDS | options)
+
+
+def test_a_number_of_heads_may_be_given_alone_or_for_each_layer():
+  model = ViT(**FIELDS, num_kv_heads=1)
+  assert ViT(**FIELDS, num_kv_heads=(1,)) == model
+  shapes = model.variable_shapes((8, 12), 3)
+  assert shapes[f'{ATTENTION}key/kernel'] == (8, 1, 4)
+  assert ViT(**FIELDS, num_kv_heads=(1, 1), scan=True).variable_shapes((8, 12), 3) == shapes
+
+
+def test_windows_keep_their_tables_at_another_image_size():
+  options = {'window_size': 2, 'global_layers': (1,), 'relative_positions': {'type': 'bias'}}
+  old, new = (
+    ModelConfig(ViT(**FIELDS | options), channels=3, image_size=size) for size in ((8, 12), (16, 8))
+  )
+  variables = {'params': random_params(old.model)}
+  encoders = [v['params']['Transformer'] for v in (variables, adapt(variables, old, new, 'a')[0])]
+  (before, after), (wide, tall) = (
+    [p[f'encoderblock_{i}']['relative_positions']['relative_position_bias_table'] for p in encoders]
+    for i in range(2)
+  )
+  np.testing.assert_array_equal(before, after)
+  np.testing.assert_array_equal(tall, layers.resize_bias_table(wide, (2, 3), (4, 2)))
 
 
 @pytest.mark.parametrize(

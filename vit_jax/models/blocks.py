@@ -50,12 +50,14 @@ class BlockOptions:
     object.__setattr__(self, 'rotary', layers.resolve_rotary(self.rotary))
     relative = layers.resolve_relative_positions(self.relative_positions)
     object.__setattr__(self, 'relative_positions', relative)
+    if isinstance(self.num_kv_heads, tuple) and len(self.num_kv_heads) == 1:
+      object.__setattr__(self, 'num_kv_heads', self.num_kv_heads[0])
     for field, problem in self._problems():
       raise FieldError(field, problem)
 
   def _problems(self):
     """Yields (field, what is wrong with it)."""
-    if self.qkv_bias not in (True, False, 'qv'):
+    if self.qkv_bias != 'qv' and type(self.qkv_bias) is not bool:
       yield 'qkv_bias', f"{self.qkv_bias!r} is not True, False or 'qv'"
     if self.layer_scale is not None and self.block == 'post':
       yield 'layer_scale', "set, but block is 'post', whose norms scale the branches"
@@ -96,7 +98,7 @@ class BlockOptions:
   @property
   def differing(self) -> str | None:
     """The field, if there is one, by which layers have other parameters or do something else."""
-    if isinstance(self.num_kv_heads, tuple):
+    if isinstance(self.num_kv_heads, tuple) and len(set(self.num_kv_heads)) > 1:
       return 'num_kv_heads'
     return 'global_layers' if self.global_layers else None
 

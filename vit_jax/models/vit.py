@@ -188,8 +188,8 @@ class ViT(Backbone, kw_only=True):
     mlp: 'mlp', or 'glu': the activation gates a second hidden layer (arXiv 2002.05202).
     mlp_norm: norm the hidden layer of the MLP (arXiv 2110.09456).
     differential: whether attention is the difference of two softmaxes (arXiv 2410.05258).
-    num_kv_heads: heads of keys and values, a number or one for each layer, which divides num_heads
-      (arXiv 2305.13245); None: num_heads.
+    num_kv_heads: heads of keys and values, a number, alone or in a tuple, or one for each layer,
+      which divides num_heads (arXiv 2305.13245); None: num_heads.
     rotary: queries and keys are turned by their places: options of `layers.resolve_rotary`; None
       leaves it out.
     relative_positions: what attention adds to its logits for how far apart two tokens are: options
@@ -357,7 +357,8 @@ class ViT(Backbone, kw_only=True):
 
   def __post_init__(self) -> None:
     options = self.block_options
-    self.rotary, self.relative_positions = options.rotary, options.relative_positions
+    for field in ('num_kv_heads', 'rotary', 'relative_positions'):
+      setattr(self, field, getattr(options, field))
     self.position_table = layers.resolve_position_table(self.position_table)
     _check_options(self)
     super().__post_init__()
@@ -671,7 +672,7 @@ class ViT(Backbone, kw_only=True):
     resized = set()
     for name in arrays.keys() & shapes.keys():
       if match := _DISTANCES.fullmatch(name):
-        fitted = self._fit_distances(arrays[name], shapes[name], match[1], old, new, path)
+        fitted = self._fit_distances(arrays[name], shapes[name], name, old, new, path)
         resized |= {match[1]} if fitted is not arrays[name] else set()
         arrays[name] = fitted
     notes += [f'{leaf} of each layer: resized' for leaf in sorted(resized)]
@@ -718,14 +719,23 @@ class ViT(Backbone, kw_only=True):
     prefix = [rows.get(name, np.zeros_like(positions[0, 0])) for name in has]
     return np.stack([*prefix, *positions[0, len(had) :]])[None]
 
-  def _fit_distances(self, array, shape: Shape, leaf: str, old, new, path) -> np.ndarray:
-    """Returns parameters of relative positions for this model's grid."""
-    if leaf != 'relative_position_bias_table':
+  @nn.nowrap
+  def attended_grid(self, name: str, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns (rows, columns) of what the layer of a parameter attends within."""
+    block = _BLOCK.fullmatch(name)
+    side = self.block_options.of_layer(int(block[1])).window_size if block else None
+    return self.grid(image_size) if side is None else (side, side)
+
+  def _fit_distances(self, array, shape: Shape, name: str, old, new, path) -> np.ndarray:
+    """Returns a parameter of relative positions for this model's grid, or windows."""
+    if not name.endswith('relative_position_bias_table'):
       return layers.resize_distances(array, (shape[0] + 1) // 2)
     if old.image_size is None and array.shape != shape:
       raise FieldError('image_size', f'{path} does not say which its relative positions are of')
-    grid = self.grid(new.image_size)
-    old_grid = grid if old.image_size is None else old.backbone.grid(old.image_size)
+    grid = self.attended_grid(name, new.image_size)
+    old_grid = grid
+    if old.image_size is not None:
+      old_grid = old.backbone.attended_grid(name, old.image_size)
     table = layers.resize_bias_table(array, old_grid, grid)
     if table.shape == shape:
       return table
@@ -997,8 +1007,11 @@ def _check_options(model: ViT) -> None:
       raise FieldError(field, f"{value}, but classifier is {model.classifier!r}, not 'map'")
     if value < 1:
       raise FieldError(field, f'{value} is less than 1')
-    if field == 'map_num_heads' and model.hidden_size % value:
-      raise FieldError(field, f'{value} does not divide hidden_size={model.hidden_size}')
+  if model.classifier == 'map':
+    field, heads = 'map_num_heads', model.map_num_heads or model.num_heads
+    width = 'hidden_size' if model.neck is None else 'neck'
+    if getattr(model, width) % heads:
+      raise FieldError(field, f'{heads} does not divide {width}={getattr(model, width)}')
   if model.distillation:
     for field, is_set in (
       ('classifier', model.classifier != 'token'),
