@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import fields as fields_lib
 from vit_jax.models import variables as variables_lib
 
@@ -89,6 +89,20 @@ class Layout(NamedTuple):
   stride: tuple[int, int]
   num_prefix: int
   head_token: int | None = None
+
+  @property
+  def covered(self) -> tuple[int, int]:
+    """(height, width) in pixels from the first patch's corner to the last one's."""
+    sides = zip(self.grid, self.patch, self.stride, strict=True)
+    height, width = ((count - 1) * step + patch for count, patch, step in sides)
+    return height, width
+
+  def check_covers(self, image_size: tuple[int, int]) -> None:
+    """Raises FieldError where patches end before an image of (height, width) pixels."""
+    if any(side < whole for side, whole in zip(self.covered, image_size, strict=True)):
+      (height, width), whole = self.covered, 'x'.join(map(str, image_size))
+      problem = f'patches cover {height}x{width} pixels of {whole}, and all are asked for'
+      raise FieldError('drop_remainder', problem)
 
 
 class Attention(NamedTuple):

@@ -203,6 +203,12 @@ def test_the_encoder_costs_what_it_sees():
     ({}, {'positional_embedding': 'none'}, r"head\.positional_embedding: 'none' is not one of"),
     ({}, {'activation': 'selu'}, r"head\.activation: 'selu' is not one of"),
     ({'stride': 2}, {}, r'stride: \(2, 2\), but patches that overlap tell what is hidden'),
+    (
+      {'drop_remainder': True, 'image_size': (8, 10)},
+      {},
+      'drop_remainder: patches cover 8x8 pixels of 8x10, and all are asked for',
+    ),
+    ({'neck': 4, 'classifier': 'gap'}, {}, 'neck: set, but tokens are left out'),
     ({'patches': {'size': (1, 1)}, 'channels': 1}, {}, r'head\.norm_pixels: True, but a patch'),
     (
       {'tokenizer': {'type': 'dynamic', 'num_tokens': 2}},

@@ -23,10 +23,14 @@ BACKBONES = {
     'patches': {'size': (4, 4)},
     'classifier': 'token',
   },
+  'vit without the rest': {'drop_remainder': True},
   'swin': {'name': 'swin', 'embed_dim': 4, 'depths': (1, 1), 'num_heads': (1, 2)}
   | {'window_size': 2, 'patches': {'size': (4, 4)}},
   'resnet': {'name': 'resnet18', 'num_filters': 2},
 }
+
+
+BACKBONES['vit without the rest'] |= BACKBONES['vit']
 
 
 def build(backbone, image_size, options=()):
@@ -42,12 +46,22 @@ def build(backbone, image_size, options=()):
 def upsampled(maps, covered, size):
   maps = torch.tensor(np.array(maps)).permute(0, 3, 1, 2)
   large = functional.interpolate(maps, size=covered, mode='bilinear', align_corners=False)
-  return large.permute(0, 2, 3, 1)[:, : size[0], : size[1]].numpy()
+  large = large[:, :, : size[0], : size[1]]
+  large = functional.pad(
+    large, (0, size[1] - large.shape[3], 0, size[0] - large.shape[2]), 'replicate'
+  )
+  return large.permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize(
   ('backbone', 'size'),
-  [('vit', (8, 8)), ('vit', (12, 20)), ('swin', (16, 24)), ('resnet', (40, 48))],
+  [
+    ('vit', (8, 8)),
+    ('vit', (12, 20)),
+    ('vit without the rest', (11, 10)),
+    ('swin', (16, 24)),
+    ('resnet', (40, 48)),
+  ],
 )
 def test_logits_are_a_linear_layer_of_the_features_upsampled(backbone, size):
   model, variables, images = build(backbone, size)
@@ -59,9 +73,11 @@ def test_logits_are_a_linear_layer_of_the_features_upsampled(backbone, size):
     return model.apply(variables, images), model.backbone.apply(inner, images, method=method)
 
   outputs, found = jax.jit(compute)(variables)
-  if backbone == 'vit':
+  if backbone.startswith('vit'):
     grid = size[0] // 4, size[1] // 4
-    levels = [(np.asarray(found.tokens)[:, 1:].reshape(2, *grid, -1), size)]
+    levels = [
+      (np.asarray(found.tokens)[:, 1:].reshape(2, *grid, -1), tuple(4 * side for side in grid))
+    ]
   else:
     levels = [
       (level, (level.shape[1] * rows, level.shape[2] * columns))

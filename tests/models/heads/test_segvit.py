@@ -178,6 +178,11 @@ def test_mistakes(options, message):
     build((8, 8), SIZES['square'][1] | options, 3)
 
 
+def test_images_that_patches_do_not_cover_are_refused():
+  with pytest.raises(UsageError, match=r'^drop_remainder: patches cover 8x8 pixels of 10x8'):
+    build((10, 8), SIZES['square'][1], 3, backbone={'drop_remainder': True})
+
+
 def test_a_model_of_maps_is_refused():
   model = models.build(RESNET, num_classes=3)
   with pytest.raises(UsageError, match='has maps of its stages, and no layers of tokens'):

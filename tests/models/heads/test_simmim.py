@@ -147,6 +147,8 @@ def test_mistakes():
   images, key = jnp.ones((1, 8, 8, 1)), jax.random.key(0)
   with pytest.raises(FieldError, match=r'^stride: \(2, 2\), but patches that overlap'):
     jax.eval_shape(models.build(vit | {'stride': 2}).init, key, images)
+  with pytest.raises(FieldError, match=r'^drop_remainder: patches cover 8x8 pixels of 10x8'):
+    jax.eval_shape(models.build(vit | {'drop_remainder': True}).init, key, jnp.ones((1, 10, 8, 1)))
   learned = vit | {'tokenizer': {'type': 'dynamic', 'num_tokens': 2}}
   with pytest.raises(UsageError, match='tokens on a grid, or a map; there are none'):
     jax.eval_shape(models.build(learned).init, key, images)

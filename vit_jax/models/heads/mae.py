@@ -193,6 +193,7 @@ class MAE(Head, kw_only=True):
     layout = self.backbone.layout(image_size)
     if layout.stride != layout.patch:
       raise FieldError('stride', f'{layout.stride}, but patches that overlap tell what is hidden')
+    layout.check_covers(image_size)
     return layout
 
   @nn.nowrap

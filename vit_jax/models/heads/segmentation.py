@@ -118,12 +118,17 @@ class LinearSegmenter(Segmenter, kw_only=True):
     ]
     if not maps and found.grid is not None:
       tokens = found.tokens[:, found.num_prefix :]
-      maps, covered = [tokens.reshape(x.shape[0], *found.grid, -1)], [size]
+      pixels = self.backbone.layout(size).covered
+      maps = [tokens.reshape(x.shape[0], *found.grid, -1)]
+      covered = [tuple(min(*sides) for sides in zip(pixels, size, strict=True))]
     if not maps:
       raise UsageError('classes of pixels are read from tokens on a grid, or maps; there are none')
     logits = 0.0
     for i, (y, pixels) in enumerate(zip(maps, covered, strict=True)):
       y = nn.Dense(self.num_classes, use_bias=not i, dtype=jnp.float32, name=f'linear_{i}')(y)
       y = upsample(jnp.moveaxis(y, -1, 1), pixels)  # what is beyond the image is cut off
-      logits += jnp.moveaxis(y[..., : size[0], : size[1]], 1, -1)  # [B, H, W, num_classes]
+      y = y[..., : size[0], : size[1]]
+      missing = [(0, whole - side) for whole, side in zip(size, y.shape[2:], strict=True)]
+      y = jnp.pad(y, [(0, 0), (0, 0), *missing], 'edge')  # where patches end, the last values go on
+      logits += jnp.moveaxis(y, 1, -1)  # [B, H, W, num_classes]
     return {'logits': logits}

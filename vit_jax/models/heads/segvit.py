@@ -129,6 +129,7 @@ class SegViT(Segmenter, kw_only=True):
     found = self.backbone.features(x, train=train, layers=self._layers())
     if found.grid is None:
       raise UsageError('SegViT reads layers of tokens on one grid, which this model has not')
+    self.backbone.layout(x.shape[1:3]).check_covers(x.shape[1:3])
     width = self.embed_dim or found.layers[0].shape[-1] // 2
     if width % self.num_heads:
       raise FieldError('head.num_heads', f'{self.num_heads} heads do not divide a width of {width}')

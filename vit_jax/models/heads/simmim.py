@@ -23,7 +23,7 @@ class SimMIM(Head, kw_only=True):
 
   Raises:
     FieldError: on construction, for a backbone whose patches can't be hidden; when called, for
-      patches that overlap.
+      patches that overlap, or end before the image.
     UsageError: when called, for a backbone that gives no tokens on a grid, and no normed map.
   """
 
@@ -61,6 +61,7 @@ class SimMIM(Head, kw_only=True):
     layout = self.backbone.layout((height, width))
     if layout.stride != layout.patch:
       raise FieldError('stride', f'{layout.stride}, but patches that overlap show what is hidden')
+    layout.check_covers((height, width))
     found = self.backbone.features(x, train=train, map_patches=hide)
     if found.normed is not None:
       y, (down, right) = found.normed, found.strides[-1]  # [B, h, w, D]
