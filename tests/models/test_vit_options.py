@@ -543,6 +543,14 @@ def test_tokens_without_their_places_are_refused(options):
     model.init(jax.random.key(0), IMAGES, select_tokens=lambda tokens: tokens[:, :2])
 
 
+@pytest.mark.parametrize('kind', ['bias', 'decomposed'])
+def test_parameters_of_distances_are_of_one_grid(kind):
+  model = ViT(**FIELDS, relative_positions={'type': kind}, positional_embedding='none')
+  variables = {'params': random_params(model)}
+  with pytest.raises(FieldError, match=rf"^relative_positions\.type: '{kind}', .* grid than 3x5"):
+    jax.eval_shape(model.apply, variables, TALL)
+
+
 def test_tokens_are_learned_of_the_patches_alone():
   options = EVERYTHING | {'rotary': None, 'relative_positions': None}
   tokenizer = {'type': 'dynamic', 'num_tokens': 2, 'tokenlearner_loc': 1}

@@ -140,7 +140,8 @@ class RelativePositions(nn.Module):
       num_prefix: tokens before them, which N includes.
 
     Raises:
-      FieldError: the type doesn't know so many tokens before the patches.
+      FieldError: the type doesn't know so many tokens before the patches, or has parameters of
+        another grid.
     """
     options = resolve_relative_positions(self.options)
     kind, most = options['type'], {'bias': 1, 'decomposed': 0}.get(options['type'], num_prefix)
@@ -149,9 +150,7 @@ class RelativePositions(nn.Module):
       raise FieldError('relative_positions.type', problem)
     if kind == 'decomposed':
       names = ('rel_pos_h', 'rel_pos_w')
-      return DecomposedPositions(
-        *(self._distances(name, length) for name, length in zip(names, grid, strict=True))
-      )
+      return DecomposedPositions(*(self._distances(names[axis], grid, axis) for axis in range(2)))
     index = relative_position_index(grid)  # [h w, h w]
     if kind == 'mlp':
       bias = self._network(options, grid)[index].transpose(2, 0, 1)  # [heads, h w, h w]
@@ -161,16 +160,28 @@ class RelativePositions(nn.Module):
       index = np.pad(index, ((1, 0), (1, 0)))
       index[0], index[1:, 0], index[0, 0] = size, size + 1, size + 2
     shape = (size + 3 * num_prefix, self.num_heads)
-    table = self.param('relative_position_bias_table', nn.initializers.zeros, shape)
+    table = self._table('relative_position_bias_table', shape, grid)
     return table[index].transpose(2, 0, 1)
 
   @nn.nowrap
-  def _distances(self, name: str, length: int) -> jax.Array:
+  def _distances(self, name: str, grid: tuple[int, int], axis: int) -> jax.Array:
     """Returns [length, length, d]: for each query along an axis the vectors of its distances."""
-    vectors = self.param(name, nn.initializers.zeros, (2 * length - 1, self.head_dim))
+    length = grid[axis]
+    vectors = self._table(name, (2 * length - 1, self.head_dim), grid)
     check_pairs(length)
     places = np.arange(length)
     return vectors[places[:, None] - places + length - 1]
+
+  @nn.nowrap
+  def _table(self, name: str, shape: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    """Returns a parameter of a grid, which has to be the one that it was made for."""
+    if self.has_variable('params', name) and self.get_variable('params', name).shape != shape:
+      rows, columns = grid
+      problem = (
+        f'{self.options["type"]!r}, whose parameters are of another grid than {rows}x{columns}'
+      )
+      raise FieldError('relative_positions.type', problem)
+    return self.param(name, nn.initializers.zeros, shape)
 
   @nn.nowrap
   def _network(self, options: Mapping[str, Any], grid: tuple[int, int]) -> jax.Array:
