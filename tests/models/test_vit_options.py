@@ -543,6 +543,27 @@ def test_tokens_without_their_places_are_refused(options):
     model.init(jax.random.key(0), IMAGES, select_tokens=lambda tokens: tokens[:, :2])
 
 
+def fitted(old, new):
+  """The notes on weights of one ViT that go into another."""
+  old, new = (ModelConfig(ViT(**FIELDS | more), 3, (8, 12)) for more in (old, new))
+  return adapt({'params': random_params(old.model)}, old, new, 'a.npz')[1]
+
+
+def test_weights_are_fitted_to_options_of_training_and_of_the_head():
+  rotary = {'type': 'dinov3', 'shift_coords': 0.1, 'jitter_coords': 2.0, 'rescale_coords': 2.0}
+  assert not fitted({'rotary': rotary}, {'rotary': {'type': 'dinov3'}})
+  message = r'^rotary\.temperature: 50\.0, but a\.npz has weights for 100\.0'
+  with pytest.raises(FieldError, match=message):
+    fitted({'rotary': rotary}, {'rotary': {'type': 'dinov3', 'temperature': 50.0}})
+  with pytest.raises(FieldError, match=r'^rotary: None, but a\.npz has weights for {'):
+    fitted({'rotary': rotary}, {})
+  with pytest.raises(FieldError, match=r"^relative_positions\.type: 'mlp', .* for 'decomposed'"):
+    fitted(*({'relative_positions': {'type': kind}} for kind in ('decomposed', 'mlp')))
+  assert fitted({'class_token': True, 'pool_prefix': True}, {'class_token': True}) == [
+    'pool_prefix: the head reads the tokens of patches alone, unlike that of the weights'
+  ]
+
+
 @pytest.mark.parametrize('kind', ['bias', 'decomposed'])
 def test_parameters_of_distances_are_of_one_grid(kind):
   model = ViT(**FIELDS, relative_positions={'type': kind}, positional_embedding='none')

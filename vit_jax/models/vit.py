@@ -74,6 +74,9 @@ _DISTANCES = re.compile(r'Transformer/(?:\w+/)?relative_positions/(\w+_table|rel
 _BLOCK_NAME = 'Transformer/encoderblock_{}/'
 _LEARNER = re.compile(r'TokenLearnerModule(?:V11)?_(\d+)')
 
+# Fields of _PARTS whose entries `ViT.fit` compares one by one.
+_MAPPINGS = ('rotary', 'relative_positions', 'position_table')
+
 # A config's tokenizer; the types of tokens that are learned are its model's.
 TOKENIZER = {
   'type': 'patch',
@@ -278,21 +281,7 @@ class ViT(Backbone, kw_only=True):
 
   # Fields that say what the layers, and what comes before them, are made of.
   _PARTS: ClassVar[tuple[str, ...]] = (
-    'norm',
-    'block',
-    'layer_scale_mlp',
-    'qkv_bias',
-    'use_bias',
-    'qk_norm',
-    'attention_norm',
-    'mlp',
-    'mlp_norm',
-    'differential',
-    'num_kv_heads',
-    'rotary',
-    'relative_positions',
-    'window_size',
-    'global_layers',
+    *(field.name for field in dataclasses.fields(BlockOptions) if field.name != 'layer_scale'),
     'neck',
     'position_table',
     'patch_bias',
@@ -350,7 +339,7 @@ class ViT(Backbone, kw_only=True):
     'norm_epsilon',
     'num_heads',
     'positional_embedding',
-    *_PARTS,
+    *(name for name in _PARTS if name not in _MAPPINGS),
   )
   HEAD_READS: ClassVar[tuple[str, ...]] = ('pre_logits', 'MAPHead_0', 'fc_norm')
   PATCH_HOOKS: ClassVar[tuple[str, ...]] = ('map_patches', 'select_tokens')
@@ -665,6 +654,10 @@ class ViT(Backbone, kw_only=True):
     since its parameter holds the others' too; so is that of other tokens before the patches.
     """
     arrays, notes = dict(arrays), []
+    _check_mappings(old.backbone, new.backbone, path)
+    if old.backbone.pool_prefix != self.pool_prefix:
+      read = 'all tokens' if self.pool_prefix else 'the tokens of patches alone'
+      notes.append(f'pool_prefix: the head reads {read}, unlike that of the weights')
     if _KERNEL in arrays.keys() & shapes.keys():
       arrays[_KERNEL] = self._fit_kernel(arrays[_KERNEL], shapes[_KERNEL][2], notes)
     if _POSITIONS in arrays.keys() & shapes.keys() and self.position_table is None:
@@ -970,6 +963,19 @@ def classify(model: ViT, x: jax.Array, name: str = 'output_projection') -> jax.A
     return x
   zeros = nn.initializers.zeros
   return nn.Dense(model.num_classes, dtype=jnp.float32, kernel_init=zeros, name=name)(x)
+
+
+def _check_mappings(old: ViT, new: ViT, path: object) -> None:
+  """Raises FieldError where entries that don't matter to training alone differ."""
+  for field in _MAPPINGS:
+    theirs, ours = getattr(old, field), getattr(new, field)
+    if theirs is None or ours is None:
+      theirs, ours, prefix = {field: theirs}, {field: ours}, ''
+    else:
+      prefix = f'{field}.'
+    for name, value in ours.items():
+      if value != theirs[name] and name not in layers.TRAINING_OPTIONS:
+        raise FieldError(prefix + name, f'{value!r}, but {path} has weights for {theirs[name]!r}')
 
 
 def _text(size: Sequence[int]) -> str:

@@ -42,7 +42,13 @@ from vit_jax.models.layers.relative_positions import (
   resolve_relative_positions,
 )
 from vit_jax.models.layers.remat import REMAT_POLICIES, check_remat, remat_policy
-from vit_jax.models.layers.rotary import ROTARY, RotaryEmbedding, Rotation, resolve_rotary
+from vit_jax.models.layers.rotary import (
+  ROTARY,
+  TRAINING_OPTIONS,
+  RotaryEmbedding,
+  Rotation,
+  resolve_rotary,
+)
 from vit_jax.models.layers.token_learner import (
   TokenFuser,
   Tokenizer,
@@ -62,6 +68,7 @@ __all__ = [
   'RELATIVE_POSITIONS',
   'REMAT_POLICIES',
   'ROTARY',
+  'TRAINING_OPTIONS',
   'AddFixedSinCosPositionEmbedding',
   'AddPositionEmbs',
   'BatchNorm',

@@ -34,6 +34,8 @@ ROTARY = {
   'jitter_coords': placeholder(float),
   'rescale_coords': placeholder(float),
 }
+# Those that change nothing but training, and the least that each may be.
+TRAINING_OPTIONS = {'shift_coords': 0, 'jitter_coords': 1, 'rescale_coords': 1}
 _DEFAULTS = ConfigDict(ROTARY).to_dict()
 _NOT_OF = {
   'reference_grid': ('mixed', 'dinov3'),
@@ -90,7 +92,7 @@ def resolve_rotary(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
     given['temperature'] = TEMPERATURES[kind]
   _check_number('temperature', given['temperature'], 1)
   _check_number('grid_offset', given['grid_offset'], -math.inf)
-  for key, least in (('shift_coords', 0), ('jitter_coords', 1), ('rescale_coords', 1)):
+  for key, least in TRAINING_OPTIONS.items():
     if given[key] is not None:
       _check_number(key, given[key], least)
   if (grid := given['reference_grid']) is not None:
@@ -175,9 +177,8 @@ class RotaryEmbedding(nn.Module):
     if self.head_dim % 4:
       raise FieldError('rotary', f'heads have {self.head_dim} channels, no multiple of 4')
     options = resolve_rotary(self.options)
-    changes = [options[name] for name in ('shift_coords', 'jitter_coords', 'rescale_coords')]
     key = None
-    if any(change is not None for change in changes) and not deterministic:
+    if any(options[name] is not None for name in TRAINING_OPTIONS) and not deterministic:
       key = self.make_rng('dropout')
     if options['type'] != 'mixed':
       sin, cos = tables(options, grid, self.head_dim, key)  # [N, d / 2]
