@@ -45,8 +45,8 @@ def rollout_map(weights, classifier, has_class_token=None, **options):
   """What a classifier reads; it has a class token where that is the classifier."""
   is_token = classifier == 'token'
   num_prefix = int(is_token if has_class_token is None else has_class_token)
-  head_token = 0 if is_token else None
-  return attention.rollout_map(weights, num_prefix=num_prefix, head_token=head_token, **options)
+  options = {'head_tokens': (0,) if is_token else None, **options}
+  return attention.rollout_map(weights, num_prefix=num_prefix, **options)
 
 
 def as_heads(*matrices):
@@ -112,9 +112,34 @@ def _is_sown(value):
 
 def test_maps_of_a_probe_are_of_the_patches_among_what_it_reads():
   model, variables = make('map', num_registers=1, pool_prefix=True)
-  _, captured = attention.capture(model, variables, IMAGES)
-  assert captured.probe.shape == (2, 2, 1, 6)
-  assert (captured.probe.sum(-1) < 0.99).all()
+  _, state = model.apply(variables, IMAGES, mutable=['intermediates'])
+  intermediates = jax.tree.map(lambda x: x[0], state['intermediates'], is_leaf=_is_sown)
+  captured, maps = model.attention(intermediates), model.attention_maps(intermediates, (4, 6)).maps
+  assert captured.probe.shape == (2, 2, 1, 7)
+  np.testing.assert_allclose(captured.probe.sum(-1), 1, atol=1e-5)
+  np.testing.assert_array_equal(maps, captured.probe[:, :, 0, 1:].reshape(2, 2, 2, 3))
+
+
+@pytest.mark.parametrize(
+  ('options', 'weights'),
+  [
+    ({'classifier': 'token', 'distillation': True}, [1 / 2, 1 / 2, 0, 0, 0, 0, 0, 0]),
+    ({'classifier': 'gap', 'num_registers': 1, 'pool_prefix': True}, [1 / 7] * 7),
+    ({'classifier': 'gap', 'num_registers': 1}, [0, *[1 / 6] * 6]),
+    ({'classifier': 'map', 'num_registers': 1, 'pool_prefix': True}, None),
+  ],
+)
+def test_the_rollout_starts_at_all_tokens_that_the_head_reads(options, weights):
+  model, variables = make(**options)
+  captured, layout = attention.capture(model, variables, IMAGES)[1], model.layout((4, 6))
+  rolled = attention.rollout(np.asarray(captured.layers), num_prefix=layout.num_prefix)
+  if weights is None:
+    weights = np.asarray(captured.probe).mean(axis=1)[:, 0]
+  expected = np.einsum('bn,bnm->bm', np.broadcast_to(weights, rolled.shape[:2]), rolled)
+  found = attention.rollout_map(
+    captured, num_prefix=layout.num_prefix, head_tokens=layout.head_tokens
+  )
+  np.testing.assert_allclose(found, expected[:, layout.num_prefix :], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

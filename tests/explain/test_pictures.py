@@ -85,7 +85,7 @@ def test_rollout_is_drawn_as_asked_for(classifier):
   maps = attention.rollout_map(
     captured(classifier),
     num_prefix=int(classifier == 'token'),
-    head_token=0 if classifier == 'token' else None,
+    head_tokens=(0,) if classifier == 'token' else None,
     head_fusion='max',
     discard_ratio=0.25,
   )
@@ -272,7 +272,7 @@ class Registers(Backbone, kw_only=True):
   num_classes: int = 3
 
   def layout(self, image_size):
-    return Layout((2, 2), (4, 4), (4, 4), num_prefix=2, head_token=1)
+    return Layout((2, 2), (4, 4), (4, 4), num_prefix=2, head_tokens=(1,))
 
   def __call__(self, x, *, train=False):
     weights = jnp.asarray(self.planted, jnp.float32)[None, None]

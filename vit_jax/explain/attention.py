@@ -155,20 +155,21 @@ def rollout_map(
   attention: Attention,
   *,
   num_prefix: int,
-  head_token: int | None,
+  head_tokens: Sequence[int] | None,
   head_fusion: str = 'mean',
   discard_ratio: float = 0.0,
   scale_rows: bool = True,
 ) -> np.ndarray:
   """Returns what the model's head draws from each patch, by `rollout`: [B, patches].
 
-  Of a head that reads one token that is its row of the rolled-out matrix; of a MAP head the probe's
-  attention, heads fused alike, times the matrix; of pooling, of whatever kind, the mean over rows.
+  Of a MAP head that is the probe's attention, heads fused alike, times the rows of the rolled-out
+  matrix that are of the tokens it reads; of one token its row; of several, whatever the pooling,
+  the mean over their rows.
 
   Args:
     attention: weights, or what stands for them, as `weigh_by_gradient` returns it.
     num_prefix: of the model's `Layout`.
-    head_token: likewise.
+    head_tokens: likewise.
     head_fusion: as for `rollout`.
     discard_ratio: as for `rollout`.
     scale_rows: as for `rollout`; not for weights by gradient.
@@ -183,12 +184,11 @@ def rollout_map(
     num_prefix=num_prefix,
     scale_rows=scale_rows,
   )
-  if head_token is not None:
-    return rolled[:, head_token, num_prefix:]
-  patches = rolled[:, num_prefix:, num_prefix:]
+  rows = rolled[:, num_prefix:] if head_tokens is None else rolled[:, list(head_tokens)]
+  rows = rows[..., num_prefix:]
   if attention.probe is not None:
-    return (_fuse(attention.probe, head_fusion) @ patches)[:, 0]
-  return patches.mean(axis=1)
+    return (_fuse(attention.probe, head_fusion) @ rows)[:, 0]
+  return rows.mean(axis=1)
 
 
 def min_max_normalize(maps: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ def _draw_rollout(
   roll_out = functools.partial(
     attention.rollout_map,
     num_prefix=layout.num_prefix,
-    head_token=layout.head_token,
+    head_tokens=layout.head_tokens,
     head_fusion=fusion,
     discard_ratio=ratio,
     scale_rows=scale_rows,

@@ -80,15 +80,15 @@ class Layout(NamedTuple):
     patch: (height, width) of a patch in pixels.
     stride: (vertical, horizontal) step between patches in pixels.
     num_prefix: tokens before those of the grid.
-    head_token: index of the one token that the head reads, such as the class token; None where it
-      reads those of the grid.
+    head_tokens: indices of the tokens that the head reads, such as the class token alone; None
+      where it reads those of the grid.
   """
 
   grid: tuple[int, int]
   patch: tuple[int, int]
   stride: tuple[int, int]
   num_prefix: int
-  head_token: int | None = None
+  head_tokens: tuple[int, ...] | None = None
 
   @property
   def covered(self) -> tuple[int, int]:
@@ -110,7 +110,7 @@ class Attention(NamedTuple):
 
   Attributes:
     layers: [layers, B, heads, queries, keys], from the first layer to the last.
-    probe: [B, heads, 1, keys] of the MAP head; None where there is none.
+    probe: [B, heads, 1, keys] of the MAP head, to the tokens that it reads; None without one.
   """
 
   layers: Any

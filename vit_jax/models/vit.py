@@ -804,12 +804,17 @@ class ViT(Backbone, kw_only=True):
     return layers.patch_grid(image_size, self.patch_size, self.patch_stride)
 
   def layout(self, image_size: tuple[int, int]) -> Layout:
+    grid, read = self.grid(image_size), None
+    if self.classifier == 'token':
+      read = (0, 1) if self.distillation else (0,)
+    elif self.pool_prefix:
+      read = tuple(range(self.num_prefix + math.prod(grid)))
     return Layout(
-      grid=self.grid(image_size),
+      grid=grid,
       patch=self.patch_size,
       stride=self.patch_stride,
       num_prefix=self.num_prefix,
-      head_token=0 if self.classifier == 'token' else None,
+      head_tokens=read,
     )
 
   @property
@@ -826,13 +831,8 @@ class ViT(Backbone, kw_only=True):
       return None
     blocks = intermediates['Transformer']
     found = [_weights(blocks[f'encoderblock_{i}']) for i in range(self.num_layers)]
-    probe = self._probe(intermediates) if self.classifier == 'map' else None
+    probe = _weights(intermediates['MAPHead_0']) if self.classifier == 'map' else None
     return Attention(jnp.stack(found), probe)
-
-  @nn.nowrap
-  def _probe(self, intermediates: Mapping[str, Any]) -> Any:
-    """Returns what the MAP head's probe pays to each patch, [B, heads, 1, patches]."""
-    return _weights(intermediates['MAPHead_0'])[..., self.num_prefix if self.pool_prefix else 0 :]
 
   def attention_maps(
     self, intermediates: Mapping[str, Any], image_size: tuple[int, int], layer: int | None = None
@@ -843,7 +843,9 @@ class ViT(Backbone, kw_only=True):
     last = self.num_layers - 1
     layer = last if layer is None else layer
     if self.classifier == 'map':
-      weights, source = self._probe(intermediates)[:, :, 0], "MAP head's probe"
+      read = self.num_prefix if self.pool_prefix else 0  # tokens before the patches
+      weights = _weights(intermediates['MAPHead_0'])[:, :, 0, read:]
+      source = "MAP head's probe"
     else:
       weights = _weights(intermediates['Transformer'][f'encoderblock_{layer}'])
       weights = weights[:, :, 0, self.num_prefix :]
