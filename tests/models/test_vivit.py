@@ -396,6 +396,18 @@ def test_weights_of_videos_fit_other_sizes(number):
   assert any('left out' in note for note in notes) == old.has_class_token
 
 
+@pytest.mark.parametrize(('kernel', 'expected'), [([0, 1], [1]), ([0, 0, 1, 0], [0, 1])])
+def test_of_fewer_frames_a_kernel_computes_the_same_of_a_still_clip(kernel, expected):
+  old, new = (make('1', patches={'size': (4, 2, len(part))}) for part in (kernel, expected))
+  configs = [ModelConfig(model, image_size=(8, 4), num_frames=4) for model in (old, new)]
+  variables = random_variables(old)
+  first = variables['params']['embedding']['kernel'][0]
+  variables['params']['embedding']['kernel'] = np.stack([share * first for share in kernel])
+  fitted, _ = adapt.adapt(variables, *configs, 'w.npz', head='keep')
+  found = fitted['params']['embedding']['kernel']
+  np.testing.assert_allclose(found, [share * first for share in expected], atol=1e-6)
+
+
 def test_tubelets_weights_for_frames_are_those_of_still_ones():
   model = make('1', **SAMPLED)
   configs = [ModelConfig(m, image_size=(8, 4), num_frames=4) for m in (make('1'), model)]

@@ -595,9 +595,7 @@ class VideoTransformer(Backbone, kw_only=True):
     if not self.tubelet_frames:
       kernel = frames.sum(axis=0)  # which on a still clip is the same
     elif kernel.ndim == 5:
-      flat = frames.reshape(len(frames), 1, -1, frames.shape[-1])
-      flat = layers.resample_patch_kernel(flat, (self.tubelet_frames, 1))
-      kernel = flat.reshape(self.tubelet_frames, *frames.shape[1:])
+      kernel = _fit_frames(frames, self.tubelet_frames)
     else:
       kernel = self._inflate(frames)
     notes.append(f'embedding: from {_text(old[:-1])} to {_text(kernel.shape[:-1])}')
@@ -1095,6 +1093,19 @@ def _spatial_name(match: re.Match) -> str:
 
 def _attention_order(config: Mapping[str, Any]) -> str:
   return config.get('attention_order') or 'time_space'
+
+
+def _fit_frames(kernel: np.ndarray, count: int) -> np.ndarray:
+  """Returns a tubelet kernel, float32 [frames, ...], for so many frames.
+
+  It is the least-squares solution v of B^T v = w, with B the matrix of linear interpolation between
+  frames, so that halved or with more frames it computes the same of a still clip.
+  """
+  frames = len(kernel)
+  if frames == count:
+    return kernel
+  weights = layers.resize_weights(np.arange(count), count, frames).astype(np.float64)
+  return np.einsum('ij,j...->i...', np.linalg.pinv(weights.T), kernel).astype(np.float32)
 
 
 def _text(size: Sequence[int]) -> str:

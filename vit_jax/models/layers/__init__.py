@@ -42,6 +42,7 @@ from vit_jax.models.layers.relative_positions import (
   resolve_relative_positions,
 )
 from vit_jax.models.layers.remat import REMAT_POLICIES, check_remat, remat_policy
+from vit_jax.models.layers.resize import resize_weights
 from vit_jax.models.layers.rotary import (
   ROTARY,
   TRAINING_OPTIONS,
@@ -110,6 +111,7 @@ __all__ = [
   'resize_bias_table',
   'resize_distances',
   'resize_position_embeddings',
+  'resize_weights',
   'resolve_grid',
   'resolve_position_table',
   'resolve_relative_positions',
