@@ -456,6 +456,7 @@ def test_layers_and_decay_of_parameters():
     ({'mlp': 'swiglu'}, r"^mlp: 'swiglu' is not one of"),
     ({'qkv_bias': 'k'}, r"^qkv_bias: 'k' is not True, False or 'qv'"),
     ({'qkv_bias': 1}, r"^qkv_bias: 1 is not True, False or 'qv'"),
+    ({'layer_scale': 'x'}, "^layer_scale: 'x' is not a number"),
     ({'layer_scale': 0.1, 'block': 'post'}, r"^layer_scale: set, but block is 'post'"),
     ({'layer_scale_mlp': False}, '^layer_scale_mlp: False, but there is no layer_scale'),
     (
@@ -476,6 +477,12 @@ def test_layers_and_decay_of_parameters():
     (
       {'window_size': 2, 'relative_positions': {'type': 'bias', 'shared': True}},
       r'^relative_positions\.shared: True, but window_size is set',
+    ),
+    ({'rotary': {'type': 'axial'}, 'num_heads': 4}, '^rotary: set, but heads have 2 channels'),
+    ({'rotary': {'type': 'axial'}, 'num_heads': 3}, '^num_heads: 3 heads do not divide'),
+    (
+      {'relative_positions': {'type': 'bias'}, 'num_registers': 2},
+      r"^relative_positions\.type: 'bias', but 2 tokens stand before the patches, not 1",
     ),
     ({'rotary': {'type': 'axal'}}, r"^rotary\.type: .*did you mean 'axial'"),
     ({'num_kv_heads': (1, 2), 'scan': True}, '^scan: True, but layers differ by num_kv_heads'),

@@ -59,6 +59,8 @@ class BlockOptions:
     """Yields (field, what is wrong with it)."""
     if self.qkv_bias != 'qv' and type(self.qkv_bias) is not bool:
       yield 'qkv_bias', f"{self.qkv_bias!r} is not True, False or 'qv'"
+    if type(self.layer_scale) not in (int, float, type(None)):
+      yield 'layer_scale', f'{self.layer_scale!r} is not a number'
     if self.layer_scale is not None and self.block == 'post':
       yield 'layer_scale', "set, but block is 'post', whose norms scale the branches"
     if self.layer_scale is None and not self.layer_scale_mlp:

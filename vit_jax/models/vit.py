@@ -1035,7 +1035,6 @@ def _check_options(model: ViT) -> None:
       raise FieldError(field, f'{getattr(model, field)} is less than 1')
   layers.check_remat(model.remat, model.remat_policy)
   layers.check_tokenizer(model.tokenizer, model.num_layers)
-  _check_layers(model, options)
   if model.representation_size is not None and model.representation_size < 1:
     raise FieldError('representation_size', f'{model.representation_size} is less than 1')
   if model.posemb_init_stddev < 0:
@@ -1047,6 +1046,7 @@ def _check_options(model: ViT) -> None:
     raise FieldError(
       'num_heads', f'{model.num_heads} heads do not divide hidden_size={model.hidden_size}'
     )
+  _check_layers(model, options)
   if model.position_table is not None:
     if model.positional_embedding != 'learned_1d':
       raise FieldError(
@@ -1083,8 +1083,13 @@ def _check_layers(model: ViT, options: BlockOptions) -> None:
   if bad := [i for i in options.global_layers if not 0 <= i < model.num_layers]:
     allows = f'num_layers={model.num_layers} allows 0 to {model.num_layers - 1}'
     raise FieldError('global_layers', f'{bad[0]} is not a layer; {allows}')
-  if model.differential and model.hidden_size // model.num_heads % 2:
+  width = model.hidden_size // model.num_heads
+  if model.differential and width % 2:
     raise FieldError('differential', 'True, but heads have an odd width, which has no halves')
+  if options.rotary is not None and width % 4:
+    raise FieldError('rotary', f'set, but heads have {width} channels, no multiple of 4')
+  if options.relative_positions is not None:
+    layers.check_prefix(options.relative_positions['type'], model.num_prefix)
   if options.of_places and model.learns_tokens:
     raise FieldError(options.of_places, 'set, but learned tokens (tokenizer) have no places')
   for field, value in (('window_size', model.window_size), ('neck', model.neck)):

@@ -144,10 +144,8 @@ class RelativePositions(nn.Module):
         another grid.
     """
     options = resolve_relative_positions(self.options)
-    kind, most = options['type'], {'bias': 1, 'decomposed': 0}.get(options['type'], num_prefix)
-    if num_prefix > most:
-      problem = f"'{kind}', but {num_prefix} tokens stand before the patches, not {most}"
-      raise FieldError('relative_positions.type', problem)
+    kind = options['type']
+    check_prefix(kind, num_prefix)
     if kind == 'decomposed':
       names = ('rel_pos_h', 'rel_pos_w')
       return DecomposedPositions(*(self._distances(names[axis], grid, axis) for axis in range(2)))
@@ -202,6 +200,14 @@ def log_coordinates(grid: tuple[int, int]) -> np.ndarray:
   axes = [np.arange(1 - side, side, dtype=np.float32) for side in grid]
   table = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1).reshape(-1, 2)
   return np.sign(table) * np.log1p(np.abs(table))
+
+
+def check_prefix(kind: str, num_prefix: int) -> None:
+  """Raises FieldError for a type that doesn't know so many tokens before the patches."""
+  most = {'bias': 1, 'decomposed': 0}.get(kind, num_prefix)
+  if num_prefix > most:
+    problem = f"'{kind}', but {num_prefix} tokens stand before the patches, not {most}"
+    raise FieldError('relative_positions.type', problem)
 
 
 def check_pairs(positions: int, field: str = 'relative_positions') -> None:
