@@ -44,7 +44,6 @@ OPTIONS = {
   'shared positions': {'relative_positions': {'type': 'bias', 'shared': True}},
   'positions of each layer': {'relative_positions': {'type': 'mlp'}, 'block': 'post'},
   'rotary': {'rotary': {'type': 'axial'}, 'positional_embedding': 'none'},
-  'rotary of each layer': {'rotary': {'type': 'mixed'}, 'positional_embedding': 'none'},
 }
 
 

@@ -425,16 +425,27 @@ EVERYTHING = {
     EVERYTHING,
     {'differential': True, 'block': 'parallel'},
     {'window_size': 2, 'relative_positions': {'type': 'decomposed'}, 'block': 'parallel_scaling'},
+    {'rotary': {'type': 'dinov3', 'rescale_coords': 2.0}},
   ],
-  ids=['everything', 'differential', 'windows'],
+  ids=['everything', 'differential', 'windows', 'in training'],
 )
 def test_layers_compute_the_same_scanned_and_recomputed(options):
-  model = ViT(**FIELDS | options)
-  params = random_params(model)
-  expected = logits(model, params, IMAGES)
+  model, rngs = ViT(**FIELDS | options), {'dropout': jax.random.key(0)}
+  params, train = random_params(model), 'rescale_coords' in options.get('rotary', {})
+  quick = {'xla_backend_optimization_level': 0}
+
+  def compute(model, train=train):
+    apply = jax.jit(functools.partial(model.apply, train=train), compiler_options=quick)
+    return np.asarray(apply({'params': params}, IMAGES, rngs=rngs))
+
+  expected = compute(model)
+  assert not train or np.abs(compute(model, train=False) - expected).max() > 1e-3
   for how in ('scan', 'remat'):
-    found = logits(model.clone(**{how: True}), params, IMAGES)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    changed = model.clone(**{how: True})
+    traced = jax.make_jaxpr(changed.apply)({'params': params}, IMAGES)
+    scans = 'scan' in {equation.primitive.name for equation in traced.eqns}
+    assert scans == (how == 'scan')
+    np.testing.assert_allclose(compute(changed), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_layers_and_decay_of_parameters():
