@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from vit_jax.errors import FieldError
 from vit_jax.models import layers, sizes, vit
 from vit_jax.models.token_learner import TokenFuser, TokenLearnerModuleV11, TokenLearnerViT
 from vit_jax.models.vit import ViT
@@ -469,3 +470,5 @@ def test_encoder_without_a_grid_takes_a_square():
   np.testing.assert_array_equal(encoder.apply(variables, zeros), square)
   with pytest.raises(ValueError, match='10 tokens do not fill a 3x3 grid'):
     encoder.apply(variables, jnp.zeros((1, 11, 8)))
+  with pytest.raises(FieldError, match='num_prefix: 0, but has_cls_token is True'):
+    encoder.clone(num_prefix=0)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import check_choice
+from vit_jax.errors import FieldError, check_choice
 from vit_jax.models import layers
 from vit_jax.models.blocks import BlockOptions, Encoder1DBlock
 
@@ -29,8 +29,8 @@ class Encoder(nn.Module):
     stochastic_depth: rate of the last block; grows linearly from 0 at the first.
     dtype: dtype of the computation; parameters are float32.
     has_cls_token: whether token 0 is a class token, which stands outside the grid.
-    grid: (rows, columns) of the other tokens; None means a square, and is not for options of
-      rotary and relative positions and windows.
+    grid: (rows, columns) of the other tokens. None: a square; rotary, relative positions and
+      windows need it.
     posemb_init_stddev: standard deviation of learned position embeddings at the start.
     norm_epsilon: epsilon of the LayerNorms.
     activation: name in `layers.ACTIVATIONS`.
@@ -45,6 +45,9 @@ class Encoder(nn.Module):
     position_table: as of `ViT`.
     pre_norm: norm the tokens before the first block, once they have their positions.
     options: what the blocks are made of; the other norms are of the same kind.
+
+  Raises:
+    FieldError: on construction, for a class token where there are no tokens before the grid.
   """
 
   num_layers: int
@@ -71,6 +74,11 @@ class Encoder(nn.Module):
   position_table: Mapping[str, Any] | None = None
   pre_norm: bool = False
   options: BlockOptions = BlockOptions()
+
+  def __post_init__(self) -> None:
+    if self.has_cls_token and self.num_prefix == 0:
+      raise FieldError('num_prefix', '0, but has_cls_token is True')
+    super().__post_init__()
 
   @nn.compact
   def __call__(

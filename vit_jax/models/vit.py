@@ -450,7 +450,6 @@ class ViT(Backbone, kw_only=True):
       attention_dropout_rate=self.attention_dropout_rate,
       stochastic_depth=self.stochastic_depth,
       dtype=self.dtype,
-      has_cls_token=self.has_class_token,
       grid=tuple(grid),
       posemb_init_stddev=self.posemb_init_stddev,
       norm_epsilon=self.norm_epsilon,
