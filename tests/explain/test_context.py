@@ -72,6 +72,16 @@ def test_a_model_with_a_head_has_boxes_and_a_backbone_of_its_own(backbone):
   assert context.has_attention == (backbone is VIT)
 
 
+def test_maps_go_on_where_patches_end_before_the_image():
+  context = make_context(VIT | {'image_size': (10, 9), 'drop_remainder': True})
+  layout = context.layout
+  assert layout.grid == (2, 2)
+  pixels = context.to_pixels(np.arange(4.0).reshape(1, 2, 2), layout.patch, layout.stride)
+  assert pixels.shape == (1, 10, 9)
+  assert (pixels[:, 8:] == pixels[:, 7:8]).all()
+  assert (pixels[..., 8] == pixels[..., 7]).all()
+
+
 def test_outputs_of_a_backbone_are_its_logits():
   context = make_context(RESNET)
   expected = jax.jit(context.config.model.apply)(context.variables, context.inputs)

@@ -455,8 +455,25 @@ def test_layers_and_decay_of_parameters():
   tops = {n.split('/')[0] for n in first}
   assert tops == {'embedding', 'embedding_norm', 'cls', 'registers', 'Transformer'}
   assert {n.split('/')[1] for n in first if n.startswith('T')} == {'posembed_input', 'pre_norm'}
-  decays = {n.split('/')[-1] for n in names if not re.search(model.NO_DECAY, n)}
-  assert decays == {'kernel'}
+  assert decaying(model) == {'kernel'}
+
+
+def decaying(model):
+  names = model.variable_shapes((8, 12), 3)
+  return {n.split('/')[-1] for n in names if not re.search(model.NO_DECAY, n)}
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'relative_positions': {'type': 'bias'}, 'positional_embedding': 'none'},
+    {'relative_positions': {'type': 'decomposed'}, 'layer_scale': 0.1},
+    {'differential': True, 'classifier': 'token', 'distillation': True},
+    {'position_table': {'grid': (2, 2), 'factorized': True}, 'classifier': 'map'},
+  ],
+)
+def test_only_kernels_decay(options):
+  assert decaying(ViT(**FIELDS | options)) == {'kernel'}
 
 
 @pytest.mark.parametrize(

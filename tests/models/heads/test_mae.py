@@ -1,5 +1,7 @@
 """The masked autoencoder is transformers' ViTMAE, with the same parameters and noise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,21 @@ def test_patches_are_in_rows_and_go_back_to_their_places():
     expected = images[:, top : top + 2, left : left + 3].reshape(2, -1)
     np.testing.assert_array_equal(patches[:, i], expected)
   np.testing.assert_array_equal(mae.join_patches(patches, (2, 3), (4, 6)), images)
+
+
+def test_registers_stay_and_patches_go_to_their_places():
+  config = config_of(num_registers=2)
+  variables, images = random_variables(config), make_images(config)
+  positions = variables['params']['decoder']['encoder']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 1 + 2 + 4, 8)
+  places = np.array([[2, 0, 3, 1], [1, 2, 3, 0]])
+
+  def predict(variables):
+    apply = functools.partial(config.model.apply, variables, images)
+    return apply()['prediction'], apply(visible=lambda _: places)['prediction']
+
+  expected, found = jax.jit(predict, compiler_options=QUICK)(variables)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_hidden_pixels_reach_nothing_but_the_target():
