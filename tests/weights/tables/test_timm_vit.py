@@ -140,6 +140,12 @@ def test_norms_after_the_branches_are_asked_for(tmp_path):
   assert config.backbone.block == 'post'
 
 
+def test_naflex_vit_alone_asks_for_its_architecture(tmp_path):
+  write_folder(tmp_path, 'NaFlex')
+  with pytest.raises(UsageError, match=r'^architecture: .* does not tell it'):
+    weights.load(tmp_path / 'model.safetensors', num_heads=2)
+
+
 # A model that an architecture makes, but for its size.
 CLIP = OUTPUTS['CLIP']['config']
 

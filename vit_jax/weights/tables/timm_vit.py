@@ -230,19 +230,20 @@ class TimmViT(AnyViT, timm.TimmTable):
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> dict[str, Any]:
-    head = _num_classes(tensors, source.path, self.title)
+    if 'hidden_size' in entries:
+      config = dict(entries)
+      if (depth := config.get('num_layers')) != count_blocks(tensors, _BLOCK_NAME):
+        raise FieldError('num_layers', f'{depth}, but {source.path} has others')
+      if config.get('num_heads') is None:
+        config['num_heads'] = _num_heads(config, source.path)
+    else:
+      config = self.read_shapes(tensors, entries, source)
     told = {
       'name': self.models[0],
-      'num_classes': head,
-      'channels': self.channels(tensors, entries),
+      'num_classes': _num_classes(tensors, source.path, self.title),
+      'channels': self.channels(tensors, config),
     }
-    if 'hidden_size' in entries:
-      if (depth := entries.get('num_layers')) != count_blocks(tensors, _BLOCK_NAME):
-        raise FieldError('num_layers', f'{depth}, but {source.path} has others')
-      if entries.get('num_heads') is None:
-        told['num_heads'] = _num_heads(entries, source.path)
-      return {**told, **entries}
-    return {**told, **self.read_shapes(tensors, entries, source)}
+    return {**told, **config}
 
   def tidy(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
