@@ -13,7 +13,8 @@ from vit_jax.models import ModelConfig
 from vit_jax.weights import architectures, files
 from vit_jax.weights.architectures import vit
 from vit_jax.weights.architectures.creation import creation_of
-from vit_jax.weights.tables.timm_vit import Naming
+from vit_jax.weights.table import Source
+from vit_jax.weights.tables.timm_vit import TABLES, Naming
 
 OUTPUTS = timm_outputs.read()
 
@@ -129,6 +130,23 @@ def test_what_state_dicts_alone_are_taken_to_have_is_so_in_every_architecture_wi
     if differing <= {'norm_epsilon', 'block', 'pool_prefix'} and differing:  # no tensor shows these
       others.add((made.name, *differing))
   assert others == {('vit_base_patch16_rpn_224', 'block')}
+
+
+def heads_of_base(*more):
+  """Returns the heads that a state dict of width 768, depth 12 is taken to have."""
+  shapes = {'pos_embed': (1, 196, 768), 'patch_embed.proj.weight': (768, 3, 16, 16)}
+  shapes |= {f'blocks.{i}.attn.qkv.bias': (2304,) for i in range(12)}
+  shapes |= {'blocks.0.mlp.fc1.bias': (3072,), **dict.fromkeys(more, (1, 1, 768))}
+  tensors = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+  known = {'activation': 'gelu_exact', 'classifier': 'token' if 'cls_token' in more else 'gap'}
+  known |= {'classifier': 'map'} if 'attn_pool.latent' in more else {}
+  return TABLES[1].describe(tensors, known, Source('m', tensors))['num_heads']
+
+
+def test_heads_are_asked_for_where_models_of_a_size_have_several():
+  assert heads_of_base('cls_token') == heads_of_base('attn_pool.latent') == 12
+  with pytest.raises(UsageError, match=r'^num_heads: .*MLP 3072 models have with 12 or 16 heads;'):
+    heads_of_base()  # of vit_base_patch16_gap_224, or of vit_base_patch16_siglip_gap_224
 
 
 def test_norms_after_the_branches_are_asked_for(tmp_path):

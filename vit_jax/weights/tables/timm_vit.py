@@ -235,7 +235,7 @@ class TimmViT(AnyViT, timm.TimmTable):
       if (depth := config.get('num_layers')) != count_blocks(tensors, _BLOCK_NAME):
         raise FieldError('num_layers', f'{depth}, but {source.path} has others')
       if config.get('num_heads') is None:
-        config['num_heads'] = _num_heads(config, source.path)
+        config['num_heads'] = _num_heads(config, tensors, source.path)
     else:
       config = self.read_shapes(tensors, entries, source)
     told = {
@@ -300,7 +300,7 @@ class TimmViT(AnyViT, timm.TimmTable):
       ),
     }
     if config.get('num_heads') is None:
-      config['num_heads'] = _num_heads(config, source.path)
+      config['num_heads'] = _num_heads(config, tensors, source.path)
     if positions is None or positions.ndim != 3:
       return config
     placed = class_token and places_class(positions.shape[1], patch, config.get('image_size'))
@@ -522,14 +522,27 @@ def is_hybrid(architecture: architectures.Architecture) -> bool:
   return embedding.get('backbone', {}).get('name') == 'ResNetV2'
 
 
-def _num_heads(config: Mapping[str, Any], path: object) -> int:
-  size = [config[name] for name in ('hidden_size', 'num_layers', 'mlp_dim')]
-  for *named, heads in SIZES.values():
-    if named == size:
-      return heads
+def _num_heads(config: Mapping[str, Any], tensors: files.Tensors, path: object) -> int:
+  """Returns the number of heads that models of such a size have, which no tensor tells.
+
+  Raises:
+    Unsettled: there is no such model, or they have several.
+  """
+  size = tuple(config[name] for name in ('hidden_size', 'num_layers', 'mlp_dim'))
+  told = (*size, 'cls_token' in tensors, 'attn_pool.latent' in tensors)
+  found = {heads for *named, heads in SIZES.values() if tuple(named) == size}
+  for made in architectures.of_class('VisionTransformer'):
+    a = made.arguments
+    mlp_dim = int(a['embed_dim'] * a['mlp_ratio'])
+    if told == (a['embed_dim'], a['depth'], mlp_dim, a['class_token'], a['global_pool'] == 'map'):
+      found.add(a['num_heads'])
+  if len(found) == 1:
+    return found.pop()
+  known = ' or '.join(map(str, sorted(found)))
+  which = f'models have with {known} heads' if found else 'is no named size'
   raise Unsettled(
     'num_heads',
-    f'{path} does not tell how many, and width {{}}, depth {{}}, MLP {{}} is no named size; '
+    f'{path} does not tell how many, and width {{}}, depth {{}}, MLP {{}} {which}; '
     'give the number'.format(*size),
   )
 
