@@ -230,11 +230,12 @@ def test_what_config_json_says_otherwise_is_refused_by_name(tmp_path, changes, m
     weights.load(tmp_path)
 
 
+_CROP = {'crop': 'central', 'crop_fraction': 0.875}
 CONFIG = ModelConfig.from_dict(
   {'name': 'vit', 'hidden_size': 8, 'mlp_dim': 13, 'num_layers': 1, 'num_heads': 2}
   | {'patches': {'size': (4, 4)}, 'num_classes': 3, 'channels': 3, 'image_size': (8, 12)}
   | {'classifier': 'token', 'activation': 'gelu_exact', 'class_names': ['a', 'b', 'c']}
-  | {'preprocess': {'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.5, 0.5), 'crop': 'central'}}
+  | {'preprocess': {'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.5, 0.5), **_CROP}}
 )
 
 
