@@ -252,6 +252,12 @@ def test_a_folder_for_timm_says_how_the_model_is_made(tmp_path):
   assert_same(loaded, variables)
 
 
+def test_a_folder_for_timm_of_a_model_without_preprocessing_has_none(tmp_path):
+  config = CONFIG.replace(preprocess=None)
+  weights.save(random_variables(config), config, tmp_path / 'm', format='timm')
+  assert weights.load(tmp_path / 'm')[1].preprocess is None
+
+
 @pytest.mark.parametrize(
   ('changes', 'suffix', 'message'),
   [

@@ -90,8 +90,9 @@ def _write_folder(folder: Path, tensors: files.Tensors, config: ModelConfig, tab
     'model_args': arguments,
     'pretrained_cfg': _their_images(config) | {'first_conv': table.first_conv},
   }
-  if config.preprocess is not None:
-    content[files.CONFIG_KEY] = {'preprocess': config.preprocess.to_dict()}
+  # Where nothing is known, timm has its defaults, and this project still nothing.
+  own = None if config.preprocess is None else config.preprocess.to_dict()
+  content[files.CONFIG_KEY] = {'preprocess': own}
   if config.class_names is not None:
     content['label_names'] = list(config.class_names)
   files.write(folder / 'model.safetensors', files.format_safetensors(tensors))
@@ -179,6 +180,12 @@ def _pixels(cfg: Mapping[str, Any], channels: int, source: Source) -> Preprocess
   Raises:
     UsageError: it does something else than what is done here.
   """
+  # This project's own words stand in the file of the tensors or, in a folder, in config.json.
+  own, path = source.entries, source.path
+  if files.CONFIG_KEY in source.their_config:
+    own, path = _dict(source.their_config[files.CONFIG_KEY], source), source.metadata_path
+    if own.get('preprocess', own) is None:
+      return None
   if channels != len(_MEAN) and not (cfg.get('mean') and cfg.get('std')):
     return None
   names = {name: name for name in INTERPOLATIONS}
@@ -193,10 +200,6 @@ def _pixels(cfg: Mapping[str, Any], channels: int, source: Source) -> Preprocess
   with errors_of_file(source.metadata_path):
     mean, std = cfg.get('mean') or _MEAN, cfg.get('std') or _STD
     preprocess = Preprocessing(mean=mean, std=std, interpolation=interpolation, **part)
-  # This project's own words stand in the file of the tensors or, in a folder, in config.json.
-  own, path = source.entries, source.path
-  if files.CONFIG_KEY in source.their_config:
-    own, path = _dict(source.their_config[files.CONFIG_KEY], source), source.metadata_path
   return with_own_words(preprocess, own.get('preprocess'), path)
 
 
