@@ -101,8 +101,8 @@ def test_a_claim_that_the_tensors_do_not_bear_out_is_one_line(saved, tmp_path, c
 def test_a_table_of_pairs_of_positions_is_not_made(tmp_path):
   """Of a file whose tensors are as large as its windows want."""
   config = SQUARE.replace(num_layers=1).to_dict()
-  config = ModelConfig.from_dict(config | {'image_size': (4, 4 * 2**14 + 4)})
-  with pytest.raises(UsageError, match='relative_positions: 16385 positions, more than 16384'):
+  config = ModelConfig.from_dict(config | {'image_size': (4, 4 * 2**12 + 4)})
+  with pytest.raises(UsageError, match='relative_positions: 4097 positions, more than 4096'):
     config.replace(relative_positions={'type': 'bias'}, classifier='gap').variable_shapes()
 
 

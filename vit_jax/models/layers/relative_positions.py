@@ -33,7 +33,7 @@ RELATIVE_POSITIONS = {
 }
 _DEFAULTS = ConfigDict(RELATIVE_POSITIONS).to_dict()
 _OF_MLP = ('hidden_dim', 'coordinates')
-_MOST_POSITIONS = 2**14  # whose pairs are 2 GiB of indices
+_MOST_POSITIONS = 2**12  # whose pairs are 128 MiB of indices
 
 
 def resolve_relative_positions(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
