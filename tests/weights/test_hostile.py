@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hostile import mutations, open_changed, tensor_mutations
 from small_vits import SQUARE, random_variables
@@ -104,6 +105,15 @@ def test_a_table_of_pairs_of_positions_is_not_made(tmp_path):
   config = ModelConfig.from_dict(config | {'image_size': (4, 4 * 2**12 + 4)})
   with pytest.raises(UsageError, match='relative_positions: 4097 positions, more than 4096'):
     config.replace(relative_positions={'type': 'bias'}, classifier='gap').variable_shapes()
+
+
+def test_memory_that_is_taken_is_seen(saved, tmp_path, monkeypatch):
+  def load(path):
+    np.zeros(2**30 + 1, np.uint8)
+
+  monkeypatch.setattr(weights, 'load', load)
+  for _ in range(2):  # also where the process has had as much before
+    assert open_changed(saved[0], tmp_path / 'copy') == '1024 MiB taken'
 
 
 def sweep(folder, work):
