@@ -183,7 +183,8 @@ def test_an_architecture_settles_what_a_state_dict_alone_does_not_tell(tmp_path)
 @pytest.mark.parametrize(
   ('architecture', 'known', 'message'),
   [
-    ('vit_base', {}, "^architecture: 'vit_base' is not known"),
+    ('vit_base', {}, "^architecture: 'vit_base' is not one of timm's vision transformers"),
+    ('resnet50', {}, "^architecture: 'resnet50' is not one of timm's vision transformers"),
     ('vit_base_patch16_224.mine', {}, "^architecture: 'mine' is not a tag of vit_base_patch16_224"),
     ('vit_base_patch16_224', {}, '^num_heads: .* give the number$'),
     ('vit_base_patch16_224', {'activation': 'relu'}, "^activation: 'relu', but .*'gelu_exact'"),
@@ -216,7 +217,7 @@ def test_an_architecture_is_not_given_to_what_says_its_own(tmp_path):
     ),
     ({'model_args': {'dynamic_img_pad': True}}, 'dynamic_img_pad: True is not read'),
     ({'model_args': {'something_new': 3}}, 'something_new: 3 is not read'),
-    ({'architecture': 'vit_huge_patch99'}, "architecture 'vit_huge_patch99' is not known"),
+    ({'architecture': 'vit_huge_patch99'}, "architecture 'vit_huge_patch99' is not one of timm"),
     ({'architecture': 'beit_base_patch16_224'}, 'tensors that do not fit'),
     ({'architecture': 'vit_base_r50_s16_224'}, "not timm's hybrid VisionTransformer: no "),
     ({'architecture': 'naflexvit_base_patch16_gap'}, "not timm's NaFlexVit: no 'embeds"),

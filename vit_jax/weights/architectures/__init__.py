@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from vit_jax.errors import FieldError, nearest
 
+NOT_KNOWN = "is not one of timm's vision transformers, which `convert --list` prints"
+
 
 class Architecture(NamedTuple):
   """An entry point of timm.
@@ -84,9 +86,7 @@ def config_of(name: str) -> dict[str, Any]:
   name, _, tag = name.partition('.')
   if find(name) is None:
     close = nearest(name, _facts()['architectures'])
-    raise FieldError(
-      'architecture', f'{name!r} is not known{close}; `convert --list` prints what is'
-    )
+    raise FieldError('architecture', f'{name!r} {NOT_KNOWN}{close}')
   tags = _facts()['tags'].get(name, {})
   if tag and tag not in tags:
     known = ', '.join(tags) or 'without any'

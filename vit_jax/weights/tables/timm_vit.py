@@ -204,8 +204,8 @@ class TimmViT(AnyViT, timm.TimmTable):
     name = str(source.their_config.get('architecture'))
     architecture = architectures.find(name)
     if architecture is None or architecture.cls not in arguments.CLASSES:
-      known = '`convert --list` prints what is'
-      raise UsageError(f'{source.metadata_path}: architecture {name!r} is not known; {known}')
+      problem = architectures.NOT_KNOWN
+      raise UsageError(f'{source.metadata_path}: architecture {name!r} {problem}')
     made_with = timm.model_args(source)
     timm.refuse_args(source, [n for n, value in made_with.items() if isinstance(value, dict)])
     given = dict(architecture.arguments)
