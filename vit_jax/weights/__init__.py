@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UsageError, check_choice
+from vit_jax.errors import FieldError, UsageError, check_choice
 from vit_jax.models import ModelConfig
 from vit_jax.models.variables import Variables
 from vit_jax.weights import files, formats, hub, state_dicts, tables
@@ -65,6 +65,8 @@ def load(
   found = [format] if format else formats.holding(path)
   source = FORMATS[found[0]].read(path)
   if architecture is not None:
+    if format not in (None, 'timm'):
+      raise FieldError('format', f'{format!r}, but an architecture is one of timm')
     source, found = timm.of_architecture(source, architecture, known), ['timm']
   return tables.find(source, found).load(source, known, allow)
 

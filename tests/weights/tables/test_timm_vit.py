@@ -206,6 +206,13 @@ def test_an_architecture_is_not_given_to_what_says_its_own(tmp_path):
     weights.load(tmp_path, architecture='vit_base_patch16_224')
 
 
+def test_an_architecture_is_of_no_other_format(tmp_path):
+  write_folder(tmp_path, 'CLIP')
+  path, known = tmp_path / 'model.safetensors', {'architecture': 'vit_base_patch16_224'}
+  with pytest.raises(UsageError, match=r"^format: 'torchvision', but an architecture is one of"):
+    weights.load(path, format='torchvision', **known)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
