@@ -89,9 +89,13 @@ class Arguments:
 
   def refused(self, name: str, allowed: str = '') -> FieldError:
     """Returns the error for a value of an argument."""
+    problem = f'one of {allowed}' if allowed else 'read'
+    return FieldError(name, f'{self.shown(name)} is not {problem}')
+
+  def shown(self, name: str) -> str:
+    """Returns the value of an argument as messages have it."""
     value = self._values[name]
-    shown = value['name'] if isinstance(value, dict) else value
-    return FieldError(name, f'{shown!r} is not {f"one of {allowed}" if allowed else "read"}')
+    return repr(value['name'] if isinstance(value, dict) else value)
 
   def check_all_read(self) -> None:
     """Raises FieldError for an argument that is given and hasn't been read."""
@@ -244,7 +248,7 @@ def _vision_transformer(a: Arguments) -> dict[str, Any]:
     'pool_prefix': a['pool_include_prefix'] and a['global_pool'] != 'token',
   }
   if fields['patch_norm'] and _norm(a, 'embed_norm_layer') != _norm(a):
-    raise a.refused('embed_norm_layer')
+    raise FieldError('embed_norm_layer', f'{a.shown("embed_norm_layer")} differs from norm_layer')
   return fields | _map_head(fields, a['num_heads'], _width(a))
 
 
@@ -395,8 +399,9 @@ def _sam(a: Arguments) -> dict[str, Any]:
     'global_layers': tuple(a['global_attn_indexes']) if a['window_size'] else (),
     'neck': a['neck_chans'],
   }
-  if not fields['neck'] and fields['norm_epsilon'] != 1e-6:  # the final norm's
-    raise a.refused('neck_chans')
+  epsilon = fields['norm_epsilon']
+  if not fields['neck'] and epsilon != 1e-6:
+    raise FieldError('norm_layer', f'epsilon {epsilon}, but without neck_chans the last has 1e-06')
   return fields
 
 
