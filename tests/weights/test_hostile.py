@@ -8,9 +8,10 @@ from hostile import mutations, open_changed, tensor_mutations
 from small_vits import SQUARE, random_variables
 
 from vit_jax import weights
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.weights import files
+from vit_jax.weights.table import check_sizes
 
 TINY = SQUARE.replace(num_layers=1, activation='gelu_exact')
 # What transformers' models are made with, if they have such fields.
@@ -97,6 +98,19 @@ def test_a_claim_that_the_tensors_do_not_bear_out_is_one_line(saved, tmp_path, c
   assert open_changed(folder, tmp_path / 'copy', config) is None
   with pytest.raises(UsageError):
     weights.load(tmp_path / 'copy')
+
+
+@pytest.mark.parametrize(
+  ('entries', 'message'),
+  [
+    ({'num_layers': 2}, '^num_layers: 2 is more than a file of this size can hold$'),
+    ({'rotary': {'x': [10**5]}}, '^rotary: 100000 is more than a file of this size can hold$'),
+    ({'num_heads': -1}, '^num_heads: -1 is negative$'),
+  ],
+)
+def test_a_size_that_tensors_do_not_bear_out_is_told_in_words(entries, message):
+  with pytest.raises(FieldError, match=message):
+    check_sizes(entries, {'weight': np.zeros(3)})
 
 
 def test_a_table_of_pairs_of_positions_is_not_made(tmp_path):

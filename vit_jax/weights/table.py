@@ -330,7 +330,8 @@ def check_sizes(entries: Mapping[str, Any], tensors: files.Tensors) -> None:
     allowed = len(tensors) if field in _DEPTHS else most
     numbers = () if field in IMAGES else _numbers(value)
     if (wrong := next((n for n in numbers if not 0 <= n <= allowed), None)) is not None:
-      raise FieldError(field, f'{wrong} is not from 0 to {allowed}, of {len(tensors)} tensors')
+      problem = 'is negative' if wrong < 0 else 'is more than a file of this size can hold'
+      raise FieldError(field, f'{wrong} {problem}')
 
 
 def _numbers(value: Any) -> Iterator[int]:
