@@ -1,14 +1,16 @@
 """timm's vision transformers: against timm, and against what it has computed, there and back."""
 
+import itertools
 import json
 
+import hostile
 import numpy as np
 import pytest
 import timm_outputs
 from small_vits import assert_same, logits, random_tensor, random_variables
 
 from vit_jax import weights
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.weights import architectures, files
 from vit_jax.weights.architectures import vit
@@ -118,6 +120,20 @@ def test_every_architecture_is_read_and_found_again_or_refused_by_the_name_of_it
     'vit_small_resnet50d_s16_224': "embed_layer: 'ResNet' is not read",
     'samvit_base_patch16_224': NO_NECK,
   }
+
+
+@pytest.mark.parametrize('cls', vit.CLASSES)
+def test_any_value_of_any_argument_is_read_or_refused(cls):
+  """Without files: nothing makes an error of this project's own the file's."""
+  values = [value for value in hostile.VALUES if not isinstance(value, dict)]
+  refused = set()
+  for made in architectures.of_class(cls)[::20]:
+    for name, value in itertools.product(architectures.defaults(cls), values):
+      try:
+        vit.fields_of(cls, {**made.arguments, name: value})
+      except FieldError:
+        refused.add(name)
+  assert {'embed_dim', 'depth', 'patch_size', 'mlp_ratio'} <= refused
 
 
 def test_what_state_dicts_alone_are_taken_to_have_is_so_in_every_architecture_with_their_tensors():

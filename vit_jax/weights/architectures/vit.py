@@ -21,6 +21,7 @@ _TRAINING = (
   'fix_init',
   'head_init_scale',
 )
+_MOST = 2**31  # of a number that is computed with
 ACTIVATIONS = {
   'gelu': 'gelu_exact',
   'gelu_tanh': 'gelu',
@@ -43,6 +44,19 @@ BLOCKS = {
 }
 
 
+def _is_number(value: Any, *types: type) -> bool:
+  return type(value) in types and abs(value) <= _MOST
+
+
+def _is_list(value: Any) -> bool:
+  return isinstance(value, list | tuple) and all(_is_number(item, int) for item in value)
+
+
+def _is_size(value: Any) -> bool:
+  sides = value if isinstance(value, list | tuple) else (value, value)
+  return _is_list(sides) and len(sides) == 2 and min(sides) > 0
+
+
 class Arguments:
   """Arguments of a constructor, of which it is known whether they have been read."""
 
@@ -58,6 +72,44 @@ class Arguments:
   def __getitem__(self, name: str) -> Any:
     self._unread.discard(name)
     return self._values[name]
+
+  def whole(self, name: str) -> int:
+    """Returns an argument that is a whole number, within reason.
+
+    Raises:
+      FieldError: it isn't.
+    """
+    return self._checked(name, 'whole number', lambda value: _is_number(value, int))
+
+  def number(self, name: str) -> float:
+    """Returns an argument that is a number, within reason.
+
+    Raises:
+      FieldError: it isn't.
+    """
+    return self._checked(name, 'number', lambda value: _is_number(value, int, float))
+
+  def pair(self, name: str) -> tuple[int, int]:
+    """Returns (height, width) of an argument that has both, or one for both.
+
+    Raises:
+      FieldError: it hasn't.
+    """
+    value = self._checked(name, 'positive number, or two', _is_size)
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+  def listed(self, name: str) -> tuple[int, ...]:
+    """Returns an argument that lists whole numbers.
+
+    Raises:
+      FieldError: it doesn't.
+    """
+    return tuple(self._checked(name, 'list of whole numbers', _is_list))
+
+  def _checked(self, name: str, what: str, holds: Callable[[Any], bool]) -> Any:
+    if not holds(self[name]):
+      raise FieldError(name, f'{self.shown(name)} is not a {what}')
+    return self[name]
 
   def choice(self, name: str, allowed: Mapping[str, Any]) -> Any:
     """Returns what the value of an argument, or the function in it, stands for.
@@ -131,23 +183,19 @@ def _sizes(a: Arguments) -> dict[str, Any]:
 def _plain_sizes(a: Arguments) -> dict[str, Any]:
   a['num_classes'], a['in_chans']  # which tensors tell
   return {
-    'hidden_size': a['embed_dim'],
-    'num_layers': a['depth'],
-    'num_heads': a['num_heads'],
-    'patches': {'size': _pair(a['patch_size'])},
-    'image_size': a['img_size'] and _pair(a['img_size']),
+    'hidden_size': a.whole('embed_dim'),
+    'num_layers': a.whole('depth'),
+    'num_heads': a.whole('num_heads'),
+    'patches': {'size': a.pair('patch_size')},
+    'image_size': a.pair('img_size') if a['img_size'] else None,
   }
-
-
-def _pair(size: Any) -> tuple[int, int]:
-  return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _norm(a: Arguments, name: str = 'norm_layer') -> dict[str, Any]:
   layer = a[name] or _NORM_NAMES['layernorm']
   if isinstance(layer, str):
     layer = _NORM_NAMES.get(layer.replace('_', '').lower(), {})
-  if layer.get('name') not in NORMS:
+  if not isinstance(layer, dict) or layer.get('name') not in NORMS:
     raise a.refused(name, ', '.join(NORMS))
   return {'norm': NORMS[layer['name']], 'norm_epsilon': layer['eps']}
 
@@ -159,9 +207,9 @@ def _activation(a: Arguments) -> dict[str, Any]:
   return {'activation': a.choice('act_layer', ACTIVATIONS | classes)}
 
 
-def _width(a: Arguments, ratio: float | None = None) -> int:
-  """Returns the hidden width of an MLP, as timm rounds it."""
-  return int(a['embed_dim'] * (a['mlp_ratio'] if ratio is None else ratio))
+def _width(a: Arguments, ratio: str = 'mlp_ratio') -> int:
+  """Returns the hidden width of an MLP, as timm rounds it, by the name of its ratio."""
+  return int(a.whole('embed_dim') * a.number(ratio))
 
 
 def _mlp(a: Arguments) -> dict[str, Any]:
@@ -257,7 +305,7 @@ def _distilled(a: Arguments) -> dict[str, Any]:
 
 
 def _eva_mlp(a: Arguments) -> dict[str, Any]:
-  width, align = _width(a), a['swiglu_align_to']
+  width, align = _width(a), a.whole('swiglu_align_to')
   if a['swiglu_mlp'] and (a['scale_mlp'] or (align and not a['use_post_norm'])):
     width += -width % (align or 1)
   kind, activation = ('glu', 'silu') if a['swiglu_mlp'] else ('mlp', 'gelu_exact')
@@ -268,13 +316,13 @@ def _rotary(a: Arguments) -> dict[str, Any] | None:
   if not a['use_rot_pos_emb']:
     return None
   kind = a.choice('rope_type', {'cat': 'axial', 'mixed': 'mixed', 'dinov3': 'dinov3'})
-  grid = a['ref_feat_shape']
+  grid = a['ref_feat_shape'] and a.pair('ref_feat_shape')
   options = {
-    'temperature': float(a['rope_temperature']),
+    'temperature': float(a.number('rope_temperature')),
     'grid_offset': a['rope_grid_offset'] if kind != 'mixed' else 0.0,
     'grid_indexing': a['rope_grid_indexing'],
     'rotate_half': a['rope_rotate_half'],
-    'reference_grid': _pair(grid) if grid and kind == 'axial' else None,
+    'reference_grid': grid if grid and kind == 'axial' else None,
     **{name: a[f'rope_{name}'] for name in ('shift_coords', 'jitter_coords', 'rescale_coords')},
   }
   return {'type': kind, **{n: value for n, value in options.items() if value is not None}}
@@ -285,7 +333,11 @@ def _eva(a: Arguments) -> dict[str, Any]:
   final_norm = a['use_post_transformer_norm']
   biased = a.choice('attn_type', {'eva': 'qv', 'rope': True})
   key_heads = a['num_kv_heads']
-  heads = set(key_heads if isinstance(key_heads, list | tuple) else [key_heads])
+  if isinstance(key_heads, list | tuple):
+    key_heads = a.listed('num_kv_heads')
+  elif key_heads is not None:
+    key_heads = a.whole('num_kv_heads')
+  heads = {*key_heads} if isinstance(key_heads, tuple) else {key_heads}
   a['qkv_fused']  # which tensors there are tells
   fields = {
     **_sizes(a),
@@ -300,7 +352,7 @@ def _eva(a: Arguments) -> dict[str, Any]:
     'layer_scale_mlp': not a['attn_only_layer_scale'],
     'block': 'post' if a['use_post_norm'] else 'pre',
     'qkv_bias': biased if a['qkv_bias'] else False,
-    'num_kv_heads': None if heads <= {None, a['num_heads']} else _listed(key_heads),
+    'num_kv_heads': None if heads <= {None, a['num_heads']} else key_heads,
     'qk_norm': a['qk_norm'],
     'attention_norm': a['scale_attn_inner'],
     'patch_bias': not a['use_pre_transformer_norm'],
@@ -313,12 +365,8 @@ def _eva(a: Arguments) -> dict[str, Any]:
   }
   if a['swiglu_mlp'] and fields['classifier'] == 'map':
     raise a.refused('global_pool')  # the activation of the head's MLP is another than the blocks'
-  ratio = a['attn_pool_mlp_ratio'] or None
+  ratio = 'attn_pool_mlp_ratio' if a['attn_pool_mlp_ratio'] else 'mlp_ratio'
   return fields | _map_head(fields, a['attn_pool_num_heads'] or a['num_heads'], _width(a, ratio))
-
-
-def _listed(value: Any) -> Any:
-  return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _beit(a: Arguments) -> dict[str, Any]:
@@ -346,14 +394,14 @@ def _beit(a: Arguments) -> dict[str, Any]:
 
 def _relative(a: Arguments) -> dict[str, Any]:
   """The relative positions of VisionTransformerRelPos."""
-  kind = a['rel_pos_type']
-  if not kind.startswith('mlp'):
+  coordinates = a.choice('rel_pos_type', {'bias': None, 'mlp': 'cr', 'mlp-swin': 'swin'})
+  if coordinates is None:
     return {'type': 'bias', 'shared': a['shared_rel_pos']}
   return {
     'type': 'mlp',
     'shared': a['shared_rel_pos'],
     'hidden_dim': a['rel_pos_dim'] or 128,
-    'coordinates': 'swin' if 'swin' in kind else 'cr',
+    'coordinates': coordinates,
   }
 
 
@@ -396,7 +444,7 @@ def _sam(a: Arguments) -> dict[str, Any]:
     'positional_embedding': 'learned_1d' if a['use_abs_pos'] else 'none',
     'relative_positions': {'type': 'decomposed', 'shared': False} if a['use_rel_pos'] else None,
     'window_size': a['window_size'] or None,
-    'global_layers': tuple(a['global_attn_indexes']) if a['window_size'] else (),
+    'global_layers': a.listed('global_attn_indexes') if a['window_size'] else (),
     'neck': a['neck_chans'],
   }
   epsilon = fields['norm_epsilon']
@@ -409,7 +457,7 @@ def _naflex(a: Arguments) -> dict[str, Any]:
   """Images of one size alone, which need no mask; positions are interpolated to their grid."""
   fc_norm = a['global_pool'] == 'avg' if a['fc_norm'] is None else a['fc_norm']
   kind = a.choice('pos_embed', {'learned': 'table', 'factorized': 'sums', '': None, 'none': None})
-  table = {'grid': a['pos_embed_grid_size'] and _pair(a['pos_embed_grid_size'])}
+  table = {'grid': a['pos_embed_grid_size'] and a.pair('pos_embed_grid_size')}
   table |= {'keep_aspect': a['pos_embed_ar_preserving']}
   mode, antialias = a['pos_embed_interp_mode'], a['pos_embed_antialias']
   if kind == 'table':
@@ -442,7 +490,7 @@ def _naflex(a: Arguments) -> dict[str, Any]:
     'position_table': table if kind else None,
     'pool_prefix': a['pool_include_prefix'] and a['global_pool'] != 'token',
   }
-  ratio = a['attn_pool_mlp_ratio'] or None
+  ratio = 'attn_pool_mlp_ratio' if a['attn_pool_mlp_ratio'] else 'mlp_ratio'
   return fields | _map_head(fields, a['attn_pool_num_heads'] or a['num_heads'], _width(a, ratio))
 
 

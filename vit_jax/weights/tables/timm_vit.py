@@ -216,8 +216,7 @@ class TimmViT(AnyViT, timm.TimmTable):
     if pool != given['global_pool']:
       made = given['global_pool']
       raise FieldError('global_pool', f'{pool!r}, but {name} is made with {made!r}')
-    with files.reading(source.metadata_path, "timm's config.json"):
-      fields = arguments.fields_of(architecture.cls, given)
+    fields = arguments.fields_of(architecture.cls, given)
     if fields.pop('name') != self.models[0]:
       raise FieldError('architecture', f'{name!r}, but the tensors are of {self.title}')
     if 'mlp_ratio' not in made_with:
