@@ -88,6 +88,19 @@ def test_tensors_of_two_models_are_one_line(tmp_path):
     weights.load(path, format='timm', **KNOWN)
 
 
+def test_two_names_of_one_tensor_are_one_line(tmp_path):
+  weights.save(random_variables(SQUARE), SQUARE, tmp_path, format='huggingface')
+  path = tmp_path / 'model.safetensors'
+  tensors, _ = files.parse_safetensors(path.read_bytes())
+  old, new = 'vit.embeddings.position_embeddings', 'embeddings.position_embeddings'
+  path.write_bytes(files.format_safetensors(tensors | {new: tensors[old] + 1}))
+  with pytest.raises(UsageError, match=rf"^{path}: '.*' and '.*' are one tensor of ") as error:
+    weights.load(tmp_path)
+  assert f"'{old}'" in str(error.value)
+  assert f"'{new}'" in str(error.value)
+  assert '\n' not in str(error.value)
+
+
 def test_tensors_of_no_model_are_one_line(tmp_path):
   path = tmp_path / 'm.safetensors'
   path.write_bytes(files.format_safetensors({'a': np.zeros(2, np.float32)}))

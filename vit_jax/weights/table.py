@@ -147,6 +147,18 @@ class Table:
 
   # Reading.
 
+  def canonical_tensors(self, source: Source) -> files.Tensors:
+    """Returns the tensors of a source by their canonical names.
+
+    Raises:
+      UsageError: two of them have one canonical name.
+    """
+    names: dict[str, str] = {}
+    for name in source.tensors:
+      if (other := names.setdefault(self.canonical(name), name)) != name:
+        raise UsageError(f'{source.path}: {other!r} and {name!r} are one tensor of {self.title}')
+    return {canonical: source.tensors[name] for canonical, name in names.items()}
+
   def tidy(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
   ) -> files.Tensors:
@@ -221,7 +233,7 @@ class Table:
     Raises:
       UsageError: the tensors aren't such a model's, don't say enough, or don't fit.
     """
-    tensors = {self.canonical(name): array for name, array in source.tensors.items()}
+    tensors = self.canonical_tensors(source)
     for mark in self.marks:
       shape_of(tensors, mark, self.marks[mark], source.path, self.title)
     self.check_overrides(known, source)

@@ -125,7 +125,7 @@ class _Microsoft(_SimMIM):
     self, source: Source, known: Mapping[str, Any], allow: str | None
   ) -> tuple[Variables, ModelConfig]:
     """As of `Table`, of tensors under the names of an encoder alone."""
-    tensors = {self.canonical(name): array for name, array in source.tensors.items()}
+    tensors = self.canonical_tensors(source)
     return super().load(source.replace(tensors=tensors), known, allow)
 
   def describe(
