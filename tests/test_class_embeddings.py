@@ -40,10 +40,8 @@ def test_logits_are_those_of_transformers(tmp_path, kind):
     embeddings = model.get_text_features(tokens).pooler_output.numpy()
   path = tmp_path / 'classes.npz'
   np.savez(path, embeddings=embeddings, names=['cat', 'dög', 'cow'])
-  classes = class_embeddings.read(path)
-  scaling = class_embeddings.read_scaling(tmp_path)
-  assert ('logit_bias' in scaling) == (kind == 'Siglip')
-  classes = ClassEmbeddings(classes.embeddings, classes.names, **scaling)
+  classes = class_embeddings.complete(class_embeddings.read(path), tmp_path)
+  assert (classes.logit_bias is not None) == (kind == 'Siglip')
   variables, config = class_embeddings.classify(variables, config, classes)
   found = logits(variables, config, images)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -55,6 +53,34 @@ def test_logits_are_those_of_transformers(tmp_path, kind):
   odds = np.exp(scores)
   likely = odds / (1 + odds if kind == 'Siglip' else odds.sum(-1, keepdims=True))
   np.testing.assert_allclose(predictor(list(pixels)), likely, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('own', 'expected'),
+  [
+    ({}, (2.0, -10.0)),
+    ({'logit_scale': 1.5}, (1.5, -10.0)),
+    ({'logit_bias': -3.0}, (2.0, -3.0)),
+    ({'logit_scale': 0.0, 'logit_bias': 0.0}, (0.0, 0.0)),
+  ],
+)
+def test_values_of_the_file_stand_before_the_checkpoint_s_each_by_itself(tmp_path, own, expected):
+  scaling = {'logit_scale': np.float32(2), 'logit_bias': np.float32([-10])}
+  path = tmp_path / 'siglip.safetensors'
+  path.write_bytes(files.format_safetensors(scaling))
+  classes = ClassEmbeddings(np.ones((2, 3), np.float32), **own)
+  for format in (None, 'huggingface'):
+    found = class_embeddings.complete(classes, path, format)
+    assert (found.logit_scale, found.logit_bias) == expected
+  _, config = class_embeddings.classify(random_variables(SQUARE), SQUARE, found)
+  assert config.task['options'] == {'name': 'sigmoid'}
+
+
+def test_values_that_a_checkpoint_of_another_format_lacks_stay_unknown(tmp_path):
+  path = tmp_path / 'vit.npz'
+  weights.save(random_variables(SQUARE), SQUARE, path, format='augreg')
+  classes = ClassEmbeddings(np.ones((2, 3), np.float32), logit_scale=1.5)
+  assert class_embeddings.complete(classes, path).logit_bias is None
 
 
 @pytest.mark.parametrize('names', [None, ['a', 'b']])

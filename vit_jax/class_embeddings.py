@@ -14,7 +14,7 @@ from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.models.heads.zero_shot import ZeroShot
 from vit_jax.models.variables import Variables
-from vit_jax.weights import files, state_dicts
+from vit_jax.weights import files, formats
 from vit_jax.weights.formats import augreg
 
 _SCALING = ('logit_scale', 'logit_bias')
@@ -27,8 +27,8 @@ class ClassEmbeddings:
   Attributes:
     embeddings: float32 [C, D]; lengths don't matter.
     names: of the classes; None where the file has none.
-    logit_scale: logarithm of what cosines are multiplied by; None where the checkpoint has it.
-    logit_bias: added to that; None where the checkpoint has it, or nothing is added.
+    logit_scale: logarithm of what cosines are multiplied by; None where it isn't known.
+    logit_bias: added to that; None where it isn't known, or nothing is added.
   """
 
   embeddings: np.ndarray
@@ -75,10 +75,24 @@ def read(path: str | os.PathLike) -> ClassEmbeddings:
   return ClassEmbeddings(embeddings, names, **scaling)
 
 
-def read_scaling(path: str | os.PathLike) -> dict[str, float]:
-  """Returns `logit_scale` and, if it is there, `logit_bias` of a checkpoint with both towers."""
-  tensors = state_dicts.read(path).tensors
-  return {name: _scalar(tensors[name], name, path) for name in _SCALING if name in tensors}
+def complete(
+  classes: ClassEmbeddings, path: str | os.PathLike, format: str | None = None
+) -> ClassEmbeddings:
+  """Returns the classes with the `logit_scale` and the `logit_bias` of a checkpoint.
+
+  Args:
+    classes: whose own values stand before the checkpoint's, each by itself.
+    path: of the checkpoint, which may have both towers, one value or none.
+    format: a key of `weights.FORMATS`; None for what the checkpoint is by its content.
+
+  Raises:
+    UsageError: the checkpoint can't be read, or has something else than one number.
+  """
+  if missing := [name for name in _SCALING if getattr(classes, name) is None]:
+    tensors = formats.FORMATS[format or formats.holding(path)[0]].read(path).tensors
+    found = {name: _scalar(tensors[name], name, path) for name in missing if name in tensors}
+    classes = dataclasses.replace(classes, **found)
+  return classes
 
 
 def classify(

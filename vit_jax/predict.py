@@ -6,7 +6,6 @@ A model of videos predicts what is in videos.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import sys
@@ -88,8 +87,7 @@ def _zero_shot(variables: Variables, config: ModelConfig) -> tuple[Variables, Mo
   if _WEIGHTS.value is None:
     raise FieldError('class_embeddings', 'a run predicts its own classes; give --weights')
   classes = class_embeddings.read(path)
-  if classes.logit_scale is None:
-    classes = dataclasses.replace(classes, **class_embeddings.read_scaling(_WEIGHTS.value))
+  classes = class_embeddings.complete(classes, _WEIGHTS.value, weight_flags.format())
   if classes.logit_scale is None:
     raise FieldError('class_embeddings', f'neither {path} nor {_WEIGHTS.value} has logit_scale')
   return class_embeddings.classify(variables, config, classes)

@@ -56,6 +56,11 @@ def either(workdir: str | None, weights_path: str | None) -> str:
   return workdir or weights_path
 
 
+def format() -> str | None:
+  """Returns --from."""
+  return _FROM.value
+
+
 Loaded = tuple[Variables, ModelConfig]
 
 
