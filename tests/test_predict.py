@@ -215,6 +215,10 @@ def test_classes_are_told_by_their_embeddings(predict, tmp_path, folder):
   for flags, message in (
     (given, f'--class_embeddings: neither {path} nor {tmp_path / "clip"} has logit_scale'),
     (given[1:], 'give one of --workdir=RUN and --weights=PATH'),
+    (
+      given[:1],
+      f'--class_embeddings: needed, since {tmp_path / "clip"} has no classes of its own',
+    ),
   ):
     result = predict(*flags, folder)
     assert result.returncode == 2

@@ -19,7 +19,7 @@ from absl import flags
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from vit_jax import class_embeddings, cli, weight_flags
+from vit_jax import class_embeddings, cli, weight_flags, weights
 from vit_jax.data import kinds
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import ModelConfig
@@ -55,6 +55,8 @@ def main(*paths: str) -> int:
   kind = kinds.kind_of(config.model.INPUT)
   files = [file for path in paths for file in kind.find_files(path)]
   with field_prefix('--'):
+    if config.class_names is None and weights.embeds(config):
+      raise FieldError('class_embeddings', f'needed, since {source} has no classes of its own')
     predictor = Predictor(variables, config, loss=loss, threshold=threshold, dtype=dtype)
   write = _writer(predictor, files) if _OUT.value else None
   num_damaged, rows = 0, []

@@ -109,6 +109,11 @@ def save(
   WRITABLE[format].write(path, tensors, config, table)
 
 
+def embeds(config: ModelConfig) -> bool:
+  """Whether a loaded model's outputs are embeddings of images, and no scores of classes."""
+  return any(table.embeds(config) for table in tables.all_tables())
+
+
 def transformers_class(config: ModelConfig, path: object) -> str:
   """Returns the name of the class in Hugging Face's transformers that computes a model's logits.
 

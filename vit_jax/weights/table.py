@@ -199,6 +199,11 @@ class Table:
     """
     raise NotImplementedError
 
+  def embeds(self, config: ModelConfig) -> bool:
+    """Whether it read a model whose outputs are embeddings of images, and no scores of classes."""
+    del config
+    return False
+
   # Writing.
 
   def writes(self, config: ModelConfig) -> bool:

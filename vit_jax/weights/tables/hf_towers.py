@@ -151,6 +151,10 @@ class HuggingFaceCLIP(_Tower):
   def options(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
     return {**super().options(tensors, source), 'patch_bias': False, 'pre_norm': True}
 
+  def embeds(self, config: ModelConfig) -> bool:
+    is_tower = config.origin == self.model_type and config.model is config.backbone
+    return is_tower and config.num_classes > 0  # CLIPVisionModel lacks the projection
+
   def modules(self, config: ModelConfig, names: Collection[str] = ()) -> Iterable[Module]:
     yield from super().modules(config, names)
     yield Module('', 'embeddings', (('cls', 'class_embedding', _VECTOR),))
