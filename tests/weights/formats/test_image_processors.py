@@ -12,7 +12,7 @@ from photographs import apart, photographs, prepared, to_pillow
 from PIL import Image
 
 from vit_jax.data import decode_image
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, UsageWarning
 from vit_jax.models import Preprocessing
 from vit_jax.weights.formats import image_processors
 
@@ -116,6 +116,20 @@ def test_dinov3_s_pixels_are_one_apart_at_most(tmp_path):
   assert worst(tmp_path, list(photographs(3)), 'DINOv3ViT', function) <= 1
 
 
+def test_siglip_2_s_pixels_are_those_of_its_square_images(tmp_path):
+  """Photographs of another shape keep it there, of which a warning tells."""
+  function = processor('Siglip2', patch_size=16, max_num_patches=9)
+  function.save_pretrained(tmp_path)
+  with pytest.warns(UsageWarning, match=r'Siglip2ImageProcessor keeps the shape of images; here'):
+    preprocess, _ = read(tmp_path, 'siglip2')
+  (photograph,) = photographs(1)
+  photograph = photograph[:100, :100]
+  patches = function(to_pillow(photograph), return_tensors='np')['pixel_values'][0]
+  theirs = patches.reshape(3, 3, 16, 16, 3).swapaxes(1, 2).reshape(48, 48, 3)
+  ours, mean, std = prepared(preprocess, (48, 48))
+  assert apart(ours(photograph), np.rint((theirs * std + mean) * 255).astype(int)) == 0
+
+
 @pytest.mark.parametrize('kind', CASES)
 def test_what_a_file_leaves_out_is_the_processor_s_default(tmp_path, kind):
   processor(kind).save_pretrained(tmp_path)
@@ -139,13 +153,14 @@ def test_a_type_of_model_has_the_processor_that_transformers_gives_it(tmp_path):
   from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as NAMES
 
   path = tmp_path / 'preprocessor_config.json'
-  types = 'vit vit_mae vit_msn ijepa swin swinv2 deit beit data2vec-vision clip siglip dinov2'
-  types += ' dinov3_vit resnet bit hiera mobilevit mobilevitv2 vivit videomae timesformer segformer'
+  types = 'vit vit_mae vit_msn ijepa swin swinv2 deit beit data2vec-vision clip siglip siglip2'
+  types += ' dinov2 dinov3_vit resnet bit hiera mobilevit mobilevitv2 vivit videomae timesformer'
+  types += ' segformer'
   for model_type in types.split():
     path.write_text('{}')
-    found = read(tmp_path, model_type)
+    found = image_processors.read(path, model_type)
     path.write_text(json.dumps({'image_processor_type': NAMES[model_type]['torchvision']}))
-    assert read(tmp_path) == found
+    assert image_processors.read(path, model_type) == found
 
 
 @pytest.mark.parametrize(

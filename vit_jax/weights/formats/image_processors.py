@@ -5,11 +5,12 @@ torchvision round elsewhere; DINOv3's, which there is with torchvision alone, re
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, UsageWarning
 from vit_jax.models import Preprocessing
 from vit_jax.weights import hub
 from vit_jax.weights.table import errors_of_file
@@ -61,9 +62,13 @@ _PROCESSORS = {
   'MobileViT': _CROPPED | {'resample': 3, 'crop_size': 256, 'do_flip_channel_order': True},
   'Segformer': _IMAGENET | {'size': 512},
   'Siglip': {'default_to_square': False, 'resample': 3},
+  'Siglip2': {},
   'VideoMAE': _CROPPED,
   'Vivit': _CROPPED | {'size': 256, 'rescale_factor': 1 / 127.5, 'offset': True},
 }
+# Those whose images keep their shape, which only the models made for them take. Here they become
+# squares of the model's size.
+_OWN_SHAPES = ('Siglip2',)
 # Options that a processor has no use for, whatever its file says.
 _IGNORED = {'MobileViT': {'do_normalize': False}, 'Segformer': {'do_center_crop': False}}
 # The processor of a type of model whose file names none, where it isn't ViT's.
@@ -83,6 +88,8 @@ _PROCESSOR_OF = {
   'resnet': 'ConvNext',
   'segformer': 'Segformer',
   'siglip': 'Siglip',
+  'siglip2': 'Siglip2',
+  'siglip2_vision_model': 'Siglip2',
   'siglip_vision_model': 'Siglip',
   'timesformer': 'VideoMAE',
   'videomae': 'VideoMAE',
@@ -116,9 +123,11 @@ def read(config_path: object, model_type: str | None) -> dict[str, Any] | None:
     return None
   theirs = hub.read_json(path, "an image processor's config")
   named = theirs.get('image_processor_type') or theirs.get('feature_extractor_type')
-  kind = _PROCESSOR_OF.get(model_type, 'ViT') if named is None else _kind(str(named))
-  if kind not in _PROCESSORS:
-    names = ', '.join(_PROCESSORS)
+  usual = _PROCESSOR_OF.get(model_type, 'ViT')
+  kind = usual if named is None else _kind(str(named))
+  allowed = [name for name in _PROCESSORS if name == usual or name not in _OWN_SHAPES]
+  if kind not in allowed:
+    names = ', '.join(allowed)
     raise UsageError(f'{path}: image_processor_type: {named!r} is not read; those of {names} are')
   given = {name: value for name, value in theirs.items() if value is not None}
   options = _DEFAULTS | _PROCESSORS[kind] | given | _IGNORED.get(kind, {})
@@ -143,8 +152,16 @@ def preprocessing(theirs: Mapping[str, Any], path: Path) -> tuple[Preprocessing,
     (preprocessing, (height, width)); no size where it leaves images as they are.
 
   Raises:
-    UsageError: it does something else than what is done here, or makes no sense.
+    UsageError: it does something else than what is done here, or makes no sense. A `UsageWarning`
+      tells of a processor whose images aren't squares.
   """
+  if (kind := theirs['image_processor_type']) in _OWN_SHAPES:
+    warnings.warn(
+      f'{path}: {kind}ImageProcessor keeps the shape of images; here they become squares, and '
+      'their pixels differ',
+      UsageWarning,
+      stacklevel=2,
+    )
   for name in ('do_pad', 'use_square_size'):
     if theirs[name]:
       raise UsageError(f'{path}: {name} is not read')
