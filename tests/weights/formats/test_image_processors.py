@@ -224,6 +224,13 @@ def test_grey_palettes_and_what_is_transparent_become_rgb_alike(tmp_path, mode):
     ({'size': 'large'}, r"cannot be read as .* \(size is 'large'\)"),
     ({'size': {'height': 8, 'width': 0.5}}, r'cannot be read as .* \(size is'),
     ({'resample': 9}, r'cannot be read as .* \(resample is 9\)'),
+    ({'rescale_factor': [0.1, 0.2]}, r'cannot be read as .* \(rescale_factor is \[0\.1, 0\.2\]\)'),
+    ({'image_mean': []}, r'cannot be read as .* \(image_mean is \[\]\)'),
+    ({'image_std': [0.5, '1']}, r'cannot be read as .* \(image_std is '),
+    (
+      {'image_processor_type': 'ConvNextImageProcessor', 'size': 224, 'crop_pct': [0.8, 0.9]},
+      r'cannot be read as .* \(crop_pct is \[0\.8, 0\.9\]\)',
+    ),
     ({'do_center_crop': True}, r'cannot be read as .* \(crop_size is None\)'),
     ({'do_center_crop': True, 'crop_size': 640}, r'crop_fraction: 2\.8\d* is not over 0 and up'),
     ({'do_center_crop': True, 'crop_size': [224, 56]}, r'crop_size: \(224, 56\) is not of the'),

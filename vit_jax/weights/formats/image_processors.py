@@ -172,7 +172,7 @@ def preprocessing(theirs: Mapping[str, Any], path: Path) -> tuple[Preprocessing,
   # They normalise pixels times the factor, here it is pixels / 255.
   scale = 255.0
   if theirs['do_rescale']:
-    scale *= _numbers(theirs, 'rescale_factor', path)[0]
+    scale *= _number(theirs, 'rescale_factor', path)
   if not scale:
     raise _unreadable('rescale_factor', theirs, path)
   mean, std = ([0.0], [1.0])
@@ -207,7 +207,7 @@ def _crop(theirs: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Size |
     made = side, side
     if side >= _MOST_CROPPED:
       return {'crop': 'resize'}, made
-    (fraction,) = _numbers(theirs, 'crop_pct', path)
+    fraction = _number(theirs, 'crop_pct', path)
     if not 0 < fraction <= 2:
       raise UsageError(f'{path}: crop_pct: {fraction!r} is not over 0 and up to 2')
     sides = (int(side / fraction),) * 2
@@ -270,10 +270,21 @@ def _size(theirs: Mapping[str, Any], name: str, path: Path) -> dict[str, int]:
 
 def _numbers(theirs: Mapping[str, Any], name: str, path: Path) -> list[float]:
   value = theirs[name]
-  numbers = value if isinstance(value, list) else [value]
-  if not numbers or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+  if not isinstance(value, list):
+    return [_number(theirs, name, path)]
+  if not value or not all(map(_is_number, value)):
     raise _unreadable(name, theirs, path)
-  return numbers
+  return value
+
+
+def _number(theirs: Mapping[str, Any], name: str, path: Path) -> float:
+  if not _is_number(theirs[name]):
+    raise _unreadable(name, theirs, path)
+  return theirs[name]
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
 
 
 def _unreadable(name: str, theirs: Mapping[str, Any], path: Path) -> UsageError:
