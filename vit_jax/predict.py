@@ -38,7 +38,7 @@ _JSON = flags.DEFINE_boolean('json', False, 'Print a JSON object a line.')
 _CSV = flags.DEFINE_string('csv', None, 'File to write a row of each image to, and no text.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write masks to, and drawings over the images.')
 _CLASS_EMBEDDINGS = flags.DEFINE_string(
-  'class_embeddings', None, 'File of embeddings of classes, which --weights of CLIP or SigLIP tell.'
+  'class_embeddings', None, 'File of embeddings of classes, for --weights of CLIP or SigLIP.'
 )
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum('dtype', 'auto', DTYPES, 'To compute in; auto: bfloat16 on GPU and TPU.')

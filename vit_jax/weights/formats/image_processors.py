@@ -233,7 +233,7 @@ def _margin(
     crop: of `Preprocessing`.
     made: (height, width) after the crop.
     sides: before it.
-    fraction: of the sides that is kept; another one that gives the sides, where it doesn't.
+    fraction: of `sides`, what is kept; if it gives other sides when rounded, `made / sides` is.
     name: of the option that decides it, for messages.
     path: of the file, likewise.
   """

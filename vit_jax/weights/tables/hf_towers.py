@@ -42,7 +42,7 @@ class _Tower(HuggingFaceRelative):
 
   Attributes:
     whole: `model_type` of checkpoints with both towers.
-    vision_fields: of their config.json, those that may have this tower's; the first prevails.
+    vision_fields: where this tower's config may stand in their config.json; the first one counts.
   """
 
   whole: ClassVar[str]
