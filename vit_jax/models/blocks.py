@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import itertools
 import math
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,7 +91,7 @@ class BlockOptions:
 
   @property
   def of_places(self) -> str | None:
-    """The field, if one is set, for which layers have to know where tokens are."""
+    """The first option that needs the tokens' places."""
     fields = ('rotary', 'relative_positions', 'window_size')
     return next((field for field in fields if getattr(self, field) is not None), None)
 
@@ -146,9 +144,9 @@ class Encoder1DBlock(nn.Module):
     rotation: Callable[[jax.Array], jax.Array] | None = None,
   ) -> jax.Array:
     """Other inputs of attention are those of `layers.MultiHeadDotProductAttention`."""
-    options, relative, index = self.options, self.options.relative_positions, itertools.count()
+    options, relative = self.options, self.options.relative_positions
     if relative is not None and not relative['shared']:
-      bias = self.relative_positions(inputs)
+      bias = self.position_bias(inputs)
 
     def attend(x):
       return self.attend(x, deterministic, bias=bias, mask=mask, rotation=rotation)
@@ -156,23 +154,23 @@ class Encoder1DBlock(nn.Module):
     def feed(x):
       return self.feed(x, deterministic)
 
-    def branch(f, x, layer_scale=options.layer_scale):
-      i = next(index)
+    def branch(i, f, x):
       norm = self.norm_layer(name=f'LayerNorm_{i}')
       x = norm(f(x)) if options.block == 'post' else f(norm(x))
-      if layer_scale is not None:
-        x = layers.LayerScale(layer_scale, name=f'LayerScale_{i}')(x)
+      if options.layer_scale is not None and (f is not feed or options.layer_scale_mlp):
+        x = layers.LayerScale(options.layer_scale, name=f'LayerScale_{i}')(x)
       return layers.StochasticDepth(self.stochastic_depth)(x, deterministic)
 
     if options.block == 'parallel_scaling':
-      return branch(lambda x: attend(x) + feed(x), inputs) + inputs
-    ways = 2 if options.block == 'parallel' else 1
-    x = _add([branch(attend, inputs) for _ in range(ways)], inputs)
-    mlp_scale = options.layer_scale if options.layer_scale_mlp else None
-    return _add([branch(feed, x, mlp_scale) for _ in range(ways)], x)
+      return branch(0, lambda x: attend(x) + feed(x), inputs) + inputs
+    if options.block == 'parallel':
+      x = branch(0, attend, inputs) + branch(1, attend, inputs) + inputs
+      return branch(2, feed, x) + branch(3, feed, x) + x
+    x = branch(0, attend, inputs) + inputs
+    return branch(1, feed, x) + x
 
   @nn.nowrap
-  def relative_positions(self, x: jax.Array) -> jax.Array | layers.DecomposedPositions:
+  def position_bias(self, x: jax.Array) -> jax.Array | layers.DecomposedPositions:
     """Returns what this layer alone adds to the logits of attention over tokens [B, N, D]."""
     options, (_, count, width) = self.options, x.shape
     grid = self.grid if options.window_size is None else (options.window_size,) * 2
@@ -225,10 +223,6 @@ class Encoder1DBlock(nn.Module):
   def norm_layer(self) -> Callable[..., nn.Module]:
     """Makes norms, as `layers.norm_layer` does."""
     return layers.norm_layer(self.options.norm, self.norm_epsilon, self.dtype)
-
-
-def _add(branches: list[jax.Array], x: jax.Array) -> jax.Array:
-  return functools.reduce(operator.add, [*branches, x])
 
 
 def in_windows(

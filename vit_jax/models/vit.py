@@ -517,7 +517,7 @@ class ViT(Backbone, kw_only=True):
         'patches.size', f'{_text(self.patch_size)}, but patches of {given} are given'
       )
     if select_tokens is not None:
-      raise UsageError('of images of several sizes no tokens are left out')
+      raise UsageError(f'tokens are left out, {several}')
 
   @nn.nowrap
   def add_prefix(self, x: jax.Array) -> jax.Array:
@@ -593,22 +593,22 @@ class ViT(Backbone, kw_only=True):
     # Tracing dozens of layers takes seconds: of those that are alike, it is one.
     of_layers = [options.of_layer(layer) for layer in range(self.num_layers)]
     kinds = [(own.num_kv_heads, own.window_size) for own in of_layers]
-    heads, windows = zip(*(alike := list(dict.fromkeys(kinds))), strict=True)
+    heads, windows = zip(*(distinct := list(dict.fromkeys(kinds))), strict=True)
     is_window = self.window_size is not None
-    few = self.clone(
-      num_layers=len(alike),
+    one_of_each = self.clone(
+      num_layers=len(distinct),
       num_kv_heads=heads if isinstance(self.num_kv_heads, tuple) else self.num_kv_heads,
       global_layers=tuple(i for i, size in enumerate(windows) if is_window and size is None),
     )
-    shapes = super(ViT, few).variable_shapes(input_size or self.patch_size, channels)
-    blocks = [_BLOCK_NAME.format(kind) for kind in range(len(alike))]
+    shapes = super(ViT, one_of_each).variable_shapes(input_size or self.patch_size, channels)
+    blocks = [_BLOCK_NAME.format(kind) for kind in range(len(distinct))]
     parts = [
       {n.removeprefix(name): s for n, s in shapes.items() if n.startswith(name)} for name in blocks
     ]
     copies = {
       _BLOCK_NAME.format(layer) + name: shape
       for layer, kind in enumerate(kinds)
-      for name, shape in parts[alike.index(kind)].items()
+      for name, shape in parts[distinct.index(kind)].items()
     }
     return {n: s for n, s in shapes.items() if not n.startswith(tuple(blocks))} | copies
 
@@ -647,10 +647,10 @@ class ViT(Backbone, kw_only=True):
 
     Position embeddings are interpolated, and relative ones, as in BEiT's fine-tuning; the patch
     kernel is resampled to another patch and to grey or colour images. With `resize` 'timm',
-    position embeddings are interpolated as timm does. The class token, its
-    position, MAPHead_0, pre_logits, fc_norm with encoder_norm, and TokenLearner's modules are kept
-    where both models have them alike. The position of a class token that the source lacks is zeros,
-    since its parameter holds the others' too; so is that of other tokens before the patches.
+    position embeddings are interpolated as timm does. The class token, its position, MAPHead_0,
+    pre_logits, fc_norm with encoder_norm, and TokenLearner's modules are kept where both models
+    have them alike. The position of a class token that the source lacks is zeros, since its
+    parameter holds the others' too; so is that of other tokens before the patches.
     """
     arrays, notes = dict(arrays), []
     _check_mappings(old.backbone, new.backbone, path)
@@ -938,10 +938,10 @@ def pool(model: ViT, tokens: jax.Array, patches: layers.Patches | None = None) -
       norm=model.norm,
     )(x, mask)
   elif model.classifier in _POOLING:
-    some = {} if mask is None else {'where': mask[..., None]}
-    if some and model.classifier == 'gmp':
-      some['initial'] = -jnp.inf
-    x = _POOLING[model.classifier](x, axis=1, **some)
+    valid = {} if mask is None else {'where': mask[..., None]}
+    if valid and model.classifier == 'gmp':
+      valid['initial'] = -jnp.inf
+    x = _POOLING[model.classifier](x, axis=1, **valid)
   elif model.classifier == 'token_gap':
     mean = x.mean(axis=1, where=None if mask is None else mask[..., None])
     x = jnp.concatenate([tokens[:, 0], mean], axis=-1)  # [B, 2 D]
