@@ -39,7 +39,6 @@ _BUILDING = (
 # Of the metadata of published weights, what bears on numbers.
 _METADATA = (
   'input_size',
-  'fixed_input_size',
   'num_classes',
   'mean',
   'std',
