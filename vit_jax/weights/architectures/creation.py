@@ -177,7 +177,7 @@ def _fc_norm(cls: str, classifier: str) -> bool | None:
 
 
 def _ratio(size: int, width: int) -> float:
-  """Returns the number that times the width is, rounded down, a size."""
+  """Returns a ratio whose product with the width, rounded down, is the size."""
   ratio = size / width
   return ratio if int(width * ratio) == size else (size + 0.5) / width
 

@@ -224,7 +224,8 @@ def timm_pixels(
     crop, fraction = 'squash', 1.0
   if crop not in MARGIN_CROPS:
     raise FieldError('preprocess.crop', f'timm has no crop {crop!r}')
-  # 'down' takes a side that floating point puts just below a whole number for that number.
+  # timm rounds sides down. So does `rounding` 'down', but it first corrects a side that is below a
+  # whole number by floating point's error alone.
   sides = [side / fraction for side in image_size]
   if preprocess.rounding == 'down' and any(math.floor(s) != math.floor(s + 1e-6) for s in sides):
     fraction *= 1 - 1e-9

@@ -63,15 +63,16 @@ _OPEN = ('activation', 'classifier')
 
 
 class Naming(NamedTuple):
-  """How timm's classes call what they all have.
+  """The names in which timm's classes differ.
 
   Attributes:
-    separate_qkv: query, key and value are three layers, or one, `qkv`.
-    separate_gate: the gate of an MLP is a layer, or half of `fc1`.
-    gamma: the layer scale of the first branch and of the second.
-    own_bias: the biases of query and value are parameters of the attention.
-    relative: where relative positions are, in attention and, if they are shared, in the model.
-    head: the last layer.
+    separate_qkv: whether query, key and value are three layers; else they are one, `qkv`.
+    separate_gate: whether the gate of an MLP is a layer; else it is half of `fc1`.
+    gamma: names of the layer scales of attention and of the MLP.
+    own_bias: whether the biases of query and value are the attention's own parameters; else they
+      are the layer's.
+    relative: the module of relative positions in a block, and that in the model if blocks share it.
+    head: name of the last layer.
   """
 
   separate_qkv: bool = False
