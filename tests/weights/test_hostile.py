@@ -1,6 +1,8 @@
 """Folders whose config.json or tensors are wrong in one place: a line each, and no memory taken."""
 
+import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -130,15 +132,20 @@ def test_memory_that_is_taken_is_seen(saved, tmp_path, monkeypatch):
     assert open_changed(saved[0], tmp_path / 'copy') == '1024 MiB taken'
 
 
+# Of so many changes a sweep makes one; HOSTILE_STEP=1 makes all, which takes a minute a model.
+STEP = int(os.environ.get('HOSTILE_STEP', '16'))
+
+
 def sweep(folder, work):
-  """Returns what is wrong with opening a folder with anything changed."""
+  """Returns what is wrong with opening a folder with something changed."""
   config = json.loads((folder / 'config.json').read_text())
   tensors, _ = files.parse_safetensors((folder / 'model.safetensors').read_bytes())
   weights.load(folder)
-  wrong = {label: open_changed(folder, work, changed) for label, changed in mutations(config)}
-  for label, changed in tensor_mutations(tensors):
+  configs = itertools.islice(mutations(config), 0, None, STEP)
+  wrong = {label: open_changed(folder, work, changed) for label, changed in configs}
+  for label, changed in itertools.islice(tensor_mutations(tensors), 0, None, STEP):
     wrong[label] = open_changed(folder, work, tensors=changed)
-  assert len(wrong) > 300
+  assert len(wrong) > 300 / STEP
   return {label: problem for label, problem in wrong.items() if problem}
 
 
