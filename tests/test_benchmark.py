@@ -173,8 +173,8 @@ MISTAKES_WITH_PYTORCH = [
     r'--torch_loader: needs a set that stays on the device',
   ),
   (
-    ['--torch_from=transformers'],
-    r"--against=torch: transformers: classifier 'gap' is not one of token",
+    ['--torch_from=transformers', '--config.model.classifier=gmp'],
+    r"--against=torch: transformers: classifier 'gmp' is not one of token",
   ),
 ]
 

@@ -129,7 +129,7 @@ def files(tmp_path_factory):
   """A folder of models that Hugging Face's classifier can't be, and one that it can."""
   folder = tmp_path_factory.mktemp('models')
   changes = {
-    'gap.npz': {'classifier': 'gap'},
+    'gmp.npz': {'classifier': 'gmp'},
     'headless.npz': {'num_classes': 0},
     'pre_logits.npz': {'representation_size': 5},
     'good.npz': {},
@@ -149,7 +149,7 @@ def files(tmp_path_factory):
 # id -> (flags, what the line says)
 MISTAKES = {
   'no weights': ([], r'--weights: give a file'),
-  'gap': (['--weights=gap.npz'], r"gap.npz: classifier .*'gap' is not one of token"),
+  'gmp': (['--weights=gmp.npz'], r"gmp.npz: classifier .*'gmp' is not one of token"),
   'no head': (['--weights=headless.npz'], r'headless.npz: the model has no head, so'),
   'pre-logits': (['--weights=pre_logits.npz'], r'pre_logits.npz: representation_size 5 has no'),
   'no such data set': (

@@ -64,7 +64,7 @@ def test_one_dimensional_sinusoids_begin_at_the_class_token():
 
 
 def test_embeddings_of_another_grid_are_refused():
-  with pytest.raises(UsageError, match='7 positions for 2x4 patches and 1 class tokens'):
+  with pytest.raises(UsageError, match='7 positions for 2x4 patches and 1 tokens before them'):
     embeddings_of('learned_1d', (2, 4), 4, np.zeros((7, 4)), 'token')
 
 

@@ -187,7 +187,7 @@ def test_weights_of_other_backbones_are_not_taken():
     ({'preprocess': {'mean': [0.5, 0.5], 'std': [1.0]}}, r'^preprocess\.mean: 2 values, .* 1 chan'),
     ({'preprocess': {'std': [0.0]}}, r'^preprocess\.std: \(0\.0,\) has a value that is not'),
     ({'preprocess': {'crop': 'centre'}}, r"^preprocess\.crop: 'centre' is not one of"),
-    ({'preprocess': {'crop_fraction': 0.9}}, r"^preprocess\.crop_fraction: crop 'resize' takes"),
+    ({'preprocess': {'crop_fraction': 0.9}}, r"^preprocess\.crop_fraction: crop 'resize' has none"),
     ({'preprocess': {'means': [1.0]}}, r"^preprocess\.means: no such field .*did you mean 'mean'"),
     ({'preprocess': [1]}, r'^preprocess: \[1\] is not a dict'),
     ({'name': 'vitt'}, r"^name: 'vitt' is not one of .*did you mean 'vit'"),

@@ -76,7 +76,7 @@ def test_windows_go_back_where_they_were(window):
 
 def test_windows_whose_pairs_fill_the_memory_are_refused():
   attention = swin.WindowAttention(num_heads=1, window=(129, 129))
-  with pytest.raises(FieldError, match=r'^window_size: 16641 positions, more than 16384'):
+  with pytest.raises(FieldError, match=r'^window_size: 16641 positions, more than 4096'):
     attention.init(jax.random.key(0), jnp.zeros((1, 1, 1, 4)), None, True)
 
 
