@@ -13,7 +13,7 @@ from vit_jax import weights
 from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.weights import files
-from vit_jax.weights.table import check_sizes
+from vit_jax.weights.table import check_positions, check_sizes
 
 TINY = SQUARE.replace(num_layers=1, activation='gelu_exact')
 # What transformers' models are made with, if they have such fields.
@@ -121,6 +121,13 @@ def test_a_table_of_pairs_of_positions_is_not_made(tmp_path):
   config = ModelConfig.from_dict(config | {'image_size': (4, 4 * 2**12 + 4)})
   with pytest.raises(UsageError, match='relative_positions: 4097 positions, more than 4096'):
     config.replace(relative_positions={'type': 'bias'}, classifier='gap').variable_shapes()
+
+
+@pytest.mark.parametrize('pool_prefix', [False, True])
+def test_tokens_of_an_image_that_is_too_large_are_not_listed(pool_prefix):
+  config = SQUARE.replace(classifier='map', pool_prefix=pool_prefix, image_size=(10**9, 10**9))
+  with pytest.raises(FieldError, match=r'^image_size: 10+x10+ is larger than is read$'):
+    check_positions(config)
 
 
 def test_memory_that_is_taken_is_seen(saved, tmp_path, monkeypatch):

@@ -364,8 +364,9 @@ def _numbers(value: Any) -> Iterator[int]:
 def check_positions(config: ModelConfig) -> None:
   """Raises FieldError for inputs of a size whose tables of positions would fill the memory."""
   size = config.input_size or config.image_size or ()
-  layout = config.backbone.layout(config.seen_size) if config.seen_size else None
-  widest = max(_numbers(config.backbone.config()), default=1)
+  layout, widest = None, max(_numbers(config.backbone.config()), default=1)
+  if math.prod(size) <= _MOST_PIXELS and config.seen_size:  # a layout may list the tokens
+    layout = config.backbone.layout(config.seen_size)
   values = widest * math.prod(layout.grid) if layout else 0
   if math.prod(size) > _MOST_PIXELS or values > _MOST_VALUES:
     raise FieldError('image_size', f'{"x".join(map(str, size))} is larger than is read')
