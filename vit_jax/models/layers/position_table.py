@@ -15,7 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vit_jax.errors import FieldError, check_choice, nearest
+from vit_jax.errors import FieldError, check_choice
+from vit_jax.models.layers.options import check_flag, check_grid, merge
 from vit_jax.models.layers.resize import INTERPOLATIONS, resize_weights
 
 # A config's position table: none.
@@ -47,29 +48,16 @@ def resolve_position_table(options: Mapping[str, Any] | None) -> dict[str, Any] 
     FieldError: an option is unknown or has a value that it can't have; it names
       `position_table.option`.
   """
-  if options is None:
+  given = merge('position_table', options, _DEFAULTS, 'grid', 'not set')
+  if given is None:
     return None
-  if not isinstance(options, Mapping):
-    raise FieldError('position_table', f'{options!r} is not a dict')
-  for key in options:
-    if key not in _DEFAULTS:
-      raise FieldError(f'position_table.{key}', f'no such option{nearest(key, _DEFAULTS)}')
-  given = _DEFAULTS | dict(options)
-  grid = given['grid']
-  if grid is None:
-    if given != _DEFAULTS:
-      raise FieldError('position_table.grid', 'not set')
-    return None
-  pair = isinstance(grid, list | tuple) and len(grid) == 2
-  if not (pair and all(type(side) is int and side > 0 for side in grid)):
-    raise FieldError('position_table.grid', f'{grid!r} is not (rows, columns)')
+  given['grid'] = check_grid('position_table.grid', given['grid'])
   check_choice('position_table.method', given['method'], INTERPOLATIONS)
   for key in ('antialias', 'align_corners', 'keep_aspect', 'factorized'):
-    if type(given[key]) is not bool:
-      raise FieldError(f'position_table.{key}', f'{given[key]!r} is not True or False')
+    check_flag(f'position_table.{key}', given[key])
   if given['antialias'] and given['align_corners']:
     raise FieldError('position_table.align_corners', 'True, but antialias is, too')
-  return given | {'grid': tuple(grid)}
+  return given
 
 
 class PositionTable(nn.Module):

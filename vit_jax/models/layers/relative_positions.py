@@ -18,7 +18,8 @@ from flax import struct
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vit_jax.errors import FieldError, check_choice, nearest
+from vit_jax.errors import FieldError, check_choice
+from vit_jax.models.layers.options import check_flag, merge
 from vit_jax.models.layers.resize import resize_weights
 
 RELATIVE_TYPES = ('bias', 'mlp', 'decomposed')
@@ -54,27 +55,17 @@ def resolve_relative_positions(options: Mapping[str, Any] | None) -> dict[str, A
     FieldError: an option is unknown or has a value that it can't have; it names
       `relative_positions.option`.
   """
-  if options is None:
+  unset = f'not set; it is one of {", ".join(RELATIVE_TYPES)}'
+  given = merge('relative_positions', options, _DEFAULTS, 'type', unset)
+  if given is None:
     return None
-  if not isinstance(options, Mapping):
-    raise FieldError('relative_positions', f'{options!r} is not a dict')
-  for key in options:
-    if key not in _DEFAULTS:
-      raise FieldError(f'relative_positions.{key}', f'no such option{nearest(key, _DEFAULTS)}')
-  given = _DEFAULTS | dict(options)
   kind = given['type']
-  if kind is None:
-    if given != _DEFAULTS:
-      types = ', '.join(RELATIVE_TYPES)
-      raise FieldError('relative_positions.type', f'not set; it is one of {types}')
-    return None
   check_choice('relative_positions.type', kind, RELATIVE_TYPES)
   check_choice('relative_positions.coordinates', given['coordinates'], RELATIVE_COORDINATES)
   width, shared = given['hidden_dim'], given['shared']
   if type(width) is not int or width < 1:
     raise FieldError('relative_positions.hidden_dim', f'{width!r} is not a positive number')
-  if type(shared) is not bool:
-    raise FieldError('relative_positions.shared', f'{shared!r} is not True or False')
+  check_flag('relative_positions.shared', shared)
   for key in _OF_MLP if kind != 'mlp' else ():
     if given[key] != _DEFAULTS[key]:
       problem = f"{given[key]!r}, but type '{kind}' has no such option"

@@ -18,7 +18,8 @@ from flax import struct
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vit_jax.errors import FieldError, check_choice, nearest
+from vit_jax.errors import FieldError, check_choice
+from vit_jax.models.layers.options import check_flag, check_grid, merge
 
 TEMPERATURES = {'axial': 10_000.0, 'mixed': 10.0, 'dinov3': 100.0}
 
@@ -68,26 +69,17 @@ def resolve_rotary(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
   Raises:
     FieldError: an option is unknown or has a value that it can't have; it names `rotary.option`.
   """
-  if options is None:
+  unset = f'not set; it is one of {", ".join(TEMPERATURES)}'
+  given = merge('rotary', options, _DEFAULTS, 'type', unset)
+  if given is None:
     return None
-  if not isinstance(options, Mapping):
-    raise FieldError('rotary', f'{options!r} is not a dict')
-  for key in options:
-    if key not in ROTARY:
-      raise FieldError(f'rotary.{key}', f'no such option{nearest(key, ROTARY)}')
-  given = _DEFAULTS | dict(options)
   kind = given['type']
-  if kind is None:
-    if given != _DEFAULTS:
-      raise FieldError('rotary.type', f'not set; it is one of {", ".join(TEMPERATURES)}')
-    return None
   check_choice('rotary.type', kind, TEMPERATURES)
   for key, kinds in _NOT_OF.items():
     if kind in kinds and given[key] != _DEFAULTS[key]:
       raise FieldError(f'rotary.{key}', f"{given[key]!r}, but type '{kind}' has no such option")
   check_choice('rotary.grid_indexing', given['grid_indexing'], ('ij', 'xy'))
-  if type(given['rotate_half']) is not bool:
-    raise FieldError('rotary.rotate_half', f'{given["rotate_half"]!r} is not True or False')
+  check_flag('rotary.rotate_half', given['rotate_half'])
   if given['temperature'] is None:
     given['temperature'] = TEMPERATURES[kind]
   _check_number('temperature', given['temperature'], 1)
@@ -96,10 +88,7 @@ def resolve_rotary(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if given[key] is not None:
       _check_number(key, given[key], least)
   if (grid := given['reference_grid']) is not None:
-    pair = isinstance(grid, list | tuple) and len(grid) == 2
-    if not (pair and all(type(side) is int and side > 0 for side in grid)):
-      raise FieldError('rotary.reference_grid', f'{grid!r} is not (rows, columns)')
-    given['reference_grid'] = tuple(grid)
+    given['reference_grid'] = check_grid('rotary.reference_grid', grid)
   return given
 
 
