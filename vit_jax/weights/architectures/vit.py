@@ -250,6 +250,27 @@ def _map_head(fields: Mapping[str, Any], num_heads: int, mlp_dim: int) -> dict[s
   }
 
 
+def _pre_norm(a: Arguments, name: str = 'pre_norm') -> dict[str, Any]:
+  """A norm before the first block, in whose place the patches have no bias."""
+  return {'patch_bias': not a[name], 'pre_norm': a[name]}
+
+
+def _attention_pool(a: Arguments, fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The MAP head whose size arguments of its own may give."""
+  ratio = 'attn_pool_mlp_ratio' if a['attn_pool_mlp_ratio'] else 'mlp_ratio'
+  return _map_head(fields, a['attn_pool_num_heads'] or a['num_heads'], _width(a, ratio))
+
+
+def _fc_norm(a: Arguments, name: str) -> bool:
+  """Whether what is pooled is normed: by default where it is an average."""
+  return a['global_pool'] == 'avg' if a[name] is None else a[name]
+
+
+def _final_or_fc_norm(a: Arguments, fc_norm: bool) -> tuple[bool, bool]:
+  """Which of the two norms after the blocks there is, where `final_norm` asks for one."""
+  return a['final_norm'] and not fc_norm, a['final_norm'] and fc_norm
+
+
 def _layer_scale(value: float | None) -> dict[str, Any]:
   return {'layer_scale': value if value else None}
 
@@ -277,7 +298,7 @@ def _vision_transformer(a: Arguments) -> dict[str, Any]:
     **_pooling(
       a,
       class_token=a['class_token'],
-      norms=(a['final_norm'] and not fc_norm, a['final_norm'] and fc_norm),
+      norms=_final_or_fc_norm(a, fc_norm),
     ),
     **_layer_scale(None if block == 'post' else scale),
     'block': block,
@@ -287,8 +308,7 @@ def _vision_transformer(a: Arguments) -> dict[str, Any]:
     'qk_norm': a['qk_norm'],
     'attention_norm': a['scale_attn_norm'],
     'mlp_norm': a['scale_mlp_norm'],
-    'patch_bias': not a['pre_norm'],
-    'pre_norm': a['pre_norm'],
+    **_pre_norm(a),
     'patch_norm': a['embed_norm_layer'] is not None,
     'num_registers': a['reg_tokens'],
     'position_tokens': 'patches' if a['no_embed_class'] else 'all',
@@ -329,7 +349,7 @@ def _rotary(a: Arguments) -> dict[str, Any] | None:
 
 
 def _eva(a: Arguments) -> dict[str, Any]:
-  fc_norm = a['global_pool'] == 'avg' if a['use_fc_norm'] is None else a['use_fc_norm']
+  fc_norm = _fc_norm(a, 'use_fc_norm')
   final_norm = a['use_post_transformer_norm']
   biased = a.choice('attn_type', {'eva': 'qv', 'rope': True})
   key_heads = a['num_kv_heads']
@@ -355,8 +375,7 @@ def _eva(a: Arguments) -> dict[str, Any]:
     'num_kv_heads': None if heads <= {None, a['num_heads']} else key_heads,
     'qk_norm': a['qk_norm'],
     'attention_norm': a['scale_attn_inner'],
-    'patch_bias': not a['use_pre_transformer_norm'],
-    'pre_norm': a['use_pre_transformer_norm'],
+    **_pre_norm(a, 'use_pre_transformer_norm'),
     'num_registers': a['num_reg_tokens'],
     'position_tokens': 'patches' if a['no_embed_class'] else 'all',
     'positional_embedding': 'learned_1d' if a['use_abs_pos_emb'] else 'none',
@@ -365,12 +384,11 @@ def _eva(a: Arguments) -> dict[str, Any]:
   }
   if a['swiglu_mlp'] and fields['classifier'] == 'map':
     raise a.refused('global_pool')  # the activation of the head's MLP is another than the blocks'
-  ratio = 'attn_pool_mlp_ratio' if a['attn_pool_mlp_ratio'] else 'mlp_ratio'
-  return fields | _map_head(fields, a['attn_pool_num_heads'] or a['num_heads'], _width(a, ratio))
+  return fields | _attention_pool(a, fields)
 
 
 def _beit(a: Arguments) -> dict[str, Any]:
-  fc_norm = a['global_pool'] == 'avg' if a['use_fc_norm'] is None else a['use_fc_norm']
+  fc_norm = _fc_norm(a, 'use_fc_norm')
   if a['use_rel_pos_bias'] and a['use_shared_rel_pos_bias']:
     raise a.refused('use_shared_rel_pos_bias')
   relative = a['use_rel_pos_bias'] or a['use_shared_rel_pos_bias']
@@ -439,8 +457,7 @@ def _sam(a: Arguments) -> dict[str, Any]:
     'mlp_dim': _width(a),
     'qkv_bias': a['qkv_bias'],
     'qk_norm': a['qk_norm'],
-    'patch_bias': not a['pre_norm'],
-    'pre_norm': a['pre_norm'],
+    **_pre_norm(a),
     'positional_embedding': 'learned_1d' if a['use_abs_pos'] else 'none',
     'relative_positions': {'type': 'decomposed', 'shared': False} if a['use_rel_pos'] else None,
     'window_size': a['window_size'] or None,
@@ -455,7 +472,7 @@ def _sam(a: Arguments) -> dict[str, Any]:
 
 def _naflex(a: Arguments) -> dict[str, Any]:
   """Images of one size alone, which need no mask; positions are interpolated to their grid."""
-  fc_norm = a['global_pool'] == 'avg' if a['fc_norm'] is None else a['fc_norm']
+  fc_norm = _fc_norm(a, 'fc_norm')
   kind = a.choice('pos_embed', {'learned': 'table', 'factorized': 'sums', '': None, 'none': None})
   table = {'grid': a['pos_embed_grid_size'] and a.pair('pos_embed_grid_size')}
   table |= {'keep_aspect': a['pos_embed_ar_preserving']}
@@ -473,7 +490,7 @@ def _naflex(a: Arguments) -> dict[str, Any]:
     **_pooling(
       a,
       class_token=a['class_token'],
-      norms=(a['final_norm'] and not fc_norm, a['final_norm'] and fc_norm),
+      norms=_final_or_fc_norm(a, fc_norm),
     ),
     **_layer_scale(a['init_values']),
     'mlp_dim': _width(a),
@@ -482,16 +499,14 @@ def _naflex(a: Arguments) -> dict[str, Any]:
     'qk_norm': a['qk_norm'],
     'attention_norm': a['scale_attn_inner_norm'],
     'mlp_norm': a['scale_mlp_norm'],
-    'patch_bias': not a['pre_norm'],
-    'pre_norm': a['pre_norm'],
+    **_pre_norm(a),
     'num_registers': a['reg_tokens'],
     'position_tokens': 'patches',
     'positional_embedding': 'learned_1d' if kind else 'none',
     'position_table': table if kind else None,
     'pool_prefix': a['pool_include_prefix'] and a['global_pool'] != 'token',
   }
-  ratio = 'attn_pool_mlp_ratio' if a['attn_pool_mlp_ratio'] else 'mlp_ratio'
-  return fields | _map_head(fields, a['attn_pool_num_heads'] or a['num_heads'], _width(a, ratio))
+  return fields | _attention_pool(a, fields)
 
 
 # What reads the arguments of each class.
