@@ -18,7 +18,7 @@ from vit_jax.weights.formats import huggingface
 from vit_jax.weights.rules import DENSE, Module, tensor
 from vit_jax.weights.table import Source, Table, length_of, shape_of
 from vit_jax.weights.tables.timm_vit import Naming, TimmViT
-from vit_jax.weights.tables.vit import HuggingFaceViT, with_zero_biases
+from vit_jax.weights.tables.vit import HuggingFaceBiased
 
 _ENCODER, _DECODER = 'Transformer/', 'decoder/encoder/'
 _POSITIONS = 'posembed_input/pos_embedding'
@@ -191,7 +191,7 @@ class FacebookMAE(_MAE, TimmViT):
     return isinstance(config.model, MAE) and config.name in self.models
 
 
-class HuggingFaceMAE(_MAE, HuggingFaceViT):
+class HuggingFaceMAE(_MAE, HuggingFaceBiased):
   """models/vit_mae of transformers: ViTMAEForPreTraining, and ViTMAEModel, which is its encoder.
 
   Its `mask_ratio` is an option of the task here, and no part of the model: which patches are seen
@@ -203,6 +203,7 @@ class HuggingFaceMAE(_MAE, HuggingFaceViT):
   yields = True  # without config.json, its encoder is a ViT's
   positions = ('embeddings.position_embeddings', 'decoder.decoder_pos_embed')
   root = 'decoder.'
+  layers = r'(encoder\.layer|decoder\.decoder_layers)'
 
   def canonical(self, name: str) -> str:
     name = super().canonical(name)
@@ -212,19 +213,6 @@ class HuggingFaceMAE(_MAE, HuggingFaceViT):
     if name == 'layernorm':
       return 'decoder.decoder_norm'
     return name.replace('encoder.layer.', 'decoder.decoder_layers.')
-
-  def tidy(
-    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
-  ) -> files.Tensors:
-    tensors = super().tidy(tensors, entries, source)
-    if self.flag(source, 'qkv_bias'):
-      return tensors
-    layer = r'(encoder\.layer|decoder\.decoder_layers)\.\d+'
-    weight = rf'{layer}\.attention\.attention\.(query|key|value)\.weight'
-    return with_zero_biases(tensors, weight)
-
-  def options(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
-    return {'mlp_dim': self.number(source, 'intermediate_size')}
 
   def describe_decoder(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
     norm_pixels = source.their_config.get('norm_pix_loss', False)

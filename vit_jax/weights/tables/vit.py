@@ -457,6 +457,28 @@ class HuggingFaceViT(AnyViT, huggingface.HuggingFaceTable):
     }
 
 
+class HuggingFaceBiased(HuggingFaceViT):
+  """A type of models that always have biases here: those of qkv_bias=false get zeros.
+
+  Attributes:
+    layers: a regular expression for the names of the lists of layers.
+  """
+
+  layers: ClassVar[str] = r'encoder\.layer'
+
+  def tidy(
+    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
+  ) -> files.Tensors:
+    tensors = super().tidy(tensors, entries, source)
+    if self.flag(source, 'qkv_bias'):
+      return tensors
+    weight = rf'{self.layers}\.\d+\.attention\.attention\.(query|key|value)\.weight'
+    return with_zero_biases(tensors, weight)
+
+  def options(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
+    return {'mlp_dim': self.number(source, 'intermediate_size')}
+
+
 class HuggingFaceRelative(HuggingFaceViT):
   """A type of models beside `vit` that are ViTs, too. It writes those that it has a place for.
 

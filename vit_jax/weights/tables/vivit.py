@@ -11,7 +11,7 @@ from vit_jax.weights import files
 from vit_jax.weights.formats import huggingface
 from vit_jax.weights.rules import Layout, Module, tensor
 from vit_jax.weights.table import Source, Table, Unsettled, length_of, shape_of, variable_shapes
-from vit_jax.weights.tables.vit import HuggingFaceViT, with_zero_biases
+from vit_jax.weights.tables.vit import HuggingFaceBiased
 
 _KERNEL = 'embedding/kernel'
 _POSITIONS = 'posembed_input/pos_embedding'
@@ -207,7 +207,7 @@ CONV_3D = (
 )
 
 
-class HuggingFaceViViT(HuggingFaceViT):
+class HuggingFaceViViT(HuggingFaceBiased):
   """models/vivit of transformers: VivitForVideoClassification, model 1 with a class token.
 
   And VivitModel, whose pooler, if it has one, is `pre_logits` here.
@@ -232,19 +232,6 @@ class HuggingFaceViViT(HuggingFaceViT):
     entries = dict(super().read_config(source.replace(their_config=theirs)))
     del entries['classifier']
     return entries | {'num_frames': huggingface.whole(source, 'num_frames', 32)}
-
-  def tidy(
-    self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
-  ) -> files.Tensors:
-    """Gives models with qkv_bias=false the biases that every model here has."""
-    tensors = super().tidy(tensors, entries, source)
-    if self.flag(source, 'qkv_bias'):
-      return tensors
-    weight = r'encoder\.layer\.\d+\.attention\.attention\.(query|key|value)\.weight'
-    return with_zero_biases(tensors, weight)
-
-  def options(self, tensors: files.Tensors, source: Source) -> dict[str, Any]:
-    return {'mlp_dim': self.number(source, 'intermediate_size')}
 
   def describe(
     self, tensors: files.Tensors, entries: Mapping[str, Any], source: Source
