@@ -437,6 +437,25 @@ class Unsettled(FieldError):
   """The file leaves a field open, which the caller has to give."""
 
 
+def choice(source: Source, name: str, value: Any, allowed: Mapping[str, Any]) -> Any:
+  """Returns a value of config.json as it is called here.
+
+  Args:
+    source: with a config.json.
+    name: of the value, for messages.
+    value: in it.
+    allowed: value there -> value here.
+
+  Raises:
+    UsageError: it is another value.
+  """
+  if not isinstance(value, str) or value not in allowed:
+    raise UsageError(
+      f'{source.metadata_path}: {name}: {value!r} is not one of {", ".join(allowed)}'
+    )
+  return allowed[value]
+
+
 def shape_of(
   tensors: Mapping[str, np.ndarray], name: str, rank: int, path: object, title: str
 ) -> Shape:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
-from vit_jax.weights import files, hub, state_dicts
+from vit_jax.weights import files, hub, state_dicts, table
 from vit_jax.weights.formats import image_processors
 from vit_jax.weights.table import Known, Source, Table, with_own_words
 
@@ -168,11 +168,7 @@ def choice(source: Source, name: str, default: str, allowed: Mapping[str, Any]) 
   Raises:
     UsageError: there is another value.
   """
-  value = source.their_config.get(name, default)
-  if not isinstance(value, str) or value not in allowed:
-    names = ', '.join(allowed)
-    raise UsageError(f'{source.metadata_path}: {name}: {value!r} is not one of {names}')
-  return allowed[value]
+  return table.choice(source, name, source.their_config.get(name, default), allowed)
 
 
 def class_names(source: Source, num_classes: int) -> tuple[str, ...] | None:

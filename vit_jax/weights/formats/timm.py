@@ -15,7 +15,7 @@ from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.models.config import INTERPOLATIONS, MARGIN_CROPS
 from vit_jax.weights import architectures, files, hub, state_dicts
-from vit_jax.weights.table import Source, Table, errors_of_file, with_own_words
+from vit_jax.weights.table import Source, Table, choice, errors_of_file, with_own_words
 
 SUFFIXES = state_dicts.SUFFIXES
 ON_HUB = True
@@ -266,25 +266,6 @@ def check_average(source: Source) -> None:
   """Raises UsageError where the head doesn't read the mean over positions, by config.json."""
   pool = source.their_config.get('global_pool', 'avg')
   choice(source, 'global_pool', model_args(source).get('global_pool', pool), {'avg': 'avg'})
-
-
-def choice(source: Source, name: str, value: Any, allowed: Mapping[str, str]) -> str:
-  """Returns a value of config.json as it is called here.
-
-  Args:
-    source: with a config.json.
-    name: of the value, for messages.
-    value: in it.
-    allowed: value there -> value here.
-
-  Raises:
-    UsageError: it is another value.
-  """
-  if not isinstance(value, str) or value not in allowed:
-    raise UsageError(
-      f'{source.metadata_path}: {name}: {value!r} is not one of {", ".join(allowed)}'
-    )
-  return allowed[value]
 
 
 def _dict(value: Any, source: Source) -> Mapping[str, Any]:
