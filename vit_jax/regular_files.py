@@ -1,0 +1,88 @@
+"""Local files from anywhere, read without waiting and without more memory than they may cost."""
+
+import errno
+import json
+import os
+import stat
+from typing import Any, BinaryIO
+
+from vit_jax.errors import UsageError
+
+_MIB = 2**20
+# Far more than any file of text that describes data, a model or a run has. What JSON holds takes up
+# to twenty times the memory of its text.
+MAX_TEXT, MAX_JSON = 256 * _MIB, 32 * _MIB
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+  """Opens a regular file to read its bytes.
+
+  A pipe, a socket or a device, or a link to one, would be waited for, or has no end.
+
+  Raises:
+    OSError: there is no such file, it can't be read, or it is no regular file.
+  """
+  # Without O_NONBLOCK, to open a pipe waits for somebody who writes.
+  flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
+  descriptor = os.open(path, flags)
+  file = None
+  try:
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+      raise OSError(errno.EINVAL, 'not a regular file', os.fspath(path))
+    file = os.fdopen(descriptor, 'rb')
+  finally:
+    if file is None:
+      os.close(descriptor)
+  return file
+
+
+def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
+  """Returns what is in a regular file.
+
+  Raises:
+    OSError: as for `open_regular`, or it has more than `max_bytes`.
+  """
+  with open_regular(path) as file:
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+      problem = f'{size:,} bytes, more than the {max_bytes:,} that are read of such a file'
+      raise OSError(errno.EFBIG, problem, os.fspath(path))
+    return file.read(max_bytes)  # it may be growing
+
+
+def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> str:
+  """Returns the text of a file that describes something.
+
+  Raises:
+    UsageError: it can't be read, or isn't UTF-8; the message names the file.
+  """
+  try:
+    return read_bytes(path, max_bytes).decode()
+  except OSError as e:
+    raise UsageError(f'{os.fspath(path)}: cannot be read ({e.strerror})') from e
+  except UnicodeDecodeError as e:
+    raise UsageError(f'{os.fspath(path)}: damaged: not UTF-8 at byte {e.start}') from e
+
+
+def read_json(path: str | os.PathLike, of: type = dict) -> Any:
+  """Returns what a JSON file holds.
+
+  Args:
+    path: of the file.
+    of: the type that it must hold, dict or list.
+
+  Raises:
+    UsageError: it can't be read, isn't JSON, or holds something else; the message names the file.
+  """
+  text = read_text(path, MAX_JSON)
+  try:
+    content = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise UsageError(f'{os.fspath(path)}: damaged: not valid JSON ({e})') from e
+  if not isinstance(content, of):
+    wanted = {dict: 'an object', list: 'a list'}[of]
+    raise UsageError(f'{os.fspath(path)}: damaged: holds a {type(content).__name__}, not {wanted}')
+  return content
