@@ -1,9 +1,11 @@
 """Local files from anywhere, read without waiting and without more memory than they may cost."""
 
+import contextlib
 import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from vit_jax.errors import UsageError
@@ -12,6 +14,22 @@ _MIB = 2**20
 # Far more than any file of text that describes data, a model or a run has. What JSON holds takes up
 # to twenty times the memory of its text.
 MAX_TEXT, MAX_JSON = 256 * _MIB, 32 * _MIB
+
+
+@contextlib.contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+  """Turns every way in which parsing a foreign file can fail into one UsageError.
+
+  Parsers raise whatever their authors thought of for a damaged file, so that no list of types is
+  long enough. Nothing else goes inside: a fault of this project's own has to keep its traceback.
+  """
+  try:
+    yield
+  except (UsageError, MemoryError):
+    raise
+  except Exception as e:
+    reason = (str(e).strip().splitlines() or [''])[0]
+    raise UsageError(f'{path}: cannot be read as {what} ({type(e).__name__}: {reason})') from e
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

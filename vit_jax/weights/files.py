@@ -2,13 +2,12 @@
 
 import argparse
 import collections
-import contextlib
 import io
 import json
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UsageError
+from vit_jax.regular_files import reading
 
 Tensors = dict[str, np.ndarray]
 
@@ -40,22 +40,6 @@ _SAFETENSORS_DTYPES = {
   'U8': np.uint8,
   'BOOL': np.bool_,
 }
-
-
-@contextlib.contextmanager
-def reading(path: object, what: str) -> Iterator[None]:
-  """Turns every way in which parsing a foreign file can fail into one UsageError.
-
-  Parsers raise whatever their authors thought of for a damaged file, so that no list of types is
-  long enough. Nothing else goes inside: a fault of this project's own has to keep its traceback.
-  """
-  try:
-    yield
-  except (UsageError, MemoryError):
-    raise
-  except Exception as e:
-    reason = (str(e).strip().splitlines() or [''])[0]
-    raise UsageError(f'{path}: cannot be read as {what} ({type(e).__name__}: {reason})') from e
 
 
 def read(path: str | os.PathLike, size: int = -1) -> bytes:
