@@ -14,6 +14,7 @@ _MIB = 2**20
 # Far more than any file of text that describes data, a model or a run has. What JSON holds takes up
 # to twenty times the memory of its text.
 MAX_TEXT, MAX_JSON = 256 * _MIB, 32 * _MIB
+_REASON = 200  # characters of what a parser says
 
 
 @contextlib.contextmanager
@@ -28,8 +29,9 @@ def reading(path: object, what: str) -> Iterator[None]:
   except (UsageError, MemoryError):
     raise
   except Exception as e:
-    reason = (str(e).strip().splitlines() or [''])[0]
-    raise UsageError(f'{path}: cannot be read as {what} ({type(e).__name__}: {reason})') from e
+    reason = ' '.join(str(e).split())[:_REASON]
+    told = getattr(e, 'strerror', None) or f'{type(e).__name__}: {reason}'
+    raise UsageError(f'{path}: cannot be read as {what} ({told})') from e
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

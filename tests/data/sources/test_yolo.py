@@ -1,9 +1,11 @@
 """Folders in YOLO format: what is read from them, and what is refused in one line."""
 
+import inspect
 import logging
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +147,7 @@ LABELS = {
   '0 208 208 100 100': r'0\.txt:1: the box .* is not inside the image',
   '0 .5 .5 0 .1': r'0\.txt:1: the box .* is not inside the image',
   None: r'0\.txt: there is no such file, to say what is in 0\.png',
-  b'\xff\xfe': r'0\.txt: cannot be read',
+  b'\xff\xfe': r'0\.txt: damaged: not UTF-8 at byte 0',
 }
 
 
@@ -162,7 +164,7 @@ def test_mistakes_in_labels_name_file_and_line(tmp_path, text):
 
 
 YAMLS = {
-  'train: [': r'cannot be read \(while parsing',
+  'train: [': r'cannot be read as YAML \(ParserError: while parsing',
   'a list of words': r'not a list of entries',
   'nc: 3': r'no entry train',
   'train: trian/images\nnc: 3': r"train: 'trian/images' is not a folder of images",
@@ -181,6 +183,52 @@ def test_mistakes_in_data_yaml_name_it(tmp_path, text):
   with pytest.raises(UsageError, match=f'^{re.escape(str(root))}/data.yaml: .*{YAMLS[text]}') as e:
     open_source(root)
   assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ('text', 'problem'),
+  [
+    ('train: train/images\nnc: "\\UFFFFFFFF"', 'cannot be read as YAML (OverflowError: '),
+    ('#' * (2**20 + 1), 'cannot be read (1,048,577 bytes, more than the 1,048,576 that are read'),
+    ('train: train/images\nnc: 999999999', 'nc: 999,999,999 classes, not 1 to 1,048,576'),
+    (f'train: train/images\nnc: {"9" * 5000}', 'nc: 999,999,999,999,999,999 classes, not 1 to'),
+    ('train: train/images\nnc: [3]', 'train, val, test, path or nc is neither a text nor'),
+    (f'train: {"a" * 5000}\nnc: 3', f"train: '{'a' * 5000}' is not a folder of images"),
+    # Aliases: its text would be of 10**9 words.
+    (
+      'a: &a [x, x, x, x, x, x, x, x, x, x]\n'
+      + ''.join(f'{b}: &{b} [{", ".join(10 * [f"*{chr(ord(b) - 1)}"])}]\n' for b in 'bcdefghi')
+      + 'train: [*i]\nnc: 3',
+      'train, val, test, path or nc is neither a text nor',
+    ),
+  ],
+  ids=['no character', 'long', 'many', 'digits', 'list', 'name', 'aliases'],
+)
+def test_what_would_take_memory_or_fail_elsewhere_is_refused(tmp_path, text, problem):
+  root = write(tmp_path, yaml=text)
+  with pytest.raises(UsageError) as e:
+    open_source(root)
+  assert str(e.value).startswith(f'{root}/data.yaml: {problem}')
+  assert '\n' not in str(e.value)
+
+
+def test_deep_nesting_is_refused(tmp_path):
+  root, limit = write(tmp_path, yaml=f'train: {"[" * 10**5}'), sys.getrecursionlimit()
+  sys.setrecursionlimit(len(inspect.stack()) + 200)  # the usual one takes seconds
+  try:
+    with pytest.raises(UsageError, match=r'data\.yaml: cannot be read as YAML \(RecursionError'):
+      open_source(root)
+  finally:
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize('name', ['data.yaml', 'train/labels/0.txt'])
+def test_pipes_are_refused_at_once(tmp_path, name):
+  root = write(tmp_path)
+  (root / name).unlink()
+  os.mkfifo(root / name)
+  with pytest.raises(UsageError, match=f'{name}: cannot be read \\(not a regular file'):
+    open_source(root)
 
 
 def test_nothing_in_data_yaml_is_run(tmp_path):

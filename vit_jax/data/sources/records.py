@@ -21,6 +21,16 @@ from vit_jax.errors import UsageError
 
 Record = dict[str, Any]
 
+# Of a head for a model as large as ViT-L, 4 GiB of parameters.
+MAX_CLASSES = 2**20
+MAX_NAMES = 2**24  # bytes of a file that names classes
+
+
+def check_num_classes(place: object, count: int) -> None:
+  """Raises UsageError for more classes than a model is made for, or for none; `place` says them."""
+  if not 0 < count <= MAX_CLASSES:
+    raise UsageError(f'{place}: {count:,} classes, not 1 to {MAX_CLASSES:,}')
+
 
 class Source(abc.ABC):
   """Records by index.

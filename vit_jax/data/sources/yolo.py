@@ -16,11 +16,15 @@ import yaml
 
 from vit_jax.data import images
 from vit_jax.data.sources.folders import FolderSource
-from vit_jax.data.sources.records import Record
+from vit_jax.data.sources.records import Record, check_num_classes
 from vit_jax.data.sources.splits import resolve_aliases, split_names, split_ranges
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.regular_files import read_text, reading
 
 _SPLITS = ('train', 'val', 'test')  # keys of data.yaml
+_MOST_YAML = 2**20  # bytes of data.yaml: about 40,000 names
+_MOST_TEXT = 2**20  # of a file of objects
+_DIGITS = 18  # of a number that is read
 _ROUNDING = 1e-3  # of the image's side, by which edges of boxes may lie outside
 
 
@@ -56,7 +60,7 @@ def load(split: str, directory: str) -> YoloSource:
       that is malformed, of an unknown class, or not inside the image.
   """
   root = Path(directory).expanduser().absolute()
-  if not directory or not (root / 'data.yaml').is_file():
+  if not directory or not os.path.exists(root / 'data.yaml'):
     raise FieldError(
       'dir',
       f'{directory!r} is not a folder with a data.yaml; give the folder of a data set in YOLO '
@@ -98,13 +102,19 @@ def load(split: str, directory: str) -> YoloSource:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
   """Returns the entries of data.yaml, every scalar as the text that it is written with."""
-  try:
+  text = read_text(path, _MOST_YAML)
+  with reading(path, 'YAML'):
     # Class names may be such as `no`, `1e3` or `2020-01-01`, which YAML has values for.
-    data_yaml = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
-  except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-    raise UsageError(f'{path}: cannot be read ({" ".join(str(e).split())})') from e
+    data_yaml = yaml.load(text, Loader=yaml.BaseLoader)
   if not isinstance(data_yaml, dict):
     raise UsageError(f'{path}: not a list of entries, such as "train: train/images"')
+  # Never shown: an alias of a list of aliases takes little memory, and its text too much.
+  texts = [data_yaml.get('path', ''), data_yaml.get('nc', '')]
+  for name in _SPLITS:
+    given = data_yaml.get(name, '')
+    texts += given if isinstance(given, list) else [given]
+  if not all(isinstance(text, str) for text in texts):
+    raise UsageError(f'{path}: {", ".join(_SPLITS)}, path or nc is neither a text nor a list of it')
   return data_yaml
 
 
@@ -112,12 +122,12 @@ def _image_folders(root: Path, data_yaml: Mapping[str, Any], name: str) -> list[
   """Returns the folders of images of a split, relative to `root`."""
   given = data_yaml[name]
   given = given if isinstance(given, list) else [given]
-  bases = [root / str(data_yaml.get('path', '')), root]
+  bases = [root / data_yaml.get('path', ''), root]
   folders = []
   for value in given:
     # Roboflow writes '../train/images' for a folder beside data.yaml.
-    values = [str(value), str(value).removeprefix('../')]
-    found = [base / v for base in bases for v in values if (base / v).is_dir()]
+    values = [value, value.removeprefix('../')]
+    found = [base / v for base in bases for v in values if os.path.isdir(base / v)]
     if not found:
       raise UsageError(f'{root / "data.yaml"}: {name}: {value!r} is not a folder of images')
     folders.append(os.path.relpath(found[0], root))
@@ -132,8 +142,10 @@ def _class_names(path: Path, data_yaml: Mapping[str, Any]) -> list[str]:
     if names.keys() != expected:
       raise UsageError(f'{path}: names has the keys {", ".join(names)}, not 0 to {len(names) - 1}')
     names = [names[str(i)] for i in range(len(names))]
-  if names is None and str(count).isdecimal():
-    names = [str(i) for i in range(int(count))]
+  if names is None and count and count.isdecimal():
+    number = int(count[:_DIGITS])
+    check_num_classes(f'{path}: nc', number)
+    names = [str(i) for i in range(number)]
   if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
     raise UsageError(f'{path}: names is not a list of classes, nor is there their number, nc')
   if count is not None and count != str(len(names)):
@@ -154,12 +166,9 @@ def _label_path(image: Path) -> Path:
 def _read_object(image: Path, num_classes: int) -> tuple[int, np.ndarray]:
   """Returns (label, box float32 [4]) of the one object that is marked in an image."""
   path = _label_path(image)
-  try:
-    lines = [(i, line.split()) for i, line in enumerate(path.read_text().splitlines(), 1)]
-  except FileNotFoundError:
-    raise UsageError(f'{path}: there is no such file, to say what is in {image.name}') from None
-  except (OSError, UnicodeDecodeError) as e:
-    raise UsageError(f'{path}: cannot be read ({e})') from e
+  if not path.exists():
+    raise UsageError(f'{path}: there is no such file, to say what is in {image.name}')
+  lines = [(i, line.split()) for i, line in enumerate(read_text(path, _MOST_TEXT).splitlines(), 1)]
   lines = [(i, words) for i, words in lines if words]
   if len(lines) != 1:
     raise UsageError(f'{path}: {len(lines)} objects; each image must have exactly one')
@@ -173,13 +182,13 @@ def _parse(place: str, words: Sequence[str], num_classes: int) -> tuple[int, np.
     numbers = []
   if len(numbers) != 4 or not all(map(math.isfinite, (label, *numbers))):
     raise UsageError(f'{place}: {" ".join(words)[:60]!r} is not "class cx cy width height"')
-  if label not in range(num_classes):
-    raise UsageError(f'{place}: class {words[0]} is not one of 0 to {num_classes - 1}')
+  if not 0 <= label < num_classes or label != int(label):
+    raise UsageError(f'{place}: class {words[0][:60]} is not one of 0 to {num_classes - 1}')
   centre, size = np.array(numbers[:2]), np.array(numbers[2:])
   low, high = centre - size / 2, centre + size / 2
   if not (size > 0).all() or (low < -_ROUNDING).any() or (high > 1 + _ROUNDING).any():
     raise UsageError(
-      f'{place}: the box {" ".join(words[1:])} is not inside the image, whose sides are 0 to 1'
+      f'{place}: the box {" ".join(words[1:])[:60]} is not inside the image, whose sides are 0 to 1'
     )
   low, high = low.clip(0, 1), high.clip(0, 1)
   return int(label), np.concatenate([(low + high) / 2, high - low]).astype(np.float32)
