@@ -1,5 +1,6 @@
 """Folders of images with a CSV file of labels."""
 
+import os
 import pickle
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from image_files import one_line, pixels, save
 
 from vit_jax.data import load_source
+from vit_jax.data.sources import csv_labels
 from vit_jax.errors import FieldError, UsageError
 
 
@@ -213,6 +215,42 @@ def test_mistakes_of_several_files(tmp_path, tables, message):
   with pytest.raises(UsageError) as error:
     load(root, 'test')
   assert re.search(message, one_line(error))
+
+
+def test_a_very_long_value_and_a_pipe_are_refused_at_once(tmp_path):
+  root = write(tmp_path, FILES, labels=f'id,label\na,x\nb,{"y" * 200_000}\n')
+  with pytest.raises(UsageError, match=r'labels\.csv: cannot be read as CSV in UTF-8 \(Error: fie'):
+    load(root)
+  (tmp_path / 'labels.csv').unlink()
+  os.mkfifo(tmp_path / 'labels.csv')
+  with pytest.raises(
+    UsageError, match=r'labels\.csv: cannot be read as CSV .*\(not a regular file'
+  ):
+    load(root)
+
+
+def test_names_of_many_digits_are_texts(tmp_path):
+  long = '9' * 5000
+  root = write(tmp_path, FILES, labels=f'id,label\na,10\nb,{long}\nc,2\n')
+  assert load(root).class_names == ('10', '2', long)
+
+
+def test_thirty_thousand_columns_are_read_at_once(tmp_path):
+  columns = ','.join(f'c{i}' for i in range(30_000))
+  ones = ','.join('1' * 30_000)
+  root = write(tmp_path, FILES, labels=f'id,{columns}\na,{ones}\nb,{ones}\n')
+  source = load(root)
+  assert source.num_classes == 30_000
+  assert source.labels().shape == (2, 30_000)
+
+
+@pytest.mark.parametrize('bound', ['_MOST_ROWS', '_MOST_BYTES', '_MOST_MEMORY'])
+def test_tables_beyond_the_bounds_are_refused(tmp_path, monkeypatch, bound):
+  root = write(tmp_path, FILES, labels='id,labels\na,x;y\nb,x\n')
+  assert len(load(root)) == 2
+  monkeypatch.setattr(csv_labels, bound, 3)
+  with pytest.raises(UsageError, match=r'labels\.csv: .*(more than|rows or more)'):
+    load(root)
 
 
 def test_other_mistakes(tmp_path):

@@ -1,6 +1,9 @@
 """Folders of images with a CSV file of labels: one class an image, or several."""
 
 import csv
+import dataclasses
+import io
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 
 from vit_jax.data import images
 from vit_jax.data.sources.folders import FolderSource
+from vit_jax.data.sources.records import check_num_classes
 from vit_jax.data.sources.splits import (
   EVALUATION_SPLITS,
   resolve_aliases,
@@ -17,6 +21,7 @@ from vit_jax.data.sources.splits import (
   split_ranges,
 )
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.regular_files import read_bytes, reading
 
 OPTIONS = {
   # In the folder; '' = train.csv, beside test.csv and so on, or else labels.csv, or the only one.
@@ -34,20 +39,34 @@ _VALUES = dict.fromkeys(('1', '1.0', 'true'), True) | dict.fromkeys(('0', '0.0',
 _SEPARATORS = (';', '|')
 _PARTS_OF_NAMES = {' ': 'words', ',': 'parts'}  # or separators: which, can't be told for sure
 _MANY = 50  # characters of a value in a message
+_LISTED = 8  # names of columns, likewise
+_DIGITS = 18  # of a name that is sorted as a number
+# Of a file, which takes up to 17 times its bytes, and its rows 150 each; and of all labels.
+_MOST_BYTES, _MOST_ROWS, _MOST_MEMORY = 2**27, 2**23, 2**31
 
 
-class _Row(NamedTuple):
-  """A row: its file and line, for messages, and its values by the names of columns."""
+@dataclasses.dataclass(slots=True)
+class _Row:
+  """A row: its table, its line in the file, and its values in the order of the columns."""
 
-  place: str
-  values: dict[str, str]
+  table: '_Table'
+  line: int
+  values: tuple[str, ...]
+
+  @property
+  def place(self) -> str:
+    """For messages."""
+    return f'{self.table.path}:{self.line}'
+
+  def __getitem__(self, column: str) -> str:
+    return self.values[self.table.columns[column]]
 
 
 class _Table(NamedTuple):
-  """A CSV file: its path, the names of its columns, and its rows."""
+  """A CSV file: its path, the names of its columns with their numbers, and its rows."""
 
   path: Path
-  columns: list[str]
+  columns: dict[str, int]
   rows: list[_Row]
 
 
@@ -101,7 +120,7 @@ class _Images:
 
   def find(self, row: _Row, column: str, split: str) -> str:
     """Returns the path of a row's image, below the folder; one of its split's folder first."""
-    name = row.values[column]
+    name = row[column]
     found = self.matching(name)
     in_folder = [path for path in found if path.startswith(f'{split}/')]
     whole = [path for path in found if name in (path, _without_suffix(path))]
@@ -195,11 +214,11 @@ def _without_suffix(path: str) -> str:
 def _find_files(root: Path, file: str) -> dict[str, Path]:
   """Returns split -> its file; that of 'train' has the other splits, too, where it is alone."""
   if file:
-    if not (root / file).is_file():
+    if not os.path.exists(root / file):
       raise FieldError('options.file', f'{file!r} is not a file in {root}')
     return {'train': root / file}
   names = ('train', *EVALUATION_SPLITS)
-  files = {name: root / f'{name}.csv' for name in names if (root / f'{name}.csv').is_file()}
+  files = {name: root / f'{name}.csv' for name in names if (root / f'{name}.csv').exists()}
   if 'train' in files:
     return files
   there = sorted(path.name for path in root.glob('*.csv'))
@@ -211,39 +230,37 @@ def _find_files(root: Path, file: str) -> dict[str, Path]:
 
 def _read(path: Path, needed: Sequence[str] = ()) -> _Table:
   """Reads a table, which has the `needed` columns, separated by commas, semicolons or tabs."""
-  try:
-    with open(path, encoding='utf-8-sig', newline='') as file:
-      first = file.readline()
-      file.seek(0)
-      reader = csv.reader(file, delimiter=max(',;\t', key=first.count), strict=True)
-      lines = [(reader.line_num, values) for values in reader if any(map(str.strip, values))]
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
-    raise UsageError(f'{path}: cannot be read as CSV in UTF-8 ({e})') from e
+  with reading(path, 'CSV in UTF-8'):
+    content = io.BytesIO(read_bytes(path, _MOST_BYTES))
+    file = io.TextIOWrapper(content, 'utf-8-sig', newline='')
+    first = file.readline()
+    file.seek(0)
+    reader = csv.reader(file, delimiter=max(',;\t', key=first.count), strict=True)
+    lines = ((reader.line_num, tuple(map(str.strip, values))) for values in reader)
+    lines = list(itertools.islice((line for line in lines if any(line[1])), _MOST_ROWS))
   if len(lines) < 2:
     raise UsageError(f'{path}: needs a line of the names of columns, and a row for each image')
-  (_, columns), *lines = lines
-  columns = [column.strip() for column in columns]
+  if len(lines) == _MOST_ROWS:
+    raise UsageError(f'{path}: has {_MOST_ROWS:,} rows or more')
+  (_, names), *lines = lines
+  columns = {name: i for i, name in enumerate(names)}
   for column in needed:
     if column not in columns:
       raise UsageError(f'{path}: no column {column!r}, as train has; {_list(columns)}')
-  for column in columns:
-    if column and columns.count(column) > 1:
+  for i, column in enumerate(names):
+    if column and columns[column] != i:
       raise UsageError(f'{path}: two columns are called {column!r}')
   for number, values in lines:
-    if len(values) != len(columns):
-      raise UsageError(f'{path}:{number}: {len(values)} values in {len(columns)} columns')
-  return _Table(
-    path,
-    columns,
-    [
-      _Row(f'{path}:{n}', dict(zip(columns, map(str.strip, values), strict=True)))
-      for n, values in lines
-    ],
-  )
+    if len(values) != len(names):
+      raise UsageError(f'{path}:{number}: {len(values)} values in {len(names)} columns')
+  table = _Table(path, columns, [])
+  table.rows.extend(_Row(table, number, values) for number, values in lines)
+  return table
 
 
-def _list(columns: Sequence[str]) -> str:
-  return f'it has {", ".join(filter(None, columns))}'
+def _list(columns: Iterable[str]) -> str:
+  names = [*itertools.islice(filter(None, columns), _LISTED + 1)]
+  return f'it has {", ".join(names[:_LISTED])}{", ..." if len(names) > _LISTED else ""}'
 
 
 def _check_column(table: _Table, option: str, column: str) -> None:
@@ -261,7 +278,7 @@ def _find_image_column(table: _Table, given: str, found: _Images) -> str:
   for column in table.columns:
     if column != _without_suffix(column) and found.matching(column):
       raise UsageError(f'{table.path}: the first line has no names of columns, but {column}')
-    if column and found.matching(row.values[column]):
+    if column and found.matching(row[column]):
       return column
   raise UsageError(
     f'{row.place}: nothing in this row is an image in {found.root}; {_list(table.columns)}'
@@ -284,7 +301,7 @@ def _by_split(table: _Table, column: str) -> dict[str, list[_Row] | Path]:
     return {'train': table.rows}
   splits = {}
   for row in table.rows:
-    splits.setdefault(row.values[column], []).append(row)
+    splits.setdefault(row[column], []).append(row)
   if 'train' not in splits:
     raise UsageError(f'{table.path}: {column!r} has {", ".join(sorted(splits)[:5])}, and no train')
   return splits
@@ -299,7 +316,7 @@ def _find_labels(table: _Table, taken: set[str], given: Sequence[str], separator
     columns = tuple(column for column in table.columns if column and column not in taken)
     if not columns:
       raise UsageError(f'{table.path}: no column of labels; {_list(table.columns)}')
-    are_numbers = all(row.values[c].lower() in _VALUES for row in rows for c in columns)
+    are_numbers = all(row[c].lower() in _VALUES for row in rows for c in columns)
     if len(columns) > 1 and not are_numbers:
       called = tuple(column for column in columns if column.lower() in _LABELS)
       if len(called) != 1:
@@ -312,9 +329,11 @@ def _find_labels(table: _Table, taken: set[str], given: Sequence[str], separator
   names = columns
   if len(columns) == 1:
     names = sorted({name for classes in found for name in classes})
-    names = sorted(names, key=int) if all(map(str.isdecimal, names)) else names
+    are_numbers = all(name.isdecimal() and len(name) <= _DIGITS for name in names)
+    names = sorted(names, key=int) if are_numbers else names
   if len(names) < 2:
     raise UsageError(f'{table.path}: {len(names)} classes in {columns[0]!r}, and not two or more')
+  check_num_classes(table.path, len(names))
   several = any(len(classes) != 1 for classes in found)
   return _Labels(columns, separator, {name: i for i, name in enumerate(names)}, several)
 
@@ -323,7 +342,7 @@ def _find_separator(table: _Table, columns: Sequence[str], given: str) -> str:
   """Returns what stands between the names of an image's classes; '' where each has one."""
   if len(columns) > 1 or given == 'none':
     return ''
-  values = {row.values[columns[0]] for row in table.rows}
+  values = {row[columns[0]] for row in table.rows}
   if given != 'auto':
     if not any(given in value for value in values):
       raise FieldError('options.separator', f'{given!r} is nowhere in {columns[0]!r}')
@@ -348,11 +367,11 @@ def _read_classes(row: _Row, columns: Sequence[str], separator: str) -> list[str
   """Returns the classes of a row."""
   if len(columns) > 1:
     for column in columns:
-      if row.values[column].lower() not in _VALUES:
-        given = row.values[column][:_MANY]
+      if row[column].lower() not in _VALUES:
+        given = row[column][:_MANY]
         raise UsageError(f'{row.place}: {given!r} in {column!r} is neither 0 nor 1')
-    return [column for column in columns if _VALUES[row.values[column].lower()]]
-  value = row.values[columns[0]]
+    return [column for column in columns if _VALUES[row[column].lower()]]
+  value = row[columns[0]]
   if separator:
     return [name for name in dict.fromkeys(map(str.strip, value.split(separator))) if name]
   if not value:
@@ -361,9 +380,14 @@ def _read_classes(row: _Row, columns: Sequence[str], separator: str) -> list[str
 
 
 def _encode(
-  rows: Iterable[_Row], found: _Images, column: str, split: str, labels: _Labels
+  rows: Sequence[_Row], found: _Images, column: str, split: str, labels: _Labels
 ) -> Mapping[str, int | np.ndarray]:
   """Returns path of image -> label."""
+  if labels.several and 4 * len(rows) * len(labels.classes) > _MOST_MEMORY:
+    raise UsageError(
+      f'{rows[0].table.path}: {len(labels.classes):,} classes, of which {len(rows):,} images may '
+      f'have several, take more than {_MOST_MEMORY >> 30} GiB'
+    )
   encoded, places = {}, {}
   for row in rows:
     image = found.find(row, column, split)
