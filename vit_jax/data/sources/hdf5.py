@@ -5,6 +5,7 @@ Each file has n objects: `data` float [n, N, 3], `label` int [n] or [n, 1], the 
 """
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ import numpy as np
 
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.sources.splits import resolve_aliases, split_names, split_ranges
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, UsageError
+from vit_jax.regular_files import open_regular, reading
 
 _NAME = re.compile(r'ply_data_(train|val|test)_?(\d+)\.h5')
-_MOST_BYTES = 2**31  # of an array, once decompressed
+# Bytes of an array, once decompressed, and how many times those in the file that may be, where it
+# isn't small. Coordinates are compressed to half.
+_MOST_BYTES, _MOST_RATIO, _SMALL = 2**31, 100, 2**24
 
 
 class Hdf5Points(Source):
@@ -31,7 +35,7 @@ class Hdf5Points(Source):
     files: Mapping[str, Sequence[Path]],
     split: str,
     class_names: Sequence[str],
-    parts: np.ndarray | None = None,
+    categories: np.ndarray | None = None,
   ):
     """Opens splits.
 
@@ -39,52 +43,57 @@ class Hdf5Points(Source):
       files: split -> files, in their order.
       split: in TFDS syntax; 'val' and 'test' stand for each other where there is but one.
       class_names: of the labels, or of the parts.
-      parts: float32 [categories, parts], 1 for each part that a category has; None for labels
-        alone.
+      categories: int [parts], the category that each part is of; None for labels alone.
 
     Raises:
-      FieldError: no such split, or files that don't fit (`dir`).
+      FieldError: no such split.
+      UsageError: a file that is damaged or doesn't fit.
     """
-    self.class_names, self._parts = tuple(class_names), parts
+    self.class_names, self._categories = tuple(class_names), categories
     split = resolve_aliases(str(split), files)
     names = split_names(split, files)
-    places = {n: [(p, i) for p in files[n] for i in range(self._check(p))] for n in names}
+    self._stamps = {path: _stamp(path) for name in names for path in files[name]}
+    shapes = {path: self._check(path) for path in self._stamps}
+    places = {n: [(p, i) for p in files[n] for i in range(shapes[p][0])] for n in names}
     ranges = split_ranges(split, {name: len(places[name]) for name in names})
     self._places = [places[name][i] for name, r in ranges for i in r]
-    counts = {read_array(path, 'data').shape[1] for name in names for path in files[name]}
+    counts = {shape[1] for shape in shapes.values()}
     self.num_points = counts.pop() if len(counts) == 1 else None
 
-  def _check(self, path: Path) -> int:
-    """Returns how many objects a file has, all arrays of which fit each other and the classes."""
-    points, labels = read_array(path, 'data'), read_array(path, 'label')
+  def _check(self, path: Path) -> tuple[int, ...]:
+    """Returns the shape of a file's points, all arrays of which fit each other and the classes."""
+    points, labels = self._array(path, 'data'), self._array(path, 'label')
     expected = {'data': (points, (len(points), *points.shape[1:2], 3), 'f')}
     expected['label'] = labels.reshape(-1), (len(points),), 'iu'
-    limits = {'label': len(self.class_names if self._parts is None else self._parts)}
-    if self._parts is not None:
-      expected['pid'] = read_array(path, 'pid'), points.shape[:2], 'iu'
-      limits['pid'] = self._parts.shape[1]
+    limits = {'label': len(self.class_names)}
+    if self._categories is not None:
+      expected['pid'] = self._array(path, 'pid'), points.shape[:2], 'iu'
+      limits = {'label': int(self._categories.max()) + 1, 'pid': len(self.class_names)}
     for name, (array, shape, dtypes) in expected.items():
       if array.shape != shape or array.dtype.kind not in dtypes or not array.size:
         given = f'{array.dtype} [{", ".join(map(str, array.shape))}]'
-        raise FieldError('dir', f'{path}: {name!r} is {given}, which is not that of points')
+        raise UsageError(f'{path}: {name!r} is {given}, which is not that of points')
     for name, limit in limits.items():
       low, high = expected[name][0].min(), expected[name][0].max()
       if not 0 <= low <= high < limit:
-        raise FieldError('dir', f'{path}: {name!r} is {low} to {high}, and there are {limit}')
+        raise UsageError(f'{path}: {name!r} is {low} to {high}, and there are {limit}')
     if not np.isfinite(points).all():
-      raise FieldError('dir', f'{path}: it has coordinates that are not finite')
-    return len(points)
+      raise UsageError(f'{path}: it has coordinates that are not finite')
+    return points.shape
+
+  def _array(self, path: Path, name: str) -> np.ndarray:
+    return _read_array(path, self._stamps[path], name)
 
   def __len__(self) -> int:
     return len(self._places)
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for path, row in (self._places[i] for i in indices):
-      label = int(read_array(path, 'label').reshape(-1)[row])
-      record = {'points': np.float32(read_array(path, 'data')[row]), 'label': label}
-      if self._parts is not None:
-        parts = np.int32(read_array(path, 'pid')[row])
-        record |= {'label': self._parts[label], 'parts': parts}
+      label = int(self._array(path, 'label').reshape(-1)[row])
+      record = {'points': np.float32(self._array(path, 'data')[row]), 'label': label}
+      if self._categories is not None:
+        parts = np.int32(self._array(path, 'pid')[row])
+        record |= {'label': np.float32(self._categories == label), 'parts': parts}
       yield record
 
 
@@ -107,32 +116,36 @@ def check_folder(directory: str, what: str) -> Path:
   return root
 
 
-def read_text(path: Path) -> str:
-  """Returns what is in a text file; FieldError, of `dir`, where it can't be read."""
-  try:
-    return path.read_text()
-  except (OSError, UnicodeDecodeError) as e:
-    reason = getattr(e, 'strerror', None) or 'it is not text'
-    raise FieldError('dir', f'{path} cannot be read ({reason})') from e
-
-
-def read_array(path: Path, name: str) -> np.ndarray:
-  """Returns an array of a file; FieldError, of `dir`, where it can't be read."""
-  return _read(path, path.stat().st_mtime_ns, name)
+def _stamp(path: Path) -> int:
+  """Returns what changes with a file; UsageError where there is none."""
+  with reading(path, 'HDF5'):
+    return path.stat().st_mtime_ns
 
 
 @functools.lru_cache(maxsize=64)
-def _read(path: Path, stamp: int, name: str) -> np.ndarray:
+def _read_array(path: Path, stamp: int, name: str) -> np.ndarray:
+  """Returns an array of a file; UsageError where it can't be read, or `stamp` isn't the file's."""
   import h5py  # which only these data sets need
 
-  del stamp
-  try:
+  if _stamp(path) != stamp:
+    raise UsageError(f'{path}: it has changed since it was opened')
+  with reading(path, 'HDF5'):
+    open_regular(path).close()
     with h5py.File(path, 'r') as file:
-      dataset = file.get(name)
-      if not isinstance(dataset, h5py.Dataset):
-        raise FieldError('dir', f'{path} has no array {name!r}')
-      if dataset.size * dataset.dtype.itemsize > _MOST_BYTES:
-        raise FieldError('dir', f'{path}: {name!r} has more than {_MOST_BYTES >> 30} GiB')
+      # Links to other files, and arrays whose numbers lie in them, would be followed.
+      link = file.get(name, getlink=True)
+      dataset = file[name] if isinstance(link, h5py.HardLink) else None
+      if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise UsageError(f'{path} has no array {name!r}')
+      if dataset.dtype.kind not in 'fiu' or not dataset.shape:
+        raise UsageError(
+          f'{path}: {name!r} is {dataset.dtype} {dataset.shape}, not rows of numbers'
+        )
+      stored = dataset.id.get_storage_size()
+      taken = dataset.dtype.itemsize * max(dataset.size, math.prod(dataset.chunks or ()))
+      if taken > min(_MOST_BYTES, max(_SMALL, stored * _MOST_RATIO)):
+        raise UsageError(
+          f'{path}: {name!r} would take {taken:,} bytes, and has {stored:,} in the file; '
+          f'the most is {_MOST_BYTES >> 30} GiB, and {_MOST_RATIO} times those in the file'
+        )
       return dataset[()]
-  except OSError as e:
-    raise FieldError('dir', f'{path} cannot be read ({str(e).splitlines()[0]})') from e

@@ -5,6 +5,8 @@ ply_data_train0.h5 and so on, ply_data_test0.h5, and shape_names.txt with a clas
 """
 
 from vit_jax.data.sources import hdf5
+from vit_jax.data.sources.records import MAX_NAMES, check_num_classes
+from vit_jax.regular_files import read_text
 
 
 def load(split: str, directory: str) -> hdf5.Hdf5Points:
@@ -15,8 +17,10 @@ def load(split: str, directory: str) -> hdf5.Hdf5Points:
     directory: the folder.
 
   Raises:
-    FieldError: no such folder or split, or a file there that doesn't fit (`dir`).
+    FieldError: no such folder (`dir`) or split.
+    UsageError: a file there is damaged or doesn't fit.
   """
   root = hdf5.check_folder(directory, 'modelnet40_ply_hdf5_2048')
-  names = hdf5.read_text(root / 'shape_names.txt').split()
+  names = read_text(root / 'shape_names.txt', MAX_NAMES).split()
+  check_num_classes(root / 'shape_names.txt', len(names))
   return hdf5.Hdf5Points(hdf5.find_files(root), split, names)

@@ -7,12 +7,12 @@ overallid_to_catid_partid.json, with the number of the category and that of the 
 of the 50.
 """
 
-import json
-
 import numpy as np
 
 from vit_jax.data.sources import hdf5
-from vit_jax.errors import FieldError
+from vit_jax.data.sources.records import MAX_NAMES, check_num_classes
+from vit_jax.errors import UsageError
+from vit_jax.regular_files import read_json, read_text, reading
 
 
 def load(split: str, directory: str) -> hdf5.Hdf5Points:
@@ -23,20 +23,19 @@ def load(split: str, directory: str) -> hdf5.Hdf5Points:
     directory: the folder.
 
   Raises:
-    FieldError: no such folder or split, or a file there that doesn't fit (`dir`).
+    FieldError: no such folder (`dir`) or split.
+    UsageError: a file there is damaged or doesn't fit.
   """
   root = hdf5.check_folder(directory, 'shapenet_part_seg_hdf5_data')
   path = root / 'all_object_categories.txt'
-  lines = [line.split() for line in hdf5.read_text(path).splitlines() if line.strip()]
+  lines = [line.split() for line in read_text(path, MAX_NAMES).splitlines() if line.strip()]
   if not lines or any(len(line) != 2 for line in lines):
-    raise FieldError('dir', f"{path} has lines that are not a category's name and number")
-  numbers = [number for _, number in lines]
+    raise UsageError(f"{path} has lines that are not a category's name and number")
+  category = {number: i for i, (_, number) in enumerate(lines)}
   path = root / 'overallid_to_catid_partid.json'
-  try:
-    parts = [(number, int(part)) for number, part in json.loads(hdf5.read_text(path))]
-    categories = [numbers.index(number) for number, _ in parts]
-  except (ValueError, TypeError) as e:
-    raise FieldError('dir', f'{path} is not a list of [number of a category, part]') from e
-  names = [f'{lines[c][0]} {part}' for c, (_, part) in zip(categories, parts, strict=True)]
-  of_category = np.float32(np.arange(len(lines))[:, None] == categories)
-  return hdf5.Hdf5Points(hdf5.find_files(root), split, names, of_category)
+  parts = read_json(path, of=list)
+  check_num_classes(path, len(parts))
+  with reading(path, 'a list of [number of a category, part]'):
+    categories = np.array([category[number] for number, _ in parts])
+    names = [f'{lines[category[number]][0]} {int(part)}' for number, part in parts]
+  return hdf5.Hdf5Points(hdf5.find_files(root), split, names, categories)
