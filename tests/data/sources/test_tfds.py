@@ -14,7 +14,7 @@ from PIL import Image
 from tfds_files import image_feature, label_feature, labels_feature, png, video_feature, write_tfds
 
 from vit_jax.data import load_source
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, UsageError
 
 TFDS_DATA_DIR = os.environ.get('TFDS_DATA_DIR', '')
 
@@ -137,6 +137,121 @@ def test_tfds_mistakes(tmp_path, monkeypatch):
   assert 'not a data set for image classification' in message('pairs')
   monkeypatch.setenv('TFDS_DATA_DIR', root)
   assert len(load_source('tiny', 'train')) == 7
+
+
+SHARD = 'tiny-train.array_record-00000-of-00001'
+
+
+def replace(path, change):
+  """Writes a file anew: its bytes changed, a pipe, a folder or nothing in its place."""
+  data = path.read_bytes()
+  path.unlink()
+  if change == 'pipe':
+    os.mkfifo(path)
+  elif change == 'folder':
+    path.mkdir()
+  elif change is not None:
+    path.write_bytes(change(data))
+
+
+@pytest.mark.parametrize(
+  ('file', 'change', 'problem'),
+  [
+    (SHARD, None, 'cannot be read as an array_record file (No such file or directory)'),
+    (SHARD, 'pipe', 'cannot be read as an array_record file (not a regular file)'),
+    (SHARD, 'folder', 'cannot be read as an array_record file (Is a directory)'),
+    (SHARD, lambda data: b'', 'cannot be read as an array_record file (RuntimeError: ArrayRecord'),
+    (SHARD, lambda data: data[:-70_000], 'cannot be read as an array_record file (RuntimeError'),
+    (SHARD, lambda data: data[:-100], 'cannot be read as an array_record file (RuntimeError: Corr'),
+    ('dataset_info.json', 'pipe', 'cannot be read (not a regular file)'),
+    ('dataset_info.json', lambda data: data[:50], 'damaged: not valid JSON'),
+    ('dataset_info.json', lambda data: b'[]', 'damaged: holds a list, not an object'),
+    ('dataset_info.json', lambda data: b'{}', 'cannot be read as information of TFDS ('),
+    ('dataset_info.json', lambda d: d.replace(b'["7"]', b'["x"]'), 'cannot be read as information'),
+    ('dataset_info.json', lambda d: d.replace(b'["7"]', b'["-7"]'), 'a shard of -7 examples'),
+    ('features.json', 'pipe', 'cannot be read (not a regular file)'),
+    ('features.json', lambda data: data[:50], 'damaged: not valid JSON'),
+    ('features.json', lambda data: b'{}', 'cannot be read as features of TFDS ('),
+    ('features.json', lambda d: d.replace(b'"3"', b'"x"'), 'cannot be read as features of TFDS ('),
+    ('features.json', lambda d: d.replace(b'"-1"', b'[]'), 'cannot be read as features of TFDS ('),
+    (
+      'features.json',
+      lambda data: data.replace(b'tensorflow_datasets.core.features.image_feature', b'antigravity'),
+      "'antigravity.Image' is no feature of TFDS",
+    ),
+    ('label.labels.txt', 'pipe', 'cannot be read (not a regular file)'),
+    ('label.labels.txt', lambda data: b'\xff', 'damaged: not UTF-8'),
+  ],
+)
+def test_a_damaged_file_is_named_at_the_start(tmp_path, file, change, problem):
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  folder = tmp_path / 'tiny/1.0.0'
+  (folder / 'label.labels.txt').write_text('a\nb\nc\n')
+  assert load_source('tiny', 'train', root).class_names == ('a', 'b', 'c')
+  replace(folder / file, change)
+  with pytest.raises(UsageError) as error:
+    load_source('tiny', 'train', root)
+  assert one_line(error).startswith(f'{folder / file}: {problem}')
+
+
+def test_names_that_do_not_fit_the_features_are_told(tmp_path):
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  (tmp_path / 'tiny/1.0.0/label.labels.txt').write_text('a\nb\n')
+  with pytest.raises(UsageError, match=r': 2 names in label\.labels\.txt, and 3 classes in'):
+    load_source('tiny', 'train', root)
+
+
+def test_sizes_are_compared_with_what_is_there(tmp_path):
+  """Before they take any memory."""
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  info = tmp_path / 'tiny/1.0.0/dataset_info.json'
+  info.write_text(info.read_text().replace('["7"]', '["1000000000000"]'))
+  with pytest.raises(UsageError, match=rf'{SHARD}: damaged: 7 records, and 1,000,000,000,000 by'):
+    load_source('tiny', 'train', root)
+  features = {'image': image_feature(-1, -1, 3), 'label': label_feature(10**9)}
+  with pytest.raises(UsageError, match='label: 1,000,000,000 classes, not 1 to 1,048,576'):
+    load_source('many', 'train', write_tfds(tmp_path, EXAMPLES, features, name='many'))
+  features = {'image': image_feature(10**9, 10**9, 3), 'label': label_feature(3)}
+  with pytest.raises(UsageError, match=r'record 0: .*it is \(4, 5\), and by features\.json'):
+    load_source('large', 'train', write_tfds(tmp_path, EXAMPLES, features, name='large'))
+
+
+@pytest.mark.parametrize(
+  ('example', 'problem'),
+  [
+    ({'image': EXAMPLES[0]['image']}, 'record 2: cannot be read as an example (TypeError: '),
+    ({'image': EXAMPLES[0]['image'], 'label': [3]}, 'the label is 3, of 3 classes'),
+    ({'image': EXAMPLES[0]['image'], 'label': [-2]}, 'the label is -2, of 3 classes'),
+    ({'image': EXAMPLES[0]['image'], 'label': [0, 1]}, 'record 2: cannot be read as an example ('),
+    ({'image': b'no image', 'label': [0]}, 'image'),
+  ],
+)
+def test_a_damaged_record_is_named(tmp_path, example, problem):
+  root = write_tfds(tmp_path, [*EXAMPLES[:2], example, *EXAMPLES[3:]], FEATURES)
+  source = load_source('tiny', 'train[1:]', root)
+  assert source[0]['label'] == 1
+  with pytest.raises(UsageError) as error:
+    source[1]
+  assert f'{SHARD}, record 2: ' in one_line(error)
+  assert problem in str(error.value)
+
+
+def test_flipped_bytes_never_change_a_record(tmp_path):
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  path, told = tmp_path / 'tiny/1.0.0' / SHARD, []
+  data = path.read_bytes()
+  ends = [i for i in range(len(data)) if data[i]]
+  for place in ends[:: len(ends) // 40]:
+    path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
+    try:
+      records = list(load_source('tiny', 'train', root).read(range(7)))
+    except UsageError as error:
+      told.append(str(error))
+      continue
+    for i, record in enumerate(records):
+      np.testing.assert_array_equal(record['image'], pixels(4, 5 + i, seed=i))
+  assert len(told) > 10
+  assert all(message.startswith(str(path)) and '\n' not in message for message in told)
 
 
 @needs_tfds('mnist')

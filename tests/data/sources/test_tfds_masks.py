@@ -43,7 +43,7 @@ def test_records_are_the_images_and_masks_by_the_names_of_ids(tmp_path):
     ({'names': ('a', 'void')}, r"^options\.names: \('a', 'void'\) from id 1 are no classes"),
     ({'names': ('a', 'a', 'b')}, r'^options\.names: '),
     ({'first_id': 254}, r'^options\.names: .* from id 254'),
-    ({'dataset': 'other'}, r"^options\.dataset: 'other' is not a data set that TFDS knows"),
+    ({'dataset': 'other'}, r"^options\.dataset: there is no data set 'other'"),
   ],
 )
 def test_mistakes(tmp_path, options, message):

@@ -12,10 +12,14 @@ from etils import epath
 
 from vit_jax.data import images, videos
 from vit_jax.data.kinds import KINDS
-from vit_jax.data.sources.records import Record, Source
+from vit_jax.data.sources.array_records import ArrayRecords
+from vit_jax.data.sources.records import MAX_NAMES, Record, Source, check_num_classes
 from vit_jax.data.sources.splits import split_names, split_ranges
-from vit_jax.errors import FieldError, nearest
+from vit_jax.errors import FieldError, UsageError, nearest
+from vit_jax.regular_files import read_json, read_text, reading
 
+_INFO = 'dataset_info.json'
+_LISTED = 8  # data sets in a message
 _READ_AT_ONCE = 1024  # records for their labels
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _NAME = re.compile(rf'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>{_VERSION.pattern}))?')
@@ -24,7 +28,7 @@ _NAME = re.compile(rf'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>{_VERSI
 class TfdsSource(Source):
   """Records from array_record files; of each, only the image or video and the label are decoded."""
 
-  def __init__(self, records, features, input_key: str, label_key: str):
+  def __init__(self, records: ArrayRecords, features: Any, input_key: str, label_key: str):
     import tensorflow_datasets as tfds
 
     value, label = features[input_key], features[label_key]
@@ -38,8 +42,8 @@ class TfdsSource(Source):
     self._label_alone = tfds.features.FeaturesDict({label_key: label})
     self._multi_label = not isinstance(label, tfds.features.ClassLabel)
     self.class_names = tuple((label.feature if self._multi_label else label).names)
-    *size, channels = value.shape[-3:]
-    self.image_shape = (*size, 1 if channels == 1 else 3)
+    self._shape, channels = value.shape[:-1], value.shape[-1]
+    self.image_shape = (*self._shape[-2:], 1 if channels == 1 else 3)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -47,75 +51,145 @@ class TfdsSource(Source):
   def labels(self) -> np.ndarray:
     return KINDS['label'].stack(
       [
-        self._label(self._label_alone.deserialize_example_np(record))
+        label
         for start in range(0, len(self), _READ_AT_ONCE)
-        for record in self._records.__getitems__(range(len(self))[start : start + _READ_AT_ONCE])
+        for label in self._records.parse(
+          range(len(self))[start : start + _READ_AT_ONCE],
+          lambda record, _: self._label(self._label_alone.deserialize_example_np(record)),
+        )
       ]
     )
 
-  def _label(self, example: Mapping[str, Any]) -> Any:
-    label = example[self._label_key]
-    if self._multi_label:
-      label, present = np.zeros(self.num_classes, np.float32), label
-      label[present] = 1
-    return label
+  def _label(self, example: Mapping[str, Any]) -> int | np.ndarray:
+    label = np.asarray(example[self._label_key], np.int64)
+    lowest = 0 if self._multi_label else -1  # which TFDS gives to what has no label
+    is_label = lowest <= label.min(initial=0) and label.max(initial=0) < self.num_classes
+    if not is_label or label.ndim != self._multi_label:
+      raise ValueError(f'the label is {label}, of {self.num_classes} classes')
+    if not self._multi_label:
+      return int(label)
+    classes = np.zeros(self.num_classes, np.float32)
+    classes[label] = 1
+    return classes
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    for record in self._records.__getitems__(indices):
-      example = self._features.deserialize_example_np(record)
-      label = self._label(example)
-      files = example[self._input_key]
-      if self._is_video:
-        yield {'video': _Video(files, self.image_shape[2]), 'label': label}
-      else:
-        yield {'image': open_image(files, self.image_shape[2]), 'label': label}
+    return self._records.parse(indices, self._parse)
+
+  def _parse(self, record: bytes, place: str) -> Record:
+    example = self._features.deserialize_example_np(record)
+    files, channels = example[self._input_key], self.image_shape[2]
+    if self._is_video:
+      name, value = 'video', _Video(files, channels, place)
+    else:
+      name, value = 'image', open_image(files, channels, place)
+    check_shape(value.shape[:-1], self._shape)
+    return {name: value, 'label': self._label(example)}
 
 
 class _Video(videos.Frames):
   """A video that is stored as an encoded image for each frame."""
 
-  def __init__(self, files: Sequence[bytes], channels: int):
-    self._files = files
-    super().__init__((len(files), *open_image(files[0], channels).shape))
+  def __init__(self, files: Sequence[bytes], channels: int, place: str):
+    self._files, self._place = files, place
+    super().__init__((len(files), *open_image(files[0], channels, place).shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    return np.stack([open_image(self._files[i], self.shape[-1]) for i in indices.tolist()])
+    with reading(self._place, 'a video'):
+      files = [self._files[i] for i in indices.tolist()]
+      return np.stack([open_image(file, self.shape[-1], self._place) for file in files])
 
 
-def open_image(file: bytes, channels: int) -> images.EncodedImage:
+class StoredFile(io.BytesIO):
+  """A file that is stored in a record, with the record's place as its name, for messages."""
+
+  def __init__(self, content: bytes, place: str):
+    super().__init__(content)
+    self.name = place
+
+
+def open_image(file: bytes, channels: int, place: str) -> images.EncodedImage:
   """Returns an image as it is stored.
 
   It isn't turned upright, as TFDS doesn't: results published on its data sets are on such images.
   """
-  return images.EncodedImage(io.BytesIO(file), channels, exif=False)
+  return images.EncodedImage(StoredFile(file, place), channels, exif=False)
+
+
+def check_shape(found: Sequence[int], stated: Sequence[int | None]) -> None:
+  """Raises ValueError where features.json states a length that an image or video hasn't."""
+  if any(given not in (None, length) for given, length in zip(stated, found, strict=True)):
+    raise ValueError(f'it is {found}, and by features.json {stated}')
 
 
 def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> TfdsSource:
   """Opens splits of a data set on disk: see `sources.load_source`, which knows `other_names`."""
   records, info = open_split(name, split, directory, other_names)
-  return TfdsSource(records, info.features, *_input_and_label(name, info))
+  input_key, label_key = _input_and_label(name, info)
+  label = info.features[label_key]
+  label = getattr(label, 'feature', label)
+  check_num_classes(f'{info.data_dir}: {label_key}', label.num_classes or 0)
+  if len({*label.names}) != label.num_classes:  # which TFDS finds in a thread that nobody asks
+    raise UsageError(
+      f'{info.data_dir}: {len({*label.names}):,} names in {label_key}.labels.txt, and '
+      f'{label.num_classes:,} classes in features.json'
+    )
+  source = TfdsSource(records, info.features, input_key, label_key)
+  if any(source.image_shape[:2]):  # a model may be made for it
+    next(source.read([0]))
+  return source
 
 
 def open_split(
   name: str, split: str, directory: str, other_names: Sequence[str]
-) -> tuple[Any, Any]:
-  """Returns (the records of a data set on disk as bytes, TFDS's information on it); see `load`."""
-  import tensorflow_datasets as tfds
-
+) -> tuple[ArrayRecords, Any]:
+  """Returns (the records of a data set on disk, TFDS's information on it); see `load`."""
   root = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   folder = _prepared_folder(name, epath.Path(root).expanduser(), other_names)
-  try:
-    with _videos_as_sequences():
-      builder = tfds.builder_from_directory(folder)
-  except ValueError:
-    raise _not_prepared(name, root, f'in {folder} it is of a TFDS older than 4.0') from None
-  info = builder.info
+  info = _read_info(folder)
+  if info is None:
+    raise _not_prepared(name, root, f'in {folder} it is of a TFDS older than 4.0')
   if (stored := info.file_format.value) != 'array_record':
     raise _not_prepared(name, os.path.join(root, 'array_record'), f'in {folder} it is {stored}')
   split_names(split, info.splits)
   split_ranges(split, {n: s.num_examples for n, s in info.splits.items()})
-  raw = tfds.decode.DeserializeMethod.RAW_BYTES
-  return builder.as_data_source(split, deserialize_method=raw).data_source, info
+  with reading(folder / _INFO, 'information of TFDS'):
+    instructions = info.splits[split].file_instructions
+  return ArrayRecords(instructions), info
+
+
+def _read_info(folder: epath.Path) -> Any:
+  """Returns TFDS's information on a data set; None for those that need the code to prepare them."""
+  import tensorflow_datasets as tfds
+
+  features = folder / 'features.json'
+  read_json(folder / _INFO)
+  if not features.exists():
+    return None
+  for name in _feature_classes(read_json(features)):
+    if not name.startswith('tensorflow_datasets.'):  # TFDS would import the module
+      raise UsageError(f'{features}: {name!r} is no feature of TFDS')
+  for path in folder.glob('*.txt'):  # names of classes
+    read_text(path, MAX_NAMES)
+  with _videos_as_sequences():
+    # TFDS reads them once more, and doesn't tell which of the files is at fault.
+    with reading(features, 'features of TFDS'):
+      tfds.features.FeaturesDict.from_config(folder)
+    with reading(folder / _INFO, 'information of TFDS'):
+      info = tfds.builder_from_directory(folder).info
+  lengths = [length for split in info.splits.values() for length in split.shard_lengths]
+  if min(lengths, default=0) < 0:
+    raise UsageError(f'{folder / _INFO}: a shard of {min(lengths)} examples')
+  return info
+
+
+def _feature_classes(value: Any) -> Iterator[str]:
+  """Yields the names of Python classes in what features.json holds."""
+  if isinstance(value, Mapping):
+    names = (value.get(key) for key in ('pythonClassName', 'type'))  # the latter before TFDS 4.7
+    yield from (name for name in names if isinstance(name, str))
+  inner = value.values() if isinstance(value, Mapping) else value
+  for item in inner if isinstance(value, Mapping | list) else ():
+    yield from _feature_classes(item)
 
 
 @contextlib.contextmanager
@@ -176,11 +250,11 @@ def _unknown(name: str, root: epath.Path, other_names: Sequence[str]) -> FieldEr
     return _not_prepared(name, root, f'there is no {root / name}')
   on_disk = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
   hint = nearest(base, [*other_names, *on_disk, *builders])
-  others = f'{", ".join(map(repr, other_names))} or ' if other_names else ''
+  listed = ', '.join(on_disk[:_LISTED]) + (', ...' if len(on_disk) > _LISTED else '')
   return FieldError(
     'name',
-    f'{name!r} is not {others}a data set that TFDS knows{hint} '
-    f'(prepared in {root}: {", ".join(on_disk) or "none"})',
+    f'there is no data set {name!r}{hint} (prepared in {root}: {listed or "none"}; for others see '
+    'tensorflow.org/datasets/catalog and docs/configuration.md)',
   )
 
 
@@ -204,7 +278,7 @@ def _input_and_label(name: str, info) -> tuple[str, str]:
 
   def is_input(feature):
     image = feature.feature if type(feature) is tf.Sequence else feature
-    return type(image) is tf.Image and image.np_dtype == np.uint8
+    return type(image) is tf.Image and image.np_dtype == np.uint8 and len(image.shape) == 3
 
   inputs = [k for k, f in info.features.items() if is_input(f)]
   labels = [k for k, f in info.features.items() if is_label(f)]

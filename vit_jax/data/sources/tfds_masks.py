@@ -3,7 +3,6 @@
 TFDS doesn't tell what the ids in a mask are; the options do.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from vit_jax.data.kinds import KINDS, VOID
 from vit_jax.data.sources import tfds
+from vit_jax.data.sources.array_records import ArrayRecords
 from vit_jax.data.sources.masks import NO_CLASS, label_table
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.errors import FieldError, field_prefix
@@ -27,7 +27,12 @@ class TfdsMaskSource(Source):
   """Records with an image and its mask, uint8 [H, W]; ids that have no name are of no class."""
 
   def __init__(
-    self, records: Any, features: Any, keys: tuple[str, str], names: Sequence[str], first_id: int
+    self,
+    records: ArrayRecords,
+    features: Any,
+    keys: tuple[str, str],
+    names: Sequence[str],
+    first_id: int,
   ):
     from tensorflow_datasets import features as tf
 
@@ -35,21 +40,25 @@ class TfdsMaskSource(Source):
     self.class_names = tuple(name for name in names if name != NO_CLASS)
     self._labels = np.full(256, VOID, np.uint8)
     self._labels[first_id:] = label_table(names)[: 256 - first_id]
-    *size, channels = features[keys[0]].shape
-    self.image_shape = (*size, 1 if channels == 1 else 3)
+    *self._shape, channels = features[keys[0]].shape
+    self.image_shape = (*self._shape, 1 if channels == 1 else 3)
     self._features = tf.FeaturesDict(dict.fromkeys(keys, tf.Text()))  # decoded by Pillow
 
   def __len__(self) -> int:
     return len(self._records)
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    for record in self._records.__getitems__(indices):
-      example = self._features.deserialize_example_np(record)
-      image, mask = (example[key] for key in self._keys)
-      yield {
-        'image': tfds.open_image(image, self.image_shape[2]),
-        'mask': self._labels[KINDS['mask'].decode(io.BytesIO(mask))],
-      }
+    return self._records.parse(indices, self._parse)
+
+  def _parse(self, record: bytes, place: str) -> Record:
+    example = self._features.deserialize_example_np(record)
+    image, mask = (example[key] for key in self._keys)
+    image = tfds.open_image(image, self.image_shape[2], place)
+    mask = self._labels[KINDS['mask'].decode(tfds.StoredFile(mask, place))]
+    tfds.check_shape(image.shape[:2], self._shape)
+    if mask.shape != image.shape[:2]:
+      raise ValueError(f'a mask of {mask.shape} on an image of {image.shape[:2]}')
+    return {'image': image, 'mask': mask}
 
 
 def load(
@@ -79,7 +88,11 @@ def _image_and_mask(name: str, info: Any) -> tuple[str, str]:
   """Returns the keys of the image and of the mask, the one other image that has one channel."""
   from tensorflow_datasets import features as tf
 
-  found = [key for key, feature in info.features.items() if type(feature) is tf.Image]
+  found = [
+    key
+    for key, feature in info.features.items()
+    if type(feature) is tf.Image and len(feature.shape) == 3
+  ]
   masks = [key for key in found if key != 'image' and info.features[key].shape[-1] == 1]
   if 'image' not in found or len(masks) != 1:
     raise FieldError(
