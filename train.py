@@ -84,18 +84,16 @@ def start_distributed() -> None:
 
 def train(config: ConfigDict, workdir: Path) -> None:
   """Trains, or goes on where a run stopped."""
-  from configs import common
   from vit_jax.train import loop
 
-  loop.train_and_evaluate(config, workdir, common.defaults)
+  loop.train_and_evaluate(config, workdir)
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
   """Evaluates the best checkpoint."""
-  from configs import common
   from vit_jax.train import loop
 
-  loop.evaluate(config, workdir, _PREDICTIONS.value, common.defaults)
+  loop.evaluate(config, workdir, _PREDICTIONS.value)
 
 
 def preview(config: ConfigDict, workdir: Path) -> None:

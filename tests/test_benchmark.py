@@ -219,5 +219,5 @@ def test_the_time_to_the_first_step(benchmark):
 
 def test_the_start_of_a_run_that_fails_is_told(benchmark):
   result = benchmark(*TINY, '--what=start', '--turns=1', '--config.batch_size=0')
-  message = 'benchmark.py: train.py: config.batch_size: 0 is not positive\n'
+  message = 'benchmark.py: train.py: config.batch_size: 0 is not a whole number from 1 on\n'
   assert (result.returncode, result.stderr) == (2, message)

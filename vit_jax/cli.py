@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import importlib.machinery
+import importlib.util
+import itertools
 import logging
 import os
 import re
@@ -10,6 +13,8 @@ import shlex
 import signal
 import sys
 import textwrap
+import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,19 +52,29 @@ class _ExperimentParser(ConfigFileFlagParser):
     """
     if path in self._words:
       return ConfigDict({'word': path})
-    file = path.split(':')[0]
+    file, *argument = path.split(':', 1)
     if not os.path.isfile(file):
       there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
-      raise UsageError(f'--{self.name}: {file} does not exist{nearest(file, there)}')
+      raise UsageError(f'--{self.name}: {file!r} does not exist{nearest(file, there)}')
     try:
-      config = super().parse(path)
-    except (TypeError, ValueError) as e:
-      if isinstance(e.__context__, UsageError):  # a config's own, under what the loader wraps it in
-        raise e.__context__ from None
+      module = _load_module(file)
+      if not hasattr(module, 'get_config'):
+        raise UsageError(f'--{self.name}: {file} has no get_config()')
+      config = module.get_config(*argument)
+    except UsageError:
       raise
+    except Exception as e:
+      if isinstance(e, ModuleNotFoundError) and requirements.advice(e.name or ''):
+        raise
+      _print_frames(e, file)
+      text = ' '.join(''.join(traceback.format_exception_only(e)[-1:]).split())
+      raise UsageError(f'--{self.name}: {file}: {text}') from None
+    if not isinstance(config, ConfigDict):
+      found = type(config).__name__
+      raise UsageError(f'--{self.name}: {file}: get_config() returned {found}, not a ConfigDict')
     with config.unlocked():
       self._complete(config)
-    return config
+    return config.lock()
 
   def _complete(self, config: ConfigDict) -> None:
     # They import JAX and the models, which not every command needs.
@@ -80,6 +95,27 @@ class _ExperimentParser(ConfigFileFlagParser):
       if head is not None and 'head' in config.model:
         with field_prefix('model.head.'):
           config_fields.set_head(config, head)
+
+
+def _load_module(file: str) -> types.ModuleType:
+  """Runs a file of Python, and returns it as a module."""
+  loader = importlib.machinery.SourceFileLoader('config_file', file)
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  # What the file defines, dataclasses for one, may look for its module there.
+  sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+  loader.exec_module(module)
+  return module
+
+
+def _print_frames(error: Exception, file: str) -> None:
+  """Prints where in a user's file, and in what else of the user's it calls, an error came up."""
+  package = os.path.dirname(os.path.abspath(__file__))
+  report = traceback.TracebackException.from_exception(error)
+  frames = itertools.dropwhile(lambda frame: frame.filename != file, report.stack)
+  report.stack[:] = [f for f in frames if not f.filename.startswith((package, '<frozen '))]
+  report.__context__ = report.__cause__ = None
+  if report.stack or isinstance(error, SyntaxError):
+    print(''.join(report.format()), end='', file=sys.stderr)
 
 
 def DEFINE_experiment(
@@ -118,7 +154,7 @@ def _experiments() -> list[str]:
 def _check_config_flags(argv: list[str]) -> None:
   """Raises UsageError for config files that aren't there and for fields that they don't have."""
   for name in _experiments():
-    if path := _flag_value(name):
+    if (path := _flag_value(name)) is not None:
       fields = _fields(flags.FLAGS[name].parser.parse(path), name)
       for arg in argv:
         override = re.match(rf'--?(?:no)?({name}\.[\w.]*)', arg)
@@ -191,6 +227,11 @@ def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[st
     _fail(_explain_value(e))
   except (flags.Error, ValueError) as e:
     _fail(' '.join(str(e).split()))
+  for flag in (flag for own in flags.FLAGS.flags_by_module_dict().values() for flag in own):
+    if flag.present and flag.value == '' and flag.default is None:
+      _fail(f'--{flag.name}: empty; give a value, or leave it out')
+  if '' in rest:
+    _fail("'' is not a name; give one, or leave it out")
   given, open_ended = rest[1:], bool(arguments) and arguments[-1].rstrip(']').endswith('...')
   required = [name for name in arguments if not name.startswith('[')]
   if len(given) > len(arguments) and not open_ended:

@@ -1,9 +1,11 @@
 """Host memory: how much a process has used, and the C library's allocator for runs on CPU."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
 import platform
 import sys
 
@@ -25,6 +27,21 @@ def peak_mib() -> float | None:
     return None
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
   return peak / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def total() -> int | None:
+  """Returns how many bytes this process may have at most, None where nothing tells.
+
+  That is the least of the machine's memory and what a container or `ulimit -v` leaves of it.
+  """
+  limits = []
+  if hasattr(os, 'sysconf'):  # not on Windows
+    limits.append(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+  if resource is not None:
+    limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])  # below 0 where there is none
+  with contextlib.suppress(OSError, ValueError):  # no Linux, or 'max'
+    limits.append(int(pathlib.Path('/sys/fs/cgroup/memory.max').read_text()))
+  return min((limit for limit in limits if limit > 0), default=None)
 
 
 def runs_on_cpu() -> bool:

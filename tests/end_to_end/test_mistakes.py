@@ -44,10 +44,13 @@ MISTAKES = {
   ),
   'no size': (
     [DIGITS, '--config.data.image_size=8x8'],
-    r"config.data.image_size: \('8x8', '8x8'\) is not \(height, width\)",
+    r"config.data.image_size: \('8x8',\) is not \(\) or a tuple of 1, of each item a whole number from 1 to 16384",
   ),
-  'no number': ([DIGITS, '--config.data.mean=x'], r"config.data.mean: \('x',\) is not of numbers"),
-  'no regex': ([DIGITS, '--config.freeze=8'], r'config.freeze: 8 is not a regular expression'),
+  'no number': ([DIGITS, '--config.data.mean=x'], r"config.data.mean: \('x',\) is not a tuple"),
+  'no regex': (
+    [DIGITS, '--config.freeze=8'],
+    r'config.freeze: \(8,\) is not a tuple, of each item a text',
+  ),
   'a size without a data set': (
     ['--config=configs/vit.py:S/16'],
     r"--config: 'S/16' is no folder; a size needs a data set after it, as in 'S/16,cifar10'",

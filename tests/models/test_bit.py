@@ -130,7 +130,7 @@ def test_weights_for_another_epsilon_are_refused():
     ({'depths': (1, 0)}, r'^depths: '),
     ({'width_factor': 0.3}, r'^width_factor: 0\.3 gives 19\.2 filters'),
     ({'width_factor': 0.25}, r'^width_factor: 0\.25 gives 16 filters'),
-    ({'weight_epsilon': 0.0}, r'^weight_epsilon: 0\.0 is not positive'),
+    ({'weight_epsilon': 0.0}, r'^weight_epsilon: 0\.0 is not a number above 0'),
     ({'num_filters': 64}, r'^num_filters: no such field of BiT'),
   ],
 )

@@ -101,13 +101,13 @@ def test_fields_of_other_backbones_are_refused():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'num_heads': 2.0}, r'^num_heads: 2\.0 is not a whole number$'),
-    ({'num_heads': True}, r'^num_heads: True is not a whole number$'),
+    ({'num_heads': 2.0}, r'^num_heads: 2\.0 is not a whole number from 1 on$'),
+    ({'num_heads': True}, r'^num_heads: True is not a whole number from 1 on$'),
     ({'dropout_rate': float('nan')}, r'^dropout_rate: nan is not a number$'),
     ({'remat': 1}, r'^remat: 1 is not True or False$'),
     ({'classifier': 3}, r'^classifier: 3 is not a text$'),
     ({'patches': (4, 4)}, r'^patches: \(4, 4\) is not a dict$'),
-    ({'stride': 'x'}, r"^stride: 'x' is not a whole number or a tuple"),
+    ({'stride': 'x'}, r"^stride: 'x' is not a whole number from 1 on or a tuple"),
   ],
 )
 def test_fields_have_types(fields, message):
@@ -120,10 +120,10 @@ def test_fields_have_types(fields, message):
   [
     ({'name': 'vitt'}, r"^name: 'vitt' is not one of .*did you mean 'vit'"),
     ({'num_heads': 3}, r'num_heads: 3 heads do not divide .*hidden_size=8'),
-    ({'num_heads': 0}, r'num_heads: 0 is less than 1'),
-    ({'num_layers': 0}, r'num_layers: 0 is less than 1'),
-    ({'hidden_size': -8}, r'hidden_size: -8 is less than 1'),
-    ({'mlp_dim': 0}, r'mlp_dim: 0 is less than 1'),
+    ({'num_heads': 0}, r'num_heads: 0 is not a whole number from 1 on'),
+    ({'num_layers': 0}, r'num_layers: 0 is not a whole number from 1 to'),
+    ({'hidden_size': -8}, r'hidden_size: -8 is not a whole number from 1 on'),
+    ({'mlp_dim': 0}, r'mlp_dim: 0 is not a whole number from 1 on'),
     ({'classifier': 'tokens'}, r"classifier: .*did you mean 'token'"),
     ({'positional_embedding': 'learned_2d'}, r'positional_embedding: .*learned_1d'),
     (

@@ -182,8 +182,11 @@ def test_the_parameters_of_vnt_net_by_hand():
     ({'neighbor_pooling': 'sum'}, r"^neighbor_pooling: 'sum' is not one of"),
     ({'norm': 'batch'}, r"^norm: 'batch' is not one of"),
     ({'num_heads': 3}, r'^num_heads: 3 does not divide hidden_size 8$'),
-    ({'num_neighbors': 0}, r'^num_neighbors: 0 is less than 1$'),
-    ({'head_dims': (8, 0)}, r'^head_dims: \(8, 0\) has a width that is less than 1$'),
+    ({'num_neighbors': 0}, r'^num_neighbors: 0 is not a whole number from 1 on$'),
+    (
+      {'head_dims': (8, 0)},
+      r'^head_dims: \(8, 0\) is not a tuple, of each item a whole number from 1 on$',
+    ),
   ],
 )
 def test_mistakes_name_their_field(fields, message):

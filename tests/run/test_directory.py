@@ -7,8 +7,7 @@ import re
 import pytest
 from conftest import tiny_config
 
-from configs import common
-from vit_jax import config_fields
+from vit_jax import config_fields, experiment_config
 from vit_jax.errors import UsageError
 from vit_jax.models import Backbone
 from vit_jax.models.vit import ViT
@@ -108,7 +107,7 @@ def check_as_former(workdir, without, **changes):
   (workdir / 'config.json').write_text(json.dumps(content))
   given = tiny_config(**changes)
   resolved = Experiment(given).config
-  unset = directory.unset_values(resolved, given, common.defaults(resolved))
+  unset = directory.unset_values(resolved, given, experiment_config.defaults(resolved))
   directory.check(workdir, resolved, unset=unset)
 
 

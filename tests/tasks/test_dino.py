@@ -227,12 +227,21 @@ def test_bfloat16_logits_are_float32_and_near():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'student_temperature': 0.0}, r'student_temperature: 0\.0 is not above 0'),
-    ({'teacher_temperature_steps': -1}, 'teacher_temperature_steps: -1 is negative'),
-    ({'local_size': 0}, 'local_size: 0 is less than 1'),
+    ({'student_temperature': 0.0}, r'student_temperature: 0\.0 is not a number above 0'),
+    (
+      {'teacher_temperature_steps': -1},
+      'teacher_temperature_steps: -1 is not a whole number from 0 on',
+    ),
+    ({'local_size': 0}, 'local_size: 0 is not a whole number from 1 to'),
     ({'local_area': (0.5, 0.1)}, r'local_area: \(0\.5, 0\.1\) is not \(low, high\)'),
-    ({'blur': (1.0, 0.5)}, r'blur: \(1\.0, 0\.5\) is not three probabilities'),
-    ({'solarize': (0.0, 2.0, 0.0)}, 'solarize: .* is not three probabilities'),
+    (
+      {'blur': (1.0, 0.5)},
+      r'blur: \(1\.0, 0\.5\) is not a tuple of 3, of each item a number from 0 to 1',
+    ),
+    (
+      {'solarize': (0.0, 2.0, 0.0)},
+      'solarize: .* is not a tuple of 3, of each item a number from 0 to 1',
+    ),
   ],
 )
 def test_mistakes_of_options(options, message):
@@ -243,8 +252,8 @@ def test_mistakes_of_options(options, message):
 @pytest.mark.parametrize(
   ('head', 'message'),
   [
-    ({'out_dim': 0}, 'head.out_dim: 0 is less than 1'),
-    ({'center_momentum': 1.0}, r'head.center_momentum: 1\.0 is not in \[0, 1\)'),
+    ({'out_dim': 0}, 'head.out_dim: 0 is not a whole number from 1 on'),
+    ({'center_momentum': 1.0}, r'head.center_momentum: 1\.0 is not a number from 0 to below 1'),
   ],
 )
 def test_mistakes_of_the_head(head, message):

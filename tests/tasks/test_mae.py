@@ -56,7 +56,7 @@ def test_loss_and_pixel_error_are_those_of_hidden_patches():
 
 @pytest.mark.parametrize('ratio', [0.0, 1.0, -0.5, 1.5])
 def test_a_mask_ratio_out_of_range(ratio):
-  with pytest.raises(FieldError, match=f'^mask_ratio: {ratio} is not over 0 and below 1'):
+  with pytest.raises(FieldError, match=f'^mask_ratio: {ratio} is not a number above 0 and below 1'):
     MaskedAutoencoding(0, ratio)
 
 

@@ -108,5 +108,5 @@ def test_a_prediction_is_one_for_all_points_and_is_shown():
 
 @pytest.mark.parametrize('value', [-0.1, 1])
 def test_a_smoothing_out_of_range_is_refused(value):
-  with pytest.raises(FieldError, match=r'^label_smoothing: .* is not in \[0, 1\)'):
+  with pytest.raises(FieldError, match=r'^label_smoothing: .* is not a number from 0 to below 1'):
     tasks.build('part_segmentation', {'label_smoothing': float(value)}, 3, 'points')

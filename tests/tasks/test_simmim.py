@@ -51,9 +51,9 @@ def test_the_loss_is_a_mean_over_hidden_pixels_of_all_examples():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'mask_ratio': 0.0}, r'^mask_ratio: 0\.0 is not over 0 and below 1'),
-    ({'mask_ratio': 1.0}, r'^mask_ratio: 1\.0 is not over 0 and below 1'),
-    ({'mask_patch_size': 0}, r'^mask_patch_size: 0 is less than 1'),
+    ({'mask_ratio': 0.0}, r'^mask_ratio: 0\.0 is not a number above 0 and below 1'),
+    ({'mask_ratio': 1.0}, r'^mask_ratio: 1\.0 is not a number above 0 and below 1'),
+    ({'mask_patch_size': 0}, r'^mask_patch_size: 0 is not a whole number from 1 to 16384'),
   ],
 )
 def test_options_out_of_range(options, message):

@@ -201,8 +201,8 @@ def test_features_that_are_not_finite_end_in_no_accuracy():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'every': -1}, 'every: -1 is negative'),
-    ({'k': 0}, 'k: 0 is less than 1'),
+    ({'every': -1}, 'every: -1 is not a whole number from 0 on'),
+    ({'k': 0}, 'k: 0 is not a whole number from 1 on'),
     ({'k': 2000}, 'k: 2000, but the training split has 1437 examples'),
     ({'pooling': 'max'}, "pooling: 'max' is not one of head, token, mean"),
     ({'pooling': 'token'}, "pooling: 'token', but the model has no class token"),

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import FieldError
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features, Fitted, Shape
 from vit_jax.models.layers.standardized import StdConv
+from vit_jax.ranges import Layers, Positive
 
 # (depths, width_factor) of the models that are published.
 SIZES = {
@@ -162,9 +164,9 @@ class BiT(Backbone, kw_only=True):
   """
 
   num_classes: int
-  depths: tuple[int, ...] = (3, 4, 6, 3)
-  width_factor: float = 1.0
-  weight_epsilon: float = 1e-10
+  depths: tuple[Layers, ...] = (3, 4, 6, 3)
+  width_factor: Positive = 1.0
+  weight_epsilon: Positive = 1e-10
   dtype: Any = jnp.float32
 
   NAMED_SIZES: ClassVar[tuple[str, ...]] = tuple(SIZES)
@@ -172,11 +174,10 @@ class BiT(Backbone, kw_only=True):
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ('weight_epsilon',)
 
   def __post_init__(self) -> None:
-    if not self.depths or min(self.depths) < 1:
-      raise FieldError('depths', f'{self.depths} is not a number of units from 1 on for each stage')
+    fields_lib.check_ranges(self)
+    if not self.depths:
+      raise FieldError('depths', '() has no stage')
     check_width(self.width_factor, 'width_factor')
-    if self.weight_epsilon <= 0:
-      raise FieldError('weight_epsilon', f'{self.weight_epsilon} is not positive')
     super().__post_init__()
 
   @nn.compact

@@ -70,8 +70,6 @@ class BlockOptions:
         yield field, 'set, but attention is differential'
     if self.num_kv_heads is not None and self.rotary and self.rotary['type'] == 'mixed':
       yield 'num_kv_heads', "set, but rotary.type is 'mixed', which turns heads one by one"
-    if self.window_size is not None and self.window_size < 1:
-      yield 'window_size', f'{self.window_size} is less than 1'
     if self.window_size is None and self.global_layers:
       yield 'global_layers', f'{self.global_layers}, but there is no window_size'
     if self.window_size is not None and self.rotary:

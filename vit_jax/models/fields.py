@@ -1,4 +1,9 @@
-"""A module's dataclass fields as the fields of `config.model`: names, defaults, types."""
+"""A module's dataclass fields as the fields of `config.model`: names, defaults, types, ranges.
+
+A type is a plain one, a union, a tuple, a dict, a dataclass for a group of fields, or a number in a
+range, `typing.Annotated` with a `ranges.Range`. Every number is finite and no larger than arrays
+hold, wherever in a dict or tuple it stands.
+"""
 
 import dataclasses
 import functools
@@ -8,10 +13,13 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import flax.linen as nn
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
-from vit_jax.errors import FieldError, nearest
+from vit_jax.errors import FieldError, field_prefix, nearest
+from vit_jax.ranges import MAX_FLOAT, MAX_INT, Range
 
 _FLAX = ('name', 'parent')
 
@@ -19,8 +27,8 @@ _FLAX = ('name', 'parent')
 @functools.cache
 def _fields(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:
   """Returns name -> (field, type) of the fields that a config sets."""
-  hints = typing.get_type_hints(cls)
-  left_out = getattr(cls, 'NOT_CONFIG', _FLAX)
+  hints = typing.get_type_hints(cls, include_extras=True)
+  left_out = getattr(cls, 'NOT_CONFIG', _FLAX if issubclass(cls, nn.Module) else ())
   return {f.name: (f, hints[f.name]) for f in dataclasses.fields(cls) if f.name not in left_out}
 
 
@@ -40,8 +48,10 @@ def defaults(cls: type, *, all_open: bool = False) -> ConfigDict:
   """
   own, config = getattr(cls, 'CONFIG_DEFAULTS', {}), ConfigDict()
   for name, (field, hint) in _fields(cls).items():
-    default = own.get(name, None if field.default is dataclasses.MISSING else field.default)
-    if isinstance(default, Mapping):
+    default = own.get(name, _default(field))
+    if dataclasses.is_dataclass(default):
+      config[name] = defaults(type(default), all_open=all_open)
+    elif isinstance(default, Mapping):
       # A placeholder is a reference; each config has its own.
       entries = {
         n: placeholder(_type(v)) if all_open or isinstance(v, FieldReference) else v
@@ -55,6 +65,13 @@ def defaults(cls: type, *, all_open: bool = False) -> ConfigDict:
   return config
 
 
+def _default(field: dataclasses.Field) -> Any:
+  """Returns a field's default, None where it has none."""
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  return None if field.default is dataclasses.MISSING else field.default
+
+
 def _type(value: Any) -> type:
   return value.get_type() if isinstance(value, FieldReference) else type(value)
 
@@ -64,11 +81,21 @@ def _scalar(hint: Any) -> type:
   options = [option for option in _options(hint) if option is not types.NoneType]
   if len(options) > 1:
     return tuple
-  return typing.get_origin(options[0]) or options[0]
+  plain_type, _ = _split(options[0])
+  return typing.get_origin(plain_type) or plain_type
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-  return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+  is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+  return typing.get_args(hint) if is_union else (hint,)
+
+
+def _split(hint: Any) -> tuple[Any, Range | None]:
+  """Returns a type without its annotation, and the range that this is, None without one."""
+  if typing.get_origin(hint) is not typing.Annotated:
+    return hint, None
+  ranges = [item for item in hint.__metadata__ if isinstance(item, Range)]
+  return hint.__origin__, ranges[0] if ranges else None
 
 
 def check(cls: type, given: Mapping[str, Any], besides: Collection[str] = ()) -> dict[str, Any]:
@@ -87,38 +114,91 @@ def check(cls: type, given: Mapping[str, Any], besides: Collection[str] = ()) ->
     if name not in known:
       raise FieldError(name, f'no such field of {cls.__name__}{nearest(name, known)}')
     values[name] = plain(value)
-    if not _conforms(values[name], known[name][1]):
-      raise FieldError(name, f'{value!r} is not {_describe(known[name][1])}')
+    _check_value(name, values[name], known[name][1])
   for name, (field, _) in known.items():
     if name not in {*values, *besides} and field.default is dataclasses.MISSING:
       raise FieldError(name, 'not set, and nothing else gives it')
   return values
 
 
+def check_given(cls: type, given: Mapping[str, Any]) -> None:
+  """Raises FieldError for a field that has a value of another type or out of its range.
+
+  Fields that `cls` has not, or that aren't given, are left to others.
+  """
+  for name, (_, hint) in _fields(cls).items():
+    if name in given:
+      _check_value(name, plain(given[name]), hint)
+
+
+@functools.cache
+def _ranged(cls: type) -> dict[str, Any]:
+  """Returns name -> type of the fields that have a range in it."""
+  return {name: hint for name, (_, hint) in _fields(cls).items() if 'Range(' in repr(hint)}
+
+
+def check_ranges(instance: Any) -> None:
+  """Raises FieldError for a field of a dataclass's instance that is out of its type's range."""
+  for name, hint in _ranged(type(instance)).items():
+    _check_value(name, plain(getattr(instance, name)), hint)
+
+
 def plain(value: Any) -> Any:
-  """Returns mappings as dicts and lists as tuples, all the way down."""
+  """Returns mappings as dicts, lists as tuples and NumPy's numbers as Python's, in all depths."""
   if isinstance(value, ConfigDict):
     value = value.to_dict()
   if isinstance(value, Mapping):
     return {name: plain(item) for name, item in value.items()}
+  if isinstance(value, np.generic):
+    return value.item()
   return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
+def _check_value(name: str, value: Any, hint: Any) -> None:
+  """Raises FieldError unless a plain value is of a type and within its range."""
+  if dataclasses.is_dataclass(hint):
+    if not isinstance(value, Mapping):
+      raise FieldError(name, f'{value!r} is not a dict of {", ".join(names(hint))}')
+    with field_prefix(f'{name}.'):
+      check_given(hint, value)
+    return
+  _, allowed = _split(hint)
+  if allowed is None or allowed.high == math.inf:
+    _check_numbers(name, value)
+  if not _conforms(value, hint):
+    raise FieldError(name, f'{value!r} is not {_describe(hint)}')
+
+
+def _check_numbers(name: str, value: Any) -> None:
+  """Raises FieldError for a number that is not finite, or larger than arrays hold."""
+  if isinstance(value, Mapping):
+    for key, item in value.items():
+      _check_numbers(f'{name}.{key}', item)
+  elif isinstance(value, tuple):
+    for item in value:
+      _check_numbers(name, item)
+  elif isinstance(value, float) and not abs(value) <= MAX_FLOAT:  # which NaN is not, either
+    raise FieldError(name, f'{value!r} is not a finite number of at most {MAX_FLOAT:.2g}')
+  elif isinstance(value, int) and abs(value) > MAX_INT:
+    raise FieldError(name, f'{value!r} is not a whole number of at most {MAX_INT}')
+
+
 def _conforms(value: Any, hint: Any) -> bool:
+  hint, allowed = _split(hint)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if hint is Any:
     return True
-  if isinstance(hint, types.UnionType):
+  if origin in (types.UnionType, typing.Union):
     return any(_conforms(value, option) for option in args)
   if origin is tuple:
     if not isinstance(value, tuple):
       return False
-    items = args[:1] * len(value) if args[-1] is Ellipsis else args
+    items = args[:1] * len(value) if args[-1:] == (Ellipsis,) else args
     return len(value) == len(items) and all(map(_conforms, value, items))
   if hint is float:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and (allowed is None or value in allowed)
   if hint in (int, bool, str):
-    return type(value) is hint
+    return type(value) is hint and (allowed is None or value in allowed)
   return isinstance(value, origin or hint)
 
 
@@ -127,13 +207,15 @@ _WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 
 
 def _describe(hint: Any) -> str:
   """Returns a type in words."""
-  if isinstance(hint, types.UnionType):
-    return ' or '.join(_describe(option) for option in typing.get_args(hint))
+  hint, allowed = _split(hint)
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (types.UnionType, typing.Union):
+    return ' or '.join(map(_describe, args))
   if hint is types.NoneType:
     return 'None'
-  if typing.get_origin(hint) is tuple:
-    args = typing.get_args(hint)
-    if args[-1] is Ellipsis:
-      return 'a tuple, of each item ' + _describe(args[0])
-    return f'a tuple of {len(args)}, of each item ' + _describe(args[0])
-  return _WORDS.get(hint, 'a dict')
+  if origin is tuple:
+    if args[-1:] == (Ellipsis,):
+      return f'a tuple, of each item {_describe(args[0])}'
+    return f'a tuple of {len(args)}, of each item {_describe(args[0])}' if args else '()'
+  words = _WORDS.get(hint, 'a dict')
+  return words if allowed is None else f'{words} {allowed}'

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import FieldError
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
+from vit_jax.ranges import Positive, Rate
 
 # PyTorch's momentum of 0.01.
 _norm = functools.partial(layers.BatchNorm, momentum=0.99, epsilon=1e-3)
@@ -155,9 +157,9 @@ class MobileNetV3(Backbone, kw_only=True):
   num_classes: int
   blocks: tuple[Block, ...]
   pre_logits: int
-  width_multiplier: float = 1.0
+  width_multiplier: Positive = 1.0
   strides: tuple[int, ...] | None = None
-  dropout_rate: float = 0.2
+  dropout_rate: Rate = 0.2
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
@@ -167,15 +169,12 @@ class MobileNetV3(Backbone, kw_only=True):
   MAPS_OF: ClassVar[str] = 'blocks'
 
   def __post_init__(self) -> None:
-    if self.width_multiplier <= 0:
-      raise FieldError('width_multiplier', f'{self.width_multiplier} is not positive')
+    fields_lib.check_ranges(self)
     count = 1 + sum(block.stride == 2 for block in self.blocks)
     if self.strides is not None and not (
       len(self.strides) == count and {1, 2}.issuperset(self.strides)
     ):
       raise FieldError('strides', f'{self.strides} is not {count} numbers that are 1 or 2')
-    if not 0 <= self.dropout_rate < 1:
-      raise FieldError('dropout_rate', f'{self.dropout_rate} is not in [0, 1)')
     super().__post_init__()
 
   @nn.nowrap

@@ -25,9 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import FieldError
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import AttentionMaps, Backbone, Features
 from vit_jax.models.layers.resize import interpolate
+from vit_jax.ranges import Count, Layers, NonNegative, Positive, Rate
 
 # (neck_hidden_sizes, hidden_sizes, expand_ratio), table 4 of arXiv 2110.02178.
 SIZES = {
@@ -214,19 +216,19 @@ class MobileViT(Backbone, kw_only=True):
   """
 
   num_classes: int
-  neck_hidden_sizes: tuple[int, ...] = SIZES['S'][0]
-  hidden_sizes: tuple[int, ...] = SIZES['S'][1]
-  depths: tuple[int, ...] = (2, 4, 3)
-  num_heads: int = 4
-  mlp_ratio: float = 2.0
-  expand_ratio: float = 4.0
-  conv_kernel_size: int = 3
-  patch_size: int = 2
-  strides: tuple[int, ...] = STRIDES
-  dropout_rate: float = 0.1
-  attention_dropout_rate: float = 0.0
-  classifier_dropout_rate: float = 0.1
-  norm_epsilon: float = 1e-5
+  neck_hidden_sizes: tuple[Count, ...] = SIZES['S'][0]
+  hidden_sizes: tuple[Count, ...] = SIZES['S'][1]
+  depths: tuple[Layers, ...] = (2, 4, 3)
+  num_heads: Count = 4
+  mlp_ratio: Positive = 2.0
+  expand_ratio: Positive = 4.0
+  conv_kernel_size: Count = 3
+  patch_size: Count = 2
+  strides: tuple[Count, ...] = STRIDES
+  dropout_rate: Rate = 0.1
+  attention_dropout_rate: Rate = 0.0
+  classifier_dropout_rate: Rate = 0.1
+  norm_epsilon: NonNegative = 1e-5
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
@@ -252,6 +254,7 @@ class MobileViT(Backbone, kw_only=True):
   MAPS_OF: ClassVar[str] = 'layers'
 
   def __post_init__(self) -> None:
+    fields_lib.check_ranges(self)
     _check_options(self)
     super().__post_init__()
 
@@ -353,20 +356,12 @@ def _check_options(model: MobileViT) -> None:
     ('strides', 6),
   ):
     values = getattr(model, field)
-    if len(values) != count or min(values) < 1:
-      raise FieldError(field, f'{values} is not {count} numbers from 1 on')
+    if len(values) != count:
+      raise FieldError(field, f'{values} is not {count} numbers')
   if max(model.strides) > 2:
     raise FieldError('strides', f'{model.strides} has one that is not 1 or 2')
   for width in model.hidden_sizes:
-    if model.num_heads < 1 or width % model.num_heads:
+    if width % model.num_heads:
       raise FieldError('num_heads', f'{model.num_heads} heads do not divide the width {width}')
-  for field in ('mlp_ratio', 'expand_ratio'):
-    if getattr(model, field) <= 0:
-      raise FieldError(field, f'{getattr(model, field)} is not positive')
-  if model.conv_kernel_size < 1 or model.conv_kernel_size % 2 == 0:
-    raise FieldError('conv_kernel_size', f'{model.conv_kernel_size} is not an odd number from 1 on')
-  if model.patch_size < 1:
-    raise FieldError('patch_size', f'{model.patch_size} is less than 1')
-  for field in ('dropout_rate', 'attention_dropout_rate', 'classifier_dropout_rate'):
-    if not 0 <= getattr(model, field) < 1:
-      raise FieldError(field, f'{getattr(model, field)} is not in [0, 1)')
+  if model.conv_kernel_size % 2 == 0:
+    raise FieldError('conv_kernel_size', f'{model.conv_kernel_size} is not odd')

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import FieldError, UsageError, check_choice
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features, Shape, trace_shapes
 from vit_jax.models.layers import vector_neurons as vn
+from vit_jax.ranges import Count, Layers, Rate
 
 NEIGHBOR_POOLINGS = ('mean', 'max')
 NORMS = ('rms', 'layer')
@@ -55,17 +57,17 @@ class PointBackbone(Backbone, kw_only=True):
   """
 
   num_classes: int
-  num_neighbors: int = 20
-  num_edge_layers: int = 2
+  num_neighbors: Count = 20
+  num_edge_layers: Layers = 2
   neighbor_pooling: str = 'mean'
-  hidden_size: int = 48
-  num_layers: int = 4
-  num_heads: int = 4
-  mlp_dim: int = 96
+  hidden_size: Count = 48
+  num_layers: Layers = 4
+  num_heads: Count = 4
+  mlp_dim: Count = 96
   norm: str = 'rms'
-  fused_size: int = 341
-  head_dims: tuple[int, ...] = (512, 256)
-  dropout_rate: float = 0.5
+  fused_size: Count = 341
+  head_dims: tuple[Count, ...] = (512, 256)
+  dropout_rate: Rate = 0.5
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
@@ -90,14 +92,9 @@ class PointBackbone(Backbone, kw_only=True):
   )
 
   def __post_init__(self) -> None:
+    fields_lib.check_ranges(self)
     check_choice('neighbor_pooling', self.neighbor_pooling, NEIGHBOR_POOLINGS)
     check_choice('norm', self.norm, NORMS)
-    sizes = ('num_neighbors', 'num_edge_layers', 'hidden_size', 'num_layers', 'num_heads')
-    for name in (*sizes, 'mlp_dim', 'fused_size'):
-      if getattr(self, name) < 1:
-        raise FieldError(name, f'{getattr(self, name)} is less than 1')
-    if any(width < 1 for width in self.head_dims):
-      raise FieldError('head_dims', f'{self.head_dims} has a width that is less than 1')
     if self.hidden_size % self.num_heads:
       raise FieldError(
         'num_heads', f'{self.num_heads} does not divide hidden_size {self.hidden_size}'

@@ -16,10 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
 from vit_jax.models.layers import cpu
+from vit_jax.ranges import Count
 
 _EXPANSION = 4  # of a bottleneck's channels
 
@@ -130,7 +131,7 @@ class ResNet(Backbone, kw_only=True):
   num_classes: int
   stage_sizes: tuple[int, ...]
   bottleneck: bool = False
-  num_filters: int = 64
+  num_filters: Count = 64
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
@@ -138,8 +139,7 @@ class ResNet(Backbone, kw_only=True):
   WEIGHT_FIELDS: ClassVar[tuple[str, ...]] = ('num_filters',)
 
   def __post_init__(self) -> None:
-    if self.num_filters < 1:
-      raise FieldError('num_filters', f'{self.num_filters} is less than 1')
+    fields_lib.check_ranges(self)
     super().__post_init__()
 
   @nn.compact

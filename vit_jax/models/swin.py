@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import FieldError, check_choice
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import (
   AttentionMaps,
@@ -30,6 +31,7 @@ from vit_jax.models.backbone import (
   Positions,
   Shape,
 )
+from vit_jax.ranges import Count, Layers, NonNegative, Number, Positive, Rate
 
 WINDOWINGS = ('microsoft', 'timm')
 
@@ -380,21 +382,21 @@ class Swin(Backbone, kw_only=True):
   """
 
   num_classes: int
-  embed_dim: int = 96
-  depths: tuple[int, ...] = (2, 2, 6, 2)
-  num_heads: tuple[int, ...] = (3, 6, 12, 24)
-  window_size: int | tuple[int, ...] = 7
+  embed_dim: Count = 96
+  depths: tuple[Layers, ...] = (2, 2, 6, 2)
+  num_heads: tuple[Count, ...] = (3, 6, 12, 24)
+  window_size: Count | tuple[Count, ...] = 7
   patches: Mapping[str, Any] | None = None
-  mlp_ratio: float = 4.0
+  mlp_ratio: Positive = 4.0
   qkv_bias: bool = True
   absolute_positions: bool = False
-  dropout_rate: float = 0.0
-  attention_dropout_rate: float = 0.0
-  stochastic_depth: float = 0.1
-  norm_epsilon: float = 1e-5
+  dropout_rate: Rate = 0.0
+  attention_dropout_rate: Rate = 0.0
+  stochastic_depth: Rate = 0.1
+  norm_epsilon: NonNegative = 1e-5
   activation: str = 'gelu_exact'
   version: int = 1
-  pretrained_window_sizes: tuple[int, ...] | None = None
+  pretrained_window_sizes: tuple[Number, ...] | None = None
   windowing: str = 'microsoft'
   remat: bool = False
   remat_policy: str | None = None
@@ -433,6 +435,7 @@ class Swin(Backbone, kw_only=True):
   PATCH_HOOKS: ClassVar[tuple[str, ...]] = ('map_patches',)
 
   def __post_init__(self) -> None:
+    fields_lib.check_ranges(self)
     _check_options(self)
     super().__post_init__()
 
@@ -765,12 +768,10 @@ def _check_options(model: Swin) -> None:
   layers.check_remat(model.remat, model.remat_policy)
   if model.version not in (1, 2):
     raise FieldError('version', f'{model.version} is not 1 or 2')
-  if not model.depths or min(model.depths) < 1:
-    raise FieldError('depths', f'{model.depths} has a stage of less than 1 block, or none')
-  if len(model.num_heads) != len(model.depths) or min(model.num_heads) < 1:
+  if not model.depths:
+    raise FieldError('depths', '() has no stage')
+  if len(model.num_heads) != len(model.depths):
     raise FieldError('num_heads', f'{model.num_heads} is not one for each of depths={model.depths}')
-  if model.embed_dim < 1:
-    raise FieldError('embed_dim', f'{model.embed_dim} is less than 1')
   for stage, heads in enumerate(model.num_heads):
     channels = model.embed_dim * 2**stage
     if channels % heads:
@@ -778,7 +779,7 @@ def _check_options(model: Swin) -> None:
         'num_heads', f'{heads} heads do not divide the {channels} channels of stage {stage}'
       )
   window, patch = layers.as_pair(model.window_size), model.patch_size
-  if len(window) != 2 or min(window) < 1:
+  if len(window) != 2:
     raise FieldError('window_size', f'{model.window_size} is not a side, or (height, width)')
   if model.windowing == 'microsoft' and window[0] != window[1]:
     raise FieldError('window_size', f"{window} is not square, which only windowing='timm' allows")
@@ -789,8 +790,3 @@ def _check_options(model: Swin) -> None:
     raise FieldError(
       'pretrained_window_sizes', f'{sizes} is not a side for each stage of a model of version 2'
     )
-  if model.mlp_ratio <= 0:
-    raise FieldError('mlp_ratio', f'{model.mlp_ratio} is not positive')
-  for field in ('dropout_rate', 'attention_dropout_rate', 'stochastic_depth'):
-    if not 0 <= getattr(model, field) < 1:
-      raise FieldError(field, f'{getattr(model, field)} is not in [0, 1)')

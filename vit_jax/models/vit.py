@@ -42,6 +42,7 @@ from vit_jax.models.backbone import (
 from vit_jax.models.blocks import BlockOptions, Encoder1DBlock
 from vit_jax.models.encoder import POSITIONAL_EMBEDDINGS, Encoder
 from vit_jax.models.sizes import SIZES
+from vit_jax.ranges import Count, Layers, NonNegative, Number, Rate
 
 __all__ = [
   'CLASSIFIERS',
@@ -226,22 +227,22 @@ class ViT(Backbone, kw_only=True):
   """
 
   num_classes: int
-  mlp_dim: int
-  num_layers: int
-  num_heads: int
-  hidden_size: int
+  mlp_dim: Count
+  num_layers: Layers
+  num_heads: Count
+  hidden_size: Count
   patches: Mapping[str, Any]
   positional_embedding: str = 'learned_1d'
-  representation_size: int | None = None
-  dropout_rate: float = 0.1
-  attention_dropout_rate: float = 0.1
-  stochastic_depth: float = 0.0
+  representation_size: Count | None = None
+  dropout_rate: Rate = 0.1
+  attention_dropout_rate: Rate = 0.1
+  stochastic_depth: Rate = 0.0
   classifier: str = 'gap'
   dtype: Any = jnp.float32
-  stride: int | tuple[int, ...] | None = None
+  stride: Count | tuple[Count, ...] | None = None
   patch_embedding: str = 'conv'
-  posemb_init_stddev: float = 0.02
-  norm_epsilon: float = 1e-6
+  posemb_init_stddev: NonNegative = 0.02
+  norm_epsilon: NonNegative = 1e-6
   activation: str = 'gelu'
   remat: bool = False
   remat_policy: str | None = None
@@ -260,24 +261,24 @@ class ViT(Backbone, kw_only=True):
   mlp: str = 'mlp'
   mlp_norm: bool = False
   differential: bool = False
-  num_kv_heads: int | tuple[int, ...] | None = None
+  num_kv_heads: Count | tuple[Count, ...] | None = None
   rotary: Mapping[str, Any] | None = None
   relative_positions: Mapping[str, Any] | None = None
-  window_size: int | None = None
-  global_layers: tuple[int, ...] = ()
-  neck: int | None = None
+  window_size: Count | None = None
+  global_layers: tuple[Number, ...] = ()
+  neck: Count | None = None
   drop_remainder: bool = False
   position_table: Mapping[str, Any] | None = None
   patch_bias: bool = True
   patch_norm: bool = False
   pre_norm: bool = False
-  num_registers: int = 0
+  num_registers: Number = 0
   distillation: bool = False
   position_tokens: str = 'all'
   pool_prefix: bool = False
   final_norm: bool = True
-  map_num_heads: int | None = None
-  map_mlp_dim: int | None = None
+  map_num_heads: Count | None = None
+  map_mlp_dim: Count | None = None
 
   # Fields that say what the layers, and what comes before them, are made of.
   _PARTS: ClassVar[tuple[str, ...]] = (
@@ -345,6 +346,7 @@ class ViT(Backbone, kw_only=True):
   PATCH_HOOKS: ClassVar[tuple[str, ...]] = ('map_patches', 'select_tokens')
 
   def __post_init__(self) -> None:
+    fields_lib.check_ranges(self)
     options = self.block_options
     for field in ('num_kv_heads', 'rotary', 'relative_positions'):
       setattr(self, field, getattr(options, field))
@@ -1003,8 +1005,6 @@ def _check_options(model: ViT) -> None:
     )
   if model.fc_norm and not model.final_norm:
     raise FieldError('final_norm', 'False, but fc_norm is one')
-  if model.num_registers < 0:
-    raise FieldError('num_registers', f'{model.num_registers} is negative')
   if model.pool_prefix and model.classifier == 'token':
     raise FieldError('pool_prefix', "True, but classifier 'token' reads one token")
   for field in ('map_num_heads', 'map_mlp_dim'):
@@ -1012,8 +1012,6 @@ def _check_options(model: ViT) -> None:
       continue
     if model.classifier != 'map':
       raise FieldError(field, f"{value}, but classifier is {model.classifier!r}, not 'map'")
-    if value < 1:
-      raise FieldError(field, f'{value} is less than 1')
   if model.classifier == 'map':
     field, heads = 'map_num_heads', model.map_num_heads or model.num_heads
     width = 'hidden_size' if model.neck is None else 'neck'
@@ -1029,18 +1027,8 @@ def _check_options(model: ViT) -> None:
         raise FieldError(
           'distillation', f'True, but {field} is {getattr(model, field)!r}: both heads read a token'
         )
-  for field in ('hidden_size', 'mlp_dim', 'num_layers', 'num_heads'):
-    if getattr(model, field) < 1:
-      raise FieldError(field, f'{getattr(model, field)} is less than 1')
   layers.check_remat(model.remat, model.remat_policy)
   layers.check_tokenizer(model.tokenizer, model.num_layers)
-  if model.representation_size is not None and model.representation_size < 1:
-    raise FieldError('representation_size', f'{model.representation_size} is less than 1')
-  if model.posemb_init_stddev < 0:
-    raise FieldError('posemb_init_stddev', f'{model.posemb_init_stddev} is negative')
-  for field in ('dropout_rate', 'attention_dropout_rate', 'stochastic_depth'):
-    if not 0 <= getattr(model, field) < 1:
-      raise FieldError(field, f'{getattr(model, field)} is not in [0, 1)')
   if model.hidden_size % model.num_heads:
     raise FieldError(
       'num_heads', f'{model.num_heads} heads do not divide hidden_size={model.hidden_size}'
@@ -1077,9 +1065,9 @@ def _check_layers(model: ViT, options: BlockOptions) -> None:
   counts = heads if isinstance(heads, tuple) else (model.num_heads if heads is None else heads,)
   if isinstance(heads, tuple) and len(heads) != model.num_layers:
     raise FieldError('num_kv_heads', f'{len(heads)} numbers for {model.num_layers} layers')
-  if bad := [n for n in counts if n < 1 or model.num_heads % n]:
+  if bad := [n for n in counts if model.num_heads % n]:
     raise FieldError('num_kv_heads', f'{bad[0]} does not divide num_heads={model.num_heads}')
-  if bad := [i for i in options.global_layers if not 0 <= i < model.num_layers]:
+  if bad := [i for i in options.global_layers if i >= model.num_layers]:
     allows = f'num_layers={model.num_layers} allows 0 to {model.num_layers - 1}'
     raise FieldError('global_layers', f'{bad[0]} is not a layer; {allows}')
   width = model.hidden_size // model.num_heads
@@ -1095,8 +1083,6 @@ def _check_layers(model: ViT, options: BlockOptions) -> None:
     if value is not None and model.num_prefix:
       raise FieldError(field, f'{value}, but {model.num_prefix} tokens stand before the patches')
   if model.neck is not None:
-    if model.neck < 1:
-      raise FieldError('neck', f'{model.neck} is less than 1')
     if model.learns_tokens:
       raise FieldError('neck', f'{model.neck}, but learned tokens (tokenizer) have no places')
     if not model.final_norm:

@@ -44,6 +44,7 @@ from vit_jax.models.backbone import (
   TokenMaps,
   trace_shapes,
 )
+from vit_jax.ranges import Count, Layers, NonNegative, Positive, Rate
 
 CLASSIFIERS = ('token', '0', 'gap', 'gmp', 'gsp')
 TEMPORAL_ENCODINGS = ('3d_conv', 'temporal_sampling')
@@ -324,19 +325,19 @@ class VideoTransformer(Backbone, kw_only=True):
   """
 
   num_classes: int
-  hidden_size: int
+  hidden_size: Count
   patches: Mapping[str, Any]
   temporal_encoding_config: Mapping[str, Any]
   attention_config: Mapping[str, Any]
-  representation_size: int | None = None
-  dropout_rate: float = 0.1
-  attention_dropout_rate: float = 0.1
-  stochastic_droplayer_rate: float = 0.0
+  representation_size: Count | None = None
+  dropout_rate: Rate = 0.1
+  attention_dropout_rate: Rate = 0.1
+  stochastic_droplayer_rate: Rate = 0.0
   classifier: str = 'gap'
   return_prelogits: bool = False
   dtype: Any = jnp.float32
-  posemb_init_stddev: float = 0.02
-  norm_epsilon: float = 1e-6
+  posemb_init_stddev: NonNegative = 0.02
+  norm_epsilon: NonNegative = 1e-6
   activation: str = 'gelu'
   remat: bool = False
   remat_policy: str | None = None
@@ -371,6 +372,7 @@ class VideoTransformer(Backbone, kw_only=True):
   FUNCTION_FIELDS: ClassVar[tuple[str, ...]] = ('activation', 'norm_epsilon')
 
   def __post_init__(self) -> None:
+    fields_lib.check_ranges(self)
     _check_options(self)
     super().__post_init__()
 
@@ -775,10 +777,10 @@ class ViViT(VideoTransformer, kw_only=True):
     FieldError: on construction, for options that don't fit each other.
   """
 
-  mlp_dim: int
-  num_layers: int
-  num_heads: int
-  fc_norm_epsilon: float | None = None
+  mlp_dim: Count
+  num_layers: Layers
+  num_heads: Count
+  fc_norm_epsilon: Positive | None = None
   return_preclassifier: bool = False
 
   NOT_CONFIG: ClassVar[tuple[str, ...]] = (*VideoTransformer.NOT_CONFIG, 'return_preclassifier')
@@ -805,8 +807,6 @@ class ViViT(VideoTransformer, kw_only=True):
 
   def __post_init__(self) -> None:
     _check_attention(self)
-    if self.fc_norm_epsilon is not None and self.fc_norm_epsilon <= 0:
-      raise FieldError('fc_norm_epsilon', f'{self.fc_norm_epsilon} is not positive')
     super().__post_init__()
 
   @property
@@ -958,12 +958,12 @@ class SpaceTimeViViT(VideoTransformer, kw_only=True):
       spatial_only_baseline: take the mean over frames in place of the second (False if absent).
   """
 
-  spatial_mlp_dim: int
-  spatial_num_layers: int
-  spatial_num_heads: int
-  temporal_mlp_dim: int
-  temporal_num_layers: int
-  temporal_num_heads: int
+  spatial_mlp_dim: Count
+  spatial_num_layers: Layers
+  spatial_num_heads: Count
+  temporal_mlp_dim: Count
+  temporal_num_layers: Layers
+  temporal_num_heads: Count
 
   CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
     **VideoTransformer.CONFIG_DEFAULTS,
@@ -1133,15 +1133,6 @@ def _check_options(model: VideoTransformer) -> None:
   sides = size if isinstance(size, list | tuple) else ()
   if len(sides) != 3 - samples or not all(type(side) is int and side > 0 for side in sides):
     raise FieldError('patches.size', f'{size!r} is not {axes}, as {encoding["method"]!r} has it')
-  if model.hidden_size < 1:
-    raise FieldError('hidden_size', f'{model.hidden_size} is less than 1')
-  if model.representation_size is not None and model.representation_size < 1:
-    raise FieldError('representation_size', f'{model.representation_size} is less than 1')
-  if model.posemb_init_stddev < 0:
-    raise FieldError('posemb_init_stddev', f'{model.posemb_init_stddev} is negative')
-  for field in ('dropout_rate', 'attention_dropout_rate', 'stochastic_droplayer_rate'):
-    if not 0 <= getattr(model, field) < 1:
-      raise FieldError(field, f'{getattr(model, field)} is not in [0, 1)')
   for encoder, depth in model.encoders.items():
     prefix = encoder.removesuffix('Transformer').lower()
     _check_sizes(model, f'{prefix}_' if prefix else '')
@@ -1150,9 +1141,6 @@ def _check_options(model: VideoTransformer) -> None:
 
 
 def _check_sizes(model: VideoTransformer, prefix: str) -> None:
-  for field in ('mlp_dim', 'num_layers', 'num_heads'):
-    if getattr(model, prefix + field) < 1:
-      raise FieldError(prefix + field, f'{getattr(model, prefix + field)} is less than 1')
   heads = getattr(model, f'{prefix}num_heads')
   if model.hidden_size % heads:
     raise FieldError(

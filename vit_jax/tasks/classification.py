@@ -11,6 +11,7 @@ import optax
 
 from vit_jax.data import Source
 from vit_jax.errors import FieldError, check_choice
+from vit_jax.ranges import NonNegative, Rate, Share
 from vit_jax.tasks import class_metrics
 from vit_jax.tasks.task import Batch, Metric, Outputs, Sums, Task
 
@@ -125,22 +126,18 @@ class Classification(Task):
   """
 
   name: str = 'softmax'
-  label_smoothing: float = 0.0
-  class_weights: tuple[float | str, ...] = ()
-  threshold: float | None = None
+  label_smoothing: Rate = 0.0
+  class_weights: tuple[NonNegative | str, ...] = ()
+  threshold: Share | None = None
 
   TARGETS: ClassVar[tuple[str, ...]] = ('label',)
 
   def __post_init__(self):
+    super().__post_init__()
     check_choice('name', self.name, _LOSSES)
-    if not 0 <= self.label_smoothing < 1:
-      raise FieldError('label_smoothing', f'{self.label_smoothing} is not in [0, 1)')
     self._check_weights(self.class_weights)
-    if self.threshold is not None:
-      if self.name != 'sigmoid':
-        raise FieldError('threshold', f'{self.threshold}, but {self.name!r} predicts one class')
-      if not 0 < self.threshold < 1:
-        raise FieldError('threshold', f'{self.threshold} is not in (0, 1)')
+    if self.threshold is not None and self.name != 'sigmoid':
+      raise FieldError('threshold', f'{self.threshold}, but {self.name!r} predicts one class')
 
   def _check_weights(self, weights: tuple[float | str, ...]) -> None:
     if weights in ((), _BALANCED):
@@ -149,8 +146,8 @@ class Classification(Task):
       raise FieldError('class_weights', f"{weights} is neither numbers nor 'balanced' alone")
     if len(weights) != self.num_classes:
       raise FieldError('class_weights', f'{len(weights)} numbers for {self.num_classes} classes')
-    if min(weights) < 0 or not any(weights):
-      raise FieldError('class_weights', f'{weights} has a number below 0, or none above')
+    if not any(weights):
+      raise FieldError('class_weights', f'{weights} has no number above 0')
 
   def for_data(self, source: Source) -> 'Classification':
     sigmoid = self.name == 'sigmoid'

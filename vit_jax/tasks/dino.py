@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from vit_jax.data.augment import ViewGroup
 from vit_jax.data.kinds import Size
 from vit_jax.errors import FieldError
+from vit_jax.ranges import Fraction, Number, Positive, PositiveFraction, Range, Side
 from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
 
 _GLOBAL, _LOCAL = 'global', 'local'
@@ -42,38 +43,27 @@ class DINO(Task):
     solarize: probabilities of solarisation, likewise.
   """
 
-  student_temperature: float = 0.1
-  teacher_temperature: float = 0.04
-  teacher_temperature_start: float = 0.04
-  teacher_temperature_steps: int = 0
-  global_area: tuple[float, ...] = (0.4, 1.0)
-  local_views: int = 8
-  local_area: tuple[float, ...] = (0.05, 0.4)
-  local_size: int = 96
-  blur: tuple[float, ...] = (1.0, 0.1, 0.5)
-  solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
+  student_temperature: Positive = 0.1
+  teacher_temperature: Positive = 0.04
+  teacher_temperature_start: Positive = 0.04
+  teacher_temperature_steps: Number = 0
+  global_area: tuple[PositiveFraction, PositiveFraction] = (0.4, 1.0)
+  local_views: Annotated[int, Range(0, 100)] = 8
+  local_area: tuple[PositiveFraction, PositiveFraction] = (0.05, 0.4)
+  local_size: Side = 96
+  blur: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)
+  solarize: tuple[Fraction, Fraction, Fraction] = (0.0, 0.2, 0.0)
 
   HEADS: ClassVar[tuple[str, ...]] = ('dino',)
   LEARNS_CLASSES: ClassVar[bool] = False
   TEACHER: ClassVar[bool] = True
 
   def __post_init__(self):
-    for field in ('student_temperature', 'teacher_temperature', 'teacher_temperature_start'):
-      if not getattr(self, field) > 0:
-        raise FieldError(field, f'{getattr(self, field)} is not above 0')
-    for field in ('teacher_temperature_steps', 'local_views'):
-      if getattr(self, field) < 0:
-        raise FieldError(field, f'{getattr(self, field)} is negative')
-    if self.local_size < 1:
-      raise FieldError('local_size', f'{self.local_size} is less than 1')
+    super().__post_init__()
     for field in ('global_area', 'local_area'):
-      area = getattr(self, field)
-      if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-        raise FieldError(field, f'{area} is not (low, high), 0 < low <= high <= 1')
-    for field in ('blur', 'solarize'):
-      values = getattr(self, field)
-      if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-        raise FieldError(field, f'{values} is not three probabilities')
+      low, high = getattr(self, field)
+      if low > high:
+        raise FieldError(field, f'{(low, high)} is not (low, high), low <= high')
 
   @property
   def metrics(self) -> dict[str, Metric]:

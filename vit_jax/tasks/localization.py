@@ -1,7 +1,6 @@
 """Localization: the class and the box of the one object in an image."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from vit_jax.data.kinds import KINDS, Size, Window
 from vit_jax.errors import FieldError, check_choice
+from vit_jax.ranges import Positive
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.task import Batch, Metric, Outputs, Sums
 
@@ -92,7 +92,7 @@ class Localization(Classification):
   """
 
   box: str = 'mse'
-  class_divisor: float = 1.0
+  class_divisor: Positive = 1.0
 
   TARGETS: ClassVar[tuple[str, ...]] = ('label', 'box')
   HEADS: ClassVar[tuple[str, ...]] = ('localization',)
@@ -100,8 +100,6 @@ class Localization(Classification):
   def __post_init__(self):
     super().__post_init__()
     check_choice('box', self.box, _BOX_LOSSES)
-    if not 0 < self.class_divisor < math.inf:
-      raise FieldError('class_divisor', f'{self.class_divisor} is not a number above 0')
 
   def check_model(self, model: nn.Module) -> None:
     if self.box == 'giou' and not model.box_sigmoid:

@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import UsageError
+from vit_jax.ranges import Share
 from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
 
 
@@ -40,14 +41,10 @@ class MaskedAutoencoding(Task):
     mask_ratio: share of the patches that are hidden, over 0 and below 1.
   """
 
-  mask_ratio: float = 0.75
+  mask_ratio: Share = 0.75
 
   LEARNS_CLASSES: ClassVar[bool] = False
   HEADS: ClassVar[tuple[str, ...]] = ('mae',)
-
-  def __post_init__(self):
-    if not 0 < self.mask_ratio < 1:
-      raise FieldError('mask_ratio', f'{self.mask_ratio} is not over 0 and below 1')
 
   @property
   def metrics(self) -> dict[str, Metric]:

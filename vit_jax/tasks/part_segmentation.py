@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax.errors import FieldError
+from vit_jax.ranges import Rate
 from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
 
 
@@ -37,14 +37,10 @@ class PartSegmentation(Task):
     label_smoothing: share of each label that is spread over all parts in training, in [0, 1).
   """
 
-  label_smoothing: float = 0.0
+  label_smoothing: Rate = 0.0
 
   TARGETS: ClassVar[tuple[str, ...]] = ('parts',)
   HEADS: ClassVar[tuple[str, ...]] = ('part_segmentation',)
-
-  def __post_init__(self):
-    if not 0 <= self.label_smoothing < 1:
-      raise FieldError('label_smoothing', f'{self.label_smoothing} is not in [0, 1)')
 
   @property
   def metrics(self) -> dict[str, Metric]:

@@ -1,7 +1,6 @@
 """Semantic segmentation: the class of each pixel."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ import optax
 from vit_jax.data.kinds import KINDS, VOID, Size, Window
 from vit_jax.errors import FieldError
 from vit_jax.models.heads.segmentation import upsample
+from vit_jax.ranges import NonNegative
 from vit_jax.tasks.task import Batch, Metric, Outputs, Sums, Task
 
 _ALPHA, _GAMMA = 0.25, 2.0  # of the focal loss (arXiv 1708.02002)
@@ -77,19 +77,16 @@ class Segmentation(Task):
     no_object: of masks alone, the weight of queries whose class isn't in the image; None is 0.1.
   """
 
-  cross_entropy: float | None = None
-  focal: float | None = None
-  dice: float | None = None
-  no_object: float | None = None
+  cross_entropy: NonNegative | None = None
+  focal: NonNegative | None = None
+  dice: NonNegative | None = None
+  no_object: NonNegative | None = None
 
   TARGETS: ClassVar[tuple[str, ...]] = ('mask',)
   HEADS: ClassVar[tuple[str, ...]] = ('linear', 'segvit')
 
   def __post_init__(self):
-    for field in ('cross_entropy', 'focal', 'dice', 'no_object'):
-      value = getattr(self, field)
-      if value is not None and not 0 <= value < math.inf:
-        raise FieldError(field, f'{value} is not a number from 0 on')
+    super().__post_init__()
     if {self.cross_entropy, self.focal, self.dice} == {0}:
       raise FieldError('cross_entropy', '0, and so are focal and dice; nothing is left to learn')
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.ranges import Share, Side
 from vit_jax.tasks.task import Apply, Batch, Metric, Outputs, Sums, Task
 
 
@@ -47,17 +48,11 @@ class SimMIM(Task):
     mask_patch_size: side of a block in pixels, a multiple of the patches'.
   """
 
-  mask_ratio: float = 0.6
-  mask_patch_size: int = 32
+  mask_ratio: Share = 0.6
+  mask_patch_size: Side = 32
 
   LEARNS_CLASSES: ClassVar[bool] = False
   HEADS: ClassVar[tuple[str, ...]] = ('simmim',)
-
-  def __post_init__(self):
-    if not 0 < self.mask_ratio < 1:
-      raise FieldError('mask_ratio', f'{self.mask_ratio} is not over 0 and below 1')
-    if self.mask_patch_size < 1:
-      raise FieldError('mask_patch_size', f'{self.mask_patch_size} is less than 1')
 
   def check_model(self, model: nn.Module) -> None:
     patch = model.backbone.patch_size

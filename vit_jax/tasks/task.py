@@ -12,6 +12,7 @@ from vit_jax.data import Source, kinds
 from vit_jax.data.augment import ViewGroup
 from vit_jax.data.kinds import Size, Window
 from vit_jax.errors import UsageError
+from vit_jax.models import fields
 
 Batch = Mapping[str, jax.Array]
 Outputs = dict[str, jax.Array]
@@ -72,6 +73,9 @@ class Task:
   HEADS: ClassVar[tuple[str, ...]] = ()
   # Whether `outputs` is given a teacher: the moving average of the parameters that train.
   TEACHER: ClassVar[bool] = False
+
+  def __post_init__(self) -> None:
+    fields.check_ranges(self)
 
   def for_data(self, source: Source) -> 'Task':
     """Returns the task as it learns from some data.

@@ -187,7 +187,7 @@ class Evaluators:
 
   def _add(self, name: str, options: ConfigDict) -> None:
     kind = EVALUATORS[name]
-    judge = kind(**fields_lib.check(kind, {n: options[n] for n in fields_lib.names(kind)}))
+    judge = kind(**{n: options[n] for n in fields_lib.names(kind)})
     check_choice('pooling', options.pooling, POOLING)
     reading = _Reading.of(self.config.data, options)
     if reading not in self._readers:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vit_jax import models, tasks
+from vit_jax import experiment_config, host_memory, models, tasks
 from vit_jax.data import (
   Preprocess,
   ResidentLoader,
@@ -91,12 +91,13 @@ class Experiment:
     """Builds everything but the state and what lives on devices.
 
     Args:
-      config: the experiment, see configs/common.py.
+      config: the experiment, see `experiment_config`.
       workdir: the run directory; where a run there goes on, `config.init_from` isn't read again.
 
     Raises:
       UsageError: any mistake in the configuration.
     """
+    experiment_config.check(config)
     kind = resolve.find_task(config)
     targets = kind.TARGETS
     with field_prefix('config.'):
@@ -167,6 +168,7 @@ class Experiment:
       self._check_frozen(frozen)
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self.model, self._param_shapes, self._schedule)
+    self._check_memory()
 
   def _plan_views(self, example: np.ndarray) -> dict[str, step.Views]:
     """Returns split -> the augmentations of the views that the task takes, by groups.
@@ -186,6 +188,11 @@ class Experiment:
         f'config.model.name: {self.config.model.name!r} takes {kind.plural}, and the task '
         f'{self.config.task} learns from parts of images'
       )
+    crop = self.config.augment.resized_crop.size
+    whole = crop or train.image_size or kind.size(example)
+    sizes = [group.size for group in groups.values()] or [whole]
+    with field_prefix('config.augment.'):
+      augment.check_moves(self.config.augment, sizes)
     is_set = {
       'train_size': data.train_size,
       'crop': data.crop == 'scale',
@@ -250,6 +257,19 @@ class Experiment:
       self.sets.values() if self.resident else (),
       self.layout,
     )
+
+  def _check_memory(self) -> None:
+    """Raises UsageError where a device can't hold the state, the gradients and a batch at once."""
+    device, shapes = jax.local_devices()[0], (self.state_shapes, self.gradient_shapes)
+    needed = sum(map(shard.device_bytes, (*shapes, self.batch_shapes())))
+    present = (device.memory_stats() or {}).get('bytes_limit')
+    if present is None and (total := host_memory.total()):
+      present = total // jax.local_device_count()
+    if present is not None and needed > present:
+      raise UsageError(
+        f'config.model: parameters, optimiser, gradients and a batch need {needed:,} bytes on a '
+        f'device, which has {present:,}'
+      )
 
   def _check_frozen(self, frozen: Any) -> None:
     """Raises UsageError for a parameter that would stay as it is initialised, at random or zero."""

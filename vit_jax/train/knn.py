@@ -24,19 +24,10 @@ class KNN:
   Attributes:
     k: neighbours that vote.
     temperature: above 0; the lower, the less the farther ones count.
-
-  Raises:
-    FieldError: on construction, for a field out of range.
   """
 
   k: int
   temperature: float
-
-  def __post_init__(self):
-    if self.k < 1:
-      raise FieldError('k', f'{self.k} is less than 1')
-    if not 0 < self.temperature < math.inf:
-      raise FieldError('temperature', f'{self.temperature} is not a number above 0')
 
   def check(self, num_examples: int) -> None:
     """Raises FieldError where the training split has fewer examples than vote."""

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from vit_jax import host_memory
+from vit_jax import experiment_config, host_memory
 from vit_jax.errors import UsageError
 from vit_jax.run import directory, results, writers
 from vit_jax.run.ending import Interrupted, NonFiniteError
@@ -27,9 +27,6 @@ from vit_jax.train.length import differing_schedules
 from vit_jax.train.profiler import Profiler
 from vit_jax.train.signals import StopSignal
 from vit_jax.train.state import make_plateau
-
-# The configuration -> the defaults of its fields.
-Defaults = Callable[[ConfigDict], ConfigDict]
 
 # What the shapes of a checkpoint depend on.
 _READ_BACK = ('model', 'task', 'optimizer', 'plateau', 'ema_decay', 'freeze', 'grad_clip_norm')
@@ -277,23 +274,16 @@ def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
   return summary if summary['step'] == step else None
 
 
-def _unset_values(
-  experiment: Experiment, given: ConfigDict, defaults: Defaults | None
-) -> dict[str, Any]:
-  config = experiment.config
-  return directory.unset_values(config, given, defaults(config)) if defaults else {}
+def _unset_values(config: ConfigDict, given: ConfigDict) -> dict[str, Any]:
+  return directory.unset_values(config, given, experiment_config.defaults(config))
 
 
-def train_and_evaluate(
-  config: ConfigDict, workdir: Path, defaults: Defaults | None = None
-) -> dict[str, Any]:
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """Trains the experiment in `workdir`, or goes on where a run there stopped.
 
   Args:
-    config: the experiment, see configs/common.py.
+    config: the experiment, see `experiment_config`.
     workdir: the run directory.
-    defaults: of the fields of a configuration. Fields that the run there lacks, as an earlier
-      version had none, must have them; without, they may have any value.
 
   Returns:
     The content of results.json.
@@ -308,7 +298,7 @@ def train_and_evaluate(
     stack.enter_context(_disk_errors(workdir))
     if _is_main():
       depending = functools.partial(differing_schedules, experiment.config)
-      unset = _unset_values(experiment, config, defaults)
+      unset = _unset_values(experiment.config, config)
       claimed = directory.claimed(
         workdir, experiment.config, experiment.model_config, depending=depending, unset=unset
       )
@@ -369,16 +359,13 @@ def train_and_evaluate(
   return summary
 
 
-def evaluate(
-  config: ConfigDict, workdir: Path, path: str | None = None, defaults: Defaults | None = None
-) -> dict[str, Any]:
+def evaluate(config: ConfigDict, workdir: Path, path: str | None = None) -> dict[str, Any]:
   """Evaluates the best checkpoint in `workdir` (the last, where there is none) and prints it.
 
   Args:
     config: the experiment.
     workdir: the run directory.
     path: of a file for what is predicted of each example; see `predictions.writer`.
-    defaults: as for `train_and_evaluate`.
 
   Raises:
     UsageError: no run or checkpoint there, or all are damaged; `path` can't be written.
@@ -387,7 +374,7 @@ def evaluate(
   with predictions.writer(experiment, path) as write:
     if _is_main():
       only = _READ_BACK + (_HELD_OUT if experiment.judged == 'val' else ())
-      unset = _unset_values(experiment, config, defaults)
+      unset = _unset_values(experiment.config, config)
       directory.check(workdir, experiment.config, only, unset=unset)
     return _evaluate_best(experiment, workdir, write)
 

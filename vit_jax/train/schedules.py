@@ -44,18 +44,14 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
   own = user_code.is_reference(name) and user_code.find_function(name, 'config.schedule.name')
   if not own:
     check_choice('config.schedule.name', name, SCHEDULES)
-  if not 0 <= warmup < num_steps:
+  if warmup >= num_steps:
     raise UsageError(
       f'config.schedule.warmup_steps: {warmup} is not between 0 and num_steps - 1 = {num_steps - 1}'
     )
-  if not 0 <= peak < math.inf:
-    raise UsageError(f'config.optimizer.learning_rate: {peak} is not a number from 0 on')
-  if not 0 <= end <= peak:
+  if end > peak:
     raise UsageError(f'config.schedule.end: {end} is not between 0 and the peak, {peak}')
   if end and name not in _ENDING:
     raise UsageError(f'config.schedule.end: {end}, but the schedule {name} has no end; 0 is off')
-  if name == 'rsqrt' and config.schedule.timescale <= 0:
-    raise UsageError(f'config.schedule.timescale: {config.schedule.timescale} is not positive')
   decay_steps = num_steps - warmup
   after = {
     'constant': lambda: optax.constant_schedule(peak),

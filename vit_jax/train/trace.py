@@ -124,12 +124,8 @@ def _check_pixels(data: ConfigDict, channels: int, kind: kinds.Kind) -> None:
   for field in ('mean', 'std'):
     if not kind.has_pixels and tuple(data[field]) != getattr(Preprocessing(), field):
       raise UsageError(f'config.data.{field}: {data[field]}, but {kind.plural} have no pixels')
-    if not all(isinstance(value, int | float) for value in data[field]):
-      raise UsageError(f'config.data.{field}: {data[field]} is not of numbers')
     if len(data[field]) not in (1, channels):
       raise UsageError(
         f'config.data.{field}: {len(data[field])} values, but images have {channels} channels; '
         'give one value for each, or one for all'
       )
-  if min(data.std) <= 0:
-    raise UsageError(f'config.data.std: {data.std} has a value that is not positive')

@@ -1,7 +1,6 @@
 """A batch through all augmentations, and what `validate` refuses."""
 
 import functools
-import math
 import os
 
 import jax
@@ -106,29 +105,17 @@ def test_augment_takes_grey_images():
   assert np.isfinite(augmented['image']).all()
 
 
-@pytest.mark.parametrize(
-  ('field', 'value', 'allowed'),
-  [
-    ('crop_padding', -1, 'at least 0'),
-    ('shift', -2, 'at least 0'),
-    ('rand_augment.num_ops', -1, 'at least 0'),
-    ('rand_augment.magnitude', 31.0, 'from 0 to 30'),
-    ('color_jitter.brightness', -0.1, 'at least 0'),
-    ('color_jitter.contrast', math.nan, 'at least 0'),
-    ('color_jitter.saturation', math.inf, 'at least 0'),
-    ('color_jitter.hue', 0.6, 'from 0 to 0.5'),
-    ('random_erasing.probability', 1.1, 'from 0 to 1'),
-    ('random_erasing.area', (0.3, 0.2), '0 < low <= high <= 1'),
-    ('random_erasing.area', (0.3, 1.2), '0 < low <= high <= 1'),
-    ('random_erasing.aspect', (0.0, 1.0), '0 < low <= high'),
-    ('random_erasing.aspect', (1.0,), r'\(low, high\)'),
-    ('mixup_alpha', -0.2, 'at least 0'),
-    ('cutmix_alpha', math.inf, 'at least 0'),
-  ],
-)
-def test_validate_names_the_field_the_value_and_what_is_allowed(field, value, allowed):
+@pytest.mark.parametrize('field', ['random_erasing.area', 'random_erasing.aspect'])
+def test_an_interval_that_ends_before_it_begins(field):
   config = augmentations(**EVERYTHING)
   augment.validate(config)
-  config.update_from_flattened_dict({field: value})
-  with pytest.raises(FieldError, match=rf'^{field}: .* is not .*{allowed}'):
+  config.update_from_flattened_dict({field: (0.3, 0.2)})
+  with pytest.raises(FieldError, match=rf'^{field}: \(0\.3, 0\.2\) is not \(low, high\)'):
     augment.validate(config)
+
+
+@pytest.mark.parametrize('field', ['crop_padding', 'shift'])
+def test_images_are_not_moved_out_of_sight(field):
+  augment.check_moves(augmentations(**{field: 7}), [(8, 9), None])
+  with pytest.raises(FieldError, match=f'^{field}: 8 pixels move images of 9x8 out of sight'):
+    augment.check_moves(augmentations(**{field: 8}), [(16, 16), (9, 8)])

@@ -91,9 +91,7 @@ def test_they_come_after_one_another_as_in_dino():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'grayscale': 1.5}, r'grayscale: 1\.5 is not from 0 to 1'),
-    ({'solarize': {'threshold': -1.0}}, r'solarize\.threshold: -1\.0 is not from 0 to 1'),
-    ({'gaussian_blur': {'sigma': (0.0, 1.0)}}, r'gaussian_blur\.sigma: \(0\.0, 1\.0\) is not'),
+    ({'gaussian_blur': {'sigma': (2.0, 1.0)}}, r'gaussian_blur\.sigma: \(2\.0, 1\.0\) is not'),
   ],
 )
 def test_mistakes(fields, message):

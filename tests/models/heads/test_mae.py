@@ -215,7 +215,7 @@ def test_the_encoder_costs_what_it_sees():
   ('changes', 'head', 'message'),
   [
     ({}, {'num_heads': 3}, r'head\.num_heads: 3 heads do not divide hidden_size=8'),
-    ({}, {'num_layers': 0}, r'head\.num_layers: 0 is less than 1'),
+    ({}, {'num_layers': 0}, r'head\.num_layers: 0 is not a whole number from 1 to'),
     ({}, {'hidden_size': 6, 'num_heads': 2, 'positional_embedding': 'sinusoidal_2d'}, 'multiple'),
     ({}, {'positional_embedding': 'none'}, r"head\.positional_embedding: 'none' is not one of"),
     ({}, {'activation': 'selu'}, r"head\.activation: 'selu' is not one of"),

@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import UsageError
+from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
+from vit_jax.ranges import Count, Layers, Rate
 
 _WEIGHTS = nn.initializers.normal(0.02)
 
@@ -60,19 +62,15 @@ class DINOHead(Head, kw_only=True):
     UsageError: when called, for a backbone that doesn't give one vector an image.
   """
 
-  out_dim: int = 65_536
-  hidden_size: int = 2048
-  bottleneck_size: int = 256
-  num_layers: int = 3
+  out_dim: Count = 65_536
+  hidden_size: Count = 2048
+  bottleneck_size: Count = 256
+  num_layers: Layers = 3
   norm_last_layer: bool = True
-  center_momentum: float = 0.9
+  center_momentum: Rate = 0.9
 
   def __post_init__(self) -> None:
-    for field in ('out_dim', 'hidden_size', 'bottleneck_size', 'num_layers'):
-      if getattr(self, field) < 1:
-        raise FieldError(field, f'{getattr(self, field)} is less than 1')
-    if not 0 <= self.center_momentum < 1:
-      raise FieldError('center_momentum', f'{self.center_momentum} is not in [0, 1)')
+    fields_lib.check_ranges(self)
     super().__post_init__()
 
   @nn.compact

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import FieldError, UsageError, check_choice
+from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Layout
 from vit_jax.models.heads.head import Head
 from vit_jax.models.vit import Encoder
+from vit_jax.ranges import Count, Layers, NonNegative
 
 POSITIONAL_EMBEDDINGS = ('sinusoidal_2d', 'learned_1d')
 _EPSILON = 1e-6  # of a patch's variance
@@ -110,19 +112,17 @@ class MAE(Head, kw_only=True):
     UsageError: when called, for a backbone that can't encode some of the patches alone.
   """
 
-  hidden_size: int = 512
-  num_layers: int = 8
-  num_heads: int = 16
-  mlp_dim: int | None = None
+  hidden_size: Count = 512
+  num_layers: Layers = 8
+  num_heads: Count = 16
+  mlp_dim: Count | None = None
   positional_embedding: str = 'sinusoidal_2d'
-  norm_epsilon: float = 1e-6
+  norm_epsilon: NonNegative = 1e-6
   activation: str = 'gelu'
   norm_pixels: bool = True
 
   def __post_init__(self) -> None:
-    for field in ('hidden_size', 'num_layers', 'num_heads', 'mlp_dim'):
-      if getattr(self, field) is not None and getattr(self, field) < 1:
-        raise FieldError(field, f'{getattr(self, field)} is less than 1')
+    fields_lib.check_ranges(self)
     check_choice('positional_embedding', self.positional_embedding, POSITIONAL_EMBEDDINGS)
     check_choice('activation', self.activation, layers.ACTIVATIONS)
     if self.hidden_size % self.num_heads:

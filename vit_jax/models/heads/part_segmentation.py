@@ -4,8 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import UsageError
+from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
+from vit_jax.ranges import Count, Rate
 
 
 class PartSegmenter(Head, kw_only=True):
@@ -28,15 +30,12 @@ class PartSegmenter(Head, kw_only=True):
     UsageError: when called, for a backbone that doesn't give a token for each point.
   """
 
-  hidden_size: int = 128
-  dropout_rate: float = 0.0
+  hidden_size: Count = 128
+  dropout_rate: Rate = 0.0
   category: bool = False
 
   def __post_init__(self) -> None:
-    if self.hidden_size < 1:
-      raise FieldError('hidden_size', f'{self.hidden_size} is less than 1')
-    if not 0 <= self.dropout_rate < 1:
-      raise FieldError('dropout_rate', f'{self.dropout_rate} is not in [0, 1)')
+    fields_lib.check_ranges(self)
     super().__post_init__()
 
   @nn.compact

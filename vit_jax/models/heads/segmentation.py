@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
 from vit_jax.models.layers.resize import interpolate
+from vit_jax.ranges import Side
 
 PIXELS = ('logits', 'scores')  # outputs [B, H, W, num_classes]
 
@@ -42,14 +44,11 @@ class Segmenter(Head, kw_only=True):
   # Whether it has a query for each class, and gives 'class_logits' and 'mask_logits'.
   QUERIES: ClassVar[bool] = False
 
-  window: tuple[int, ...] = ()
-  stride: tuple[int, ...] = ()
+  window: tuple[()] | tuple[Side, Side] = ()
+  stride: tuple[()] | tuple[Side, Side] = ()
 
   def __post_init__(self) -> None:
-    for field in ('window', 'stride'):
-      sides = getattr(self, field)
-      if sides and (len(sides) != 2 or min(sides) < 1):
-        raise FieldError(field, f'{sides} is not (height, width) in pixels, nor ()')
+    fields_lib.check_ranges(self)
     if self.stride and not self.window:
       raise FieldError('stride', f'{self.stride}, but window is (), the whole image')
     if any(step > side for step, side in zip(self.stride, self.window, strict=False)):

@@ -15,6 +15,7 @@ from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import layers
 from vit_jax.models.heads.segmentation import Segmenter, upsample
 from vit_jax.models.layers import cpu
+from vit_jax.ranges import Count, Layers, Number, Rate
 
 _normal = nn.initializers.normal(0.02)
 
@@ -110,18 +111,13 @@ class SegViT(Segmenter, kw_only=True):
 
   QUERIES: ClassVar[bool] = True
 
-  layers: tuple[int, ...] | None = None
-  embed_dim: int | None = None
-  num_heads: int = 12
-  num_layers: int = 3
-  dropout_rate: float = 0.1
+  layers: tuple[Number, ...] | None = None
+  embed_dim: Count | None = None
+  num_heads: Count = 12
+  num_layers: Layers = 3
+  dropout_rate: Rate = 0.1
 
   def __post_init__(self) -> None:
-    for field in ('embed_dim', 'num_heads', 'num_layers'):
-      if getattr(self, field) is not None and getattr(self, field) < 1:
-        raise FieldError(field, f'{getattr(self, field)} is less than 1')
-    if not 0 <= self.dropout_rate < 1:
-      raise FieldError('dropout_rate', f'{self.dropout_rate} is not in [0, 1)')
     super().__post_init__()
 
   @nn.compact
