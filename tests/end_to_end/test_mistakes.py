@@ -44,12 +44,30 @@ MISTAKES = {
   ),
   'no size': (
     [DIGITS, '--config.data.image_size=8x8'],
-    r"config.data.image_size: \('8x8',\) is not \(\) or a tuple of 1, of each item a whole number from 1 to 16384",
+    r"config.data.image_size: \('8x8',\) is not \(\) or a tuple of 1, of each item ",
   ),
+  'a seed beyond 64 bits': (
+    [DIGITS, '--config.seed=9223372036854775808'],
+    r'config.seed: 9223372036854775808 is not a whole number from 0 to 9223372036854775807',
+  ),
+  'no number of epochs': (
+    [DIGITS, '--config.num_epochs=nan'],
+    r'config.num_epochs: nan is not a finite number',
+  ),
+  'a shift beyond the image': (
+    [DIGITS, '--config.augment.shift=8'],
+    r'config.augment.shift: 8 pixels move images of 8x8 out of sight',
+  ),
+  'a model larger than memory': (
+    [DIGITS, '--config.model.num_registers=2147483647'],
+    r'config.model: parameters, .* need [\d,]{15,} bytes on a device, which has [\d,]{9,15}$',
+  ),
+  'an empty config': (['--config='], r"--config: '' does not exist"),
+  'an empty path': ([DIGITS, '--workdir='], r'--workdir: empty; give a value'),
   'no number': ([DIGITS, '--config.data.mean=x'], r"config.data.mean: \('x',\) is not a tuple"),
   'no regex': (
     [DIGITS, '--config.freeze=8'],
-    r'config.freeze: \(8,\) is not a tuple, of each item a text',
+    r'config.freeze: \(8,\) is not a tuple',
   ),
   'a size without a data set': (
     ['--config=configs/vit.py:S/16'],
@@ -161,7 +179,7 @@ def outcomes(train, tmp_path_factory):
   (folder / READ_ONLY).write_text('a file where a folder should be')
 
   def run(args):
-    args = [re.sub(r'^--workdir=', f'--workdir={folder}/', arg) for arg in args]
+    args = [re.sub(r'^--workdir=(?=.)', f'--workdir={folder}/', arg) for arg in args]
     if not any(arg.startswith('--workdir') for arg in args):
       args.append(f'--workdir={folder / "new"}')
     return train(*args)
@@ -178,6 +196,36 @@ def test_is_one_line_with_exit_code_2(outcomes, mistake):
   assert result.stderr.startswith('train.py: ')
   assert result.stderr.count('\n') == 1, result.stderr
   assert re.search(says, result.stderr), result.stderr
+
+
+@pytest.mark.parametrize(
+  ('code', 'frames', 'message'),
+  [
+    (
+      'def get_config():\n  return half(0)\n\n\ndef half(n):\n  return 1 / n\n',
+      ['2, in get_config', '6, in half'],
+      'ZeroDivisionError: division by zero',
+    ),
+    ('def get_config():\n  open("/none")\n', ['2, in get_config'], r'FileNotFoundError: .*/none.*'),
+    ('def get_config(:\n', ['1'], 'SyntaxError: invalid syntax'),
+    ('import none\n', ['1, in <module>'], "ModuleNotFoundError: No module named 'none'"),
+    ('get = None\n', [], r'has no get_config\(\)'),
+    ('def get_config():\n  pass\n', [], r'get_config\(\) returned NoneType, not a ConfigDict'),
+  ],
+)
+def test_a_config_at_fault_shows_its_own_frames_and_is_named(
+  train, tmp_path, code, frames, message
+):
+  path = tmp_path / 'own.py'
+  path.write_text(code)
+  result = train(f'--config={path}', '--mode=describe')
+  assert (result.returncode, result.stdout) == (2, '')
+  *shown, line = result.stderr.splitlines()
+  assert re.fullmatch(f'train.py: --config: {path}:? {message}', line)
+  assert [f.partition(', line ')[2] for f in shown if f.startswith('  File ')] == frames
+  assert {f.partition(', line ')[0] for f in shown if f.startswith('  File ')} <= {
+    f'  File "{path}"'
+  }
 
 
 @pytest.mark.parametrize('flag', ['--help', '-h', '--helpfull'])

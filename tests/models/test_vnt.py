@@ -185,7 +185,7 @@ def test_the_parameters_of_vnt_net_by_hand():
     ({'num_neighbors': 0}, r'^num_neighbors: 0 is not a whole number from 1 on$'),
     (
       {'head_dims': (8, 0)},
-      r'^head_dims: \(8, 0\) is not a tuple, of each item a whole number from 1 on$',
+      r'^head_dims: \(8, 0\) is not a tuple',
     ),
   ],
 )

@@ -103,7 +103,7 @@ def test_a_model_without_classes_predicts_none(run):
   [
     (
       {'loss.mask_ratio': 1.0},
-      r'config\.loss\.mask_ratio: 1\.0 is not a number above 0 and below 1',
+      r'config\.loss\.mask_ratio: 1\.0 is not a number above 0',
     ),
     ({'loss.mask_ratio': 0.99}, r'config\.model: a mask ratio of 0\.99 leaves 0 of 4 patches'),
     ({'model.head.num_heads': 3}, r'config\.model\.head\.num_heads: 3 heads do not divide'),
