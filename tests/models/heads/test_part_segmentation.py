@@ -83,5 +83,5 @@ def test_a_config_builds_it_and_mistakes_are_named():
     make(Fewer)
   with pytest.raises(FieldError, match='hidden_size: 0 is not a whole number from 1 on'):
     head.clone(hidden_size=0)
-  with pytest.raises(FieldError, match=r'dropout_rate: 1 is not in \[0, 1\)'):
+  with pytest.raises(FieldError, match=r'dropout_rate: 1 is not a number from 0 to below 1'):
     head.clone(dropout_rate=1)
