@@ -1,14 +1,16 @@
 """Flags of experiments: which fields a config has once a model and a task are named."""
 
 import json
+import logging
 import sys
 
 import pytest
 import yolo_folders
 from conftest import TINY
 
+from vit_jax import cli
 from vit_jax.cli import _ExperimentParser
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError, UsageWarning
 from vit_jax.models.vit import ViT
 
 # Options of the task.
@@ -125,3 +127,24 @@ def test_a_run_with_flags_of_a_task_that_the_file_does_not_have(train, tmp_path)
   }
   options = {'hidden_size': 8, 'dropout_rate': 0.2, 'box_sigmoid': True}
   assert config['model']['head'] == {'name': 'localization', **options}
+
+
+def test_messages_are_a_line_whatever_a_file_is_called(monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['train.py'])
+  assert cli._line(UsageError('a\nb', 'c\x1b')) == 'train.py: a\\nb\nc\\x1b'  # a table below it
+  assert cli._line(FieldError('a\nb', 'c\x1b')) == 'train.py: a\\nb: c\\x1b'
+  assert cli._line('a\nb') == 'train.py: a\\nb'
+  warning = cli._format_warning(UsageWarning('a\nb' * 10**5), UsageWarning, others=None)
+  assert warning.startswith('train.py: a\\nba\\nb')
+  assert len(warning) < 2100
+
+
+def test_what_is_logged_is_a_line():
+  entry = {'msg': '%s is skipped: %s', 'args': ('a\nb', OSError('c\x1b'))}
+  ours, others = (
+    logging.makeLogRecord({'name': name, **entry}) for name in ('vit_jax.data.images', 'jax')
+  )
+  assert cli._escape(ours)
+  assert cli._escape(others)
+  assert ours.getMessage() == r'a\nb is skipped: c\x1b'
+  assert others.getMessage() == 'a\nb is skipped: c\x1b'

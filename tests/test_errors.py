@@ -1,8 +1,12 @@
 """Messages for users' mistakes: one line, with the nearest allowed name."""
 
+import copy
+import pickle
+import unicodedata
+
 import pytest
 
-from vit_jax.errors import UsageError, check_choice, nearest
+from vit_jax.errors import FieldError, UsageError, check_choice, nearest, printable
 
 NAMES = ('digits', 'mnist', 'cifar10', 'Ti', 'S')
 
@@ -56,3 +60,52 @@ def test_check_choice_says_field_given_and_allowed_in_one_line(given, message):
 
 def test_usage_error_is_a_value_error():
   assert issubclass(UsageError, ValueError)
+
+
+@pytest.mark.parametrize(
+  ('text', 'shown'),
+  [
+    ('a tëxt: 漢字, 👩\u200d🔬', 'a tëxt: 漢字, 👩\u200d🔬'),
+    ('two\nlines\r\n\t', r'two\nlines\r\n\t'),
+    ('\x1b[31mred\x07\x9b1A\x7f', r'\x1b[31mred\x07\x9b1A\x7f'),
+    ('\u202egnp.\u2066\u200f', r'\u202egnp.\u2066\u200f'),
+    ('\u2028\ufeff\udcff', r'\u2028\ufeff\udcff'),
+  ],
+)
+def test_what_does_more_than_show_is_escaped(text, shown):
+  assert printable(text) == shown
+  assert printable(shown) == shown
+
+
+def test_no_character_is_left_that_ends_a_line_or_is_none():
+  everything = map(chr, range(0x110000))
+  wrong = [c for c in everything if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp')]
+  wrong += [c for c in map(chr, range(0x110000)) if unicodedata.bidirectional(c)[1:] in _TURNS]
+  assert len(wrong) > 2000
+  assert not set(wrong) & set(printable(''.join(wrong), 10**6))
+  assert len(printable(''.join(wrong), 10**6).splitlines()) == 1
+
+
+_TURNS = ('RE', 'LE', 'RO', 'LO', 'DF', 'RI', 'LI', 'SI', 'DI')  # of a direction, begun or ended
+
+
+def test_long_texts_lack_their_middle():
+  path = f'/data/{"x" * 100_000}.npz: no such file'
+  shown = printable(path)
+  assert len(shown) <= 2000
+  assert shown.startswith('/data/xxx')
+  assert shown.endswith('xxx.npz: no such file')
+  start, count, end = shown.replace('[... ', '|').replace(' characters ...]', '|').split('|')
+  assert len(start) + int(count.replace(',', '')) + len(end) == len(path)
+  assert printable(shown) == shown
+  assert printable('x' * 2000) == 'x' * 2000
+  assert len(printable('\n' * 10**5, 100)) <= 100
+
+
+def test_a_table_has_lines_of_its_own():
+  error = UsageError('first\nstill', 'second')
+  assert [*error.lines] == ['first\nstill', 'second']
+  assert str(error) == 'first\nstill\nsecond'
+  for e in (error, FieldError('field', 'is\nwrong')):
+    assert [*pickle.loads(pickle.dumps(e)).lines] == [*copy.copy(e).lines] == [*e.lines]
+  assert [*e.lines] == ['field: is\nwrong']

@@ -26,7 +26,14 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from vit_jax import host_memory, requirements
-from vit_jax.errors import UsageError, UsageWarning, check_choice, field_prefix, nearest
+from vit_jax.errors import (
+  UsageError,
+  UsageWarning,
+  check_choice,
+  field_prefix,
+  nearest,
+  printable,
+)
 from vit_jax.run.ending import Interrupted, NonFiniteError
 
 _HELP = ('h', 'help', 'helpshort', 'helpfull')
@@ -247,10 +254,11 @@ def missing(name: str, doc: str) -> str:
 
 
 def _line(message: object) -> str:
-  """Returns a message with the name of the command in front."""
+  """Returns a message, which may have names from files in it, after the name of the command."""
   path = Path(sys.argv[0])
   name = path.parent.name if path.name == '__main__.py' else path.name  # of a package
-  return f'{name}: {message}'
+  lines = message.lines if isinstance(message, UsageError) else [message]
+  return f'{name}: ' + '\n'.join(map(printable, lines))
 
 
 def _format_warning(
@@ -260,6 +268,13 @@ def _format_warning(
   if issubclass(category, UsageWarning):
     return f'{_line(message)}\n'
   return others(message, category, *args)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+  """Makes what this project logs, as names of files that are skipped, a line for a terminal."""
+  if record.name.startswith('vit_jax'):
+    record.msg, record.args = printable(record.getMessage()), ()
+  return True
 
 
 def _fail(message: object, code: int = 2) -> NoReturn:
@@ -332,6 +347,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
 
     compilation_cache.use()
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().addFilter(_escape)
     # Orbax tells its every move to absl's logger, and raises its errors besides.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     return command(*argv[1:])

@@ -2,15 +2,46 @@
 
 import contextlib
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+# What moves the cursor, ends a line, turns text around, is not seen, or is half a character.
+_UNPRINTABLE = re.compile(
+  '[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]'
+)
+MAX_NAME = 200  # characters that are printed of a name
+_NOTE = 20  # half of those that tell how many are left out, at most
+
+
+def printable(text: object, max_length: int = 2000) -> str:
+  """Returns text for a terminal, in one line, whatever file it is from.
+
+  Control characters, those that change the direction of writing, and lone surrogates are escaped.
+  What is longer than `max_length`, 100 or more, lacks its middle, with how many characters that is.
+  """
+  text = _UNPRINTABLE.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
+  if len(text) <= max_length:
+    return text
+  half = max_length // 2 - _NOTE
+  return f'{text[:half]}[... {len(text) - 2 * half:,} characters ...]{text[-half:]}'
 
 
 class UsageError(ValueError):
   """A mistake in what the user gave: commands print it as one line and exit with code 2.
 
   The message names the field or file, what was given and what is allowed.
+
+  Attributes:
+    lines: of the message. A table may follow the first; then each is an argument of its own.
   """
+
+  @property
+  def lines(self) -> Sequence[str]:
+    return tuple(map(str, self.args))
+
+  def __str__(self) -> str:
+    return '\n'.join(self.lines)
 
 
 class FieldError(UsageError):
@@ -28,8 +59,9 @@ class FieldError(UsageError):
     super().__init__(field, problem)
     self.field, self.problem = field, problem
 
-  def __str__(self) -> str:
-    return f'{self.field}: {self.problem}'
+  @property
+  def lines(self) -> Sequence[str]:
+    return (f'{self.field}: {self.problem}',)
 
 
 class UsageWarning(UserWarning):

@@ -95,6 +95,18 @@ def test_everything_that_does_not_fit_is_in_one_table(shapes, arrays, same_names
   ]
 
 
+def test_the_table_is_readable_whatever_tensors_are_called(shapes, arrays, same_names):
+  strange = {f'a\n{i}': np.zeros(2, np.float32) for i in range(2000)}
+  strange['b' * 100_000] = np.zeros(2, np.float32)
+  with pytest.raises(UsageError) as error:
+    rules.to_ours({**arrays, **strange}, same_names, shapes, 'a.npz', None)
+  title, _, first, *rows, last = error.value.lines
+  assert title == 'a.npz: tensors that do not fit: 2001'
+  assert first.split() == ['unexpected', r'a\n0', '2']
+  assert last == f'and {2001 - len(rows) - 1:,} more'
+  assert len(str(error.value)) < 100_000
+
+
 def test_allow_lets_named_ones_through_and_no_others(shapes, arrays, same_names):
   allow = 'cls|extra|output_projection/.*'
   with pytest.warns(UsageWarning) as warned:

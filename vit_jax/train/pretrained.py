@@ -95,7 +95,8 @@ def _names_the_weights() -> Iterator[None]:
   except FieldError:
     raise
   except UsageError as e:
-    raise UsageError(f'config.init_from: {e}') from e
+    first, *table = e.lines
+    raise UsageError(f'config.init_from: {first}', *table) from e
 
 
 def _fill_model(config: ConfigDict, theirs: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.errors import FieldError, UsageError, UsageWarning
+from vit_jax.errors import MAX_NAME, FieldError, UsageError, UsageWarning, printable
 from vit_jax.models.backbone import Shape
 from vit_jax.models.variables import Variables
 
@@ -134,6 +134,7 @@ def batch_norm(ours: str, theirs: str) -> tuple[Module, Module]:
 
 # Counts of steps beside the statistics, which PyTorch reads where momentum is None alone.
 _COUNTER = '.num_batches_tracked'
+_MOST_PROBLEMS = 500  # tensors that a message lists
 
 
 def without_counters(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -275,12 +276,13 @@ def check(
   if problems:
     found = features_in([name for what, name, *_ in problems if what == 'unexpected'], features)
     cause = f'{" and ".join(found)} not expected; ' if found else ''
-    rows = [('', 'tensor', 'found', 'expected'), *problems]
+    rows = [('', 'tensor', 'found', 'expected'), *problems[:_MOST_PROBLEMS]]
+    rows = [[printable(cell, MAX_NAME) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    raise UsageError(
-      f'{path}: {cause}tensors that do not fit: {len(problems)}\n' + '\n'.join(lines)
-    )
+    if len(problems) > _MOST_PROBLEMS:
+      lines.append(f'and {len(problems) - _MOST_PROBLEMS:,} more')
+    raise UsageError(f'{path}: {cause}tensors that do not fit: {len(problems)}', *lines)
   if left_out:
     names = ', '.join([*left_out[:3], *['...'][: len(left_out) - 3]])
     warnings.warn(
