@@ -152,6 +152,24 @@ def test_text_is_the_path_and_a_line_for_each_class(predict, flags, folder, tmp_
   assert result.stdout.splitlines() == lines
 
 
+def test_names_that_move_the_cursor_are_escaped_in_text_alone(predict, tmp_path):
+  names = ('one\ntwo', '\x1b[31mred', 'x' * 100_000)
+  config = SQUARE.replace(class_names=names)
+  weights.save(random_variables(SQUARE), config, tmp_path / 'm.safetensors', format='timm')
+  images = [save(tmp_path / '\x1b]0;.png'), tmp_path / 'damaged\n.png']
+  images[1].write_bytes(b'')
+  flag = f'--weights={tmp_path}/m.safetensors'
+  result = predict(flag, *images)
+  first, *rows = result.stdout.splitlines()
+  assert first == rf'{tmp_path}/\x1b]0;.png'
+  assert sorted(row.split(' %  ')[1] for row in rows)[:2] == [r'\x1b[31mred', r'one\ntwo']
+  assert max(map(len, rows)) <= 2000
+  assert result.stderr.startswith(rf'{tmp_path}/damaged\n.png: not an image')
+  exact = [json.loads(line) for line in predict(flag, '--json', *images).stdout.splitlines()]
+  assert [line['image'] for line in exact] == [*map(str, images)]
+  assert {entry['class'] for entry in exact[0]['predictions']} == {*names}
+
+
 def test_damaged_files_are_not_in_text(predict, flags, folder):
   result = predict(flags, folder)
   assert result.returncode == 1

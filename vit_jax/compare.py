@@ -27,7 +27,7 @@ from vit_jax.comparison import measure, runs, sides, table
 from vit_jax.comparison.images import DatasetImages, RandomImages
 from vit_jax.comparison.processes import Remote
 from vit_jax.comparison.torch_models import Transformers
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, printable
 from vit_jax.models import ModelConfig
 from vit_jax.models.variables import Variables
 
@@ -69,7 +69,7 @@ def main(*workdirs: str) -> None:
     finished = [workdir for workdir in workdirs if runs.is_finished(workdir)] or workdirs
     for workdir in workdirs:
       if workdir not in finished:
-        print(f'{workdir}: left out, no finished run', file=sys.stderr)
+        print(printable(f'{workdir}: left out, no finished run'), file=sys.stderr)
     read = runs.over_seeds if _OVER_SEEDS.value else lambda dirs: list(map(runs.read, dirs))
     report = read(finished)
     print(json.dumps(report, indent=2) if _JSON.value else runs.format_runs(report))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vit_jax import cli, neighbors, weight_flags
 from vit_jax.data import kinds
-from vit_jax.errors import UsageError, field_prefix
+from vit_jax.errors import UsageError, field_prefix, printable
 from vit_jax.feature_reader import ALL, FeatureReader
 from vit_jax.models import ModelConfig
 from vit_jax.models.features import POOLING
@@ -173,7 +173,8 @@ def _read(reader: FeatureReader, data: _Data, file: BinaryIO) -> list[int]:
         raise row
       else:
         reason = (str(row) or type(row).__name__).splitlines()[0]
-        rows.write(f'{data.files[index]}: cannot be decoded ({reason})', file=sys.stderr)
+        line = printable(f'{data.files[index]}: cannot be decoded ({reason})')
+        rows.write(line, file=sys.stderr)
   if not kept:
     raise UsageError(f'no {reader.input} can be decoded')
   file.flush()

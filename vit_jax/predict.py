@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vit_jax import class_embeddings, cli, weight_flags, weights
 from vit_jax.data import kinds
-from vit_jax.errors import FieldError, UsageError, field_prefix
+from vit_jax.errors import FieldError, UsageError, field_prefix, printable
 from vit_jax.models import ModelConfig
 from vit_jax.models.variables import Variables
 from vit_jax.precision import DTYPES, resolve_dtype
@@ -69,7 +69,7 @@ def main(*paths: str) -> int:
     for file, outcome in predictor.map(kind.decode, files, _BATCH_SIZE.value):
       if isinstance(outcome, Exception):
         num_damaged += 1
-        bar.write(f'{file}: {_reason(outcome)}', file=sys.stderr)
+        bar.write(printable(f'{file}: {_reason(outcome)}'), file=sys.stderr)
       elif write:
         write(file, kind.picture(kind.decode(file)), outcome)
       if table:
@@ -135,7 +135,7 @@ def _format(unit: str, path: Path, outcome: Prediction | Exception, predictor: P
     return json.dumps({unit: str(path), **predictor.task.entry(*shown)})
   if _CSV.value:
     return ''
-  return '\n'.join([str(path), *predictor.task.lines(*shown)])
+  return '\n'.join(map(printable, [path, *predictor.task.lines(*shown)]))
 
 
 def _row(

@@ -63,3 +63,10 @@ def test_descriptions_are_read_where_there_are_some(tmp_path):
     assert read_descriptions(tmp_path) == expected
   path.write_text('no JSON')
   assert read_descriptions(tmp_path) == {}
+
+
+def test_names_from_files_are_printable():
+  values = {'test/accuracy\n': 0.5, 'test/mean_iou/a\x1bcat': 0.5, f'test/{"x" * 10**5}': 1.0}
+  assert len(format_values(values, RECORDED)) < 500
+  assert format_values(values, RECORDED).startswith(r'test/accuracy\n 0.5  test/xxx')
+  assert format_classes(values, RECORDED) == {'mean_iou': r'a\x1bcat 50.00 %'}

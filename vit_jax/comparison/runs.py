@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import MAX_NAME, UsageError, printable
 from vit_jax.run import directory
 from vit_jax.run.metrics import format_value
 from vit_jax.run.results import against_reference, reported
@@ -135,7 +135,8 @@ def _rows(run: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     if (count := run.get('count', 1)) > 1 and 'low' in shown:
       shown['ours'] += f' ({shown["low"]} to {shown["high"]}, {count} runs)'
     shown = {k: shown[k] for k in ('ours', 'published')}
-    yield about | {'metric': name} | shown | cost
+    row = about | {'metric': name} | shown | cost
+    yield {column: printable(cell, MAX_NAME) for column, cell in row.items()}
 
 
 def _number(value: float | None, spec: str) -> str:

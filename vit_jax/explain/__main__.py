@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from vit_jax import cli, preview, weight_flags
 from vit_jax.data import Preprocess, kinds
-from vit_jax.errors import UsageError, check_choice, field_prefix, nearest
+from vit_jax.errors import UsageError, check_choice, field_prefix, nearest, printable
 from vit_jax.explain import runs
 from vit_jax.explain.attention import HEAD_FUSIONS, has_attention
 from vit_jax.explain.context import Context, class_names, of_records, spread
@@ -185,7 +185,8 @@ def _read(files: Sequence[Path], config: ModelConfig) -> list[dict[str, Any]]:
     try:
       value = kind.decode(file)
     except Exception as e:  # Pillow raises many types on damaged files
-      print(f'{file}: cannot be decoded ({str(e).splitlines()[0]})', file=sys.stderr)
+      reason = str(e).splitlines()[0]
+      print(printable(f'{file}: cannot be decoded ({reason})'), file=sys.stderr)
       continue
     folder = file.absolute().parent.name
     label = {'label': labels[folder]} if folder in labels else {}

@@ -10,6 +10,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vit_jax.errors import printable
+
 SMALL = 9  # points, of captions
 LINE = 0.17  # inches, of text of that size
 LONGEST = 28  # characters of a name in a caption, or of a line of several
@@ -76,6 +78,7 @@ def caption(axis: Axes, text: str, loc: str = 'center') -> None:
 
 def shorten(name: str) -> str:
   """Returns a name that fits under an image."""
+  name = printable(name)
   return name if len(name) <= LONGEST else f'{name[: LONGEST - 1]}…'
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_jax.errors import MAX_NAME, printable
+
 # By name: `unit` ('%' of a share of 1, or ''), `higher_is_better`, and `label`, that of its panel
 # among the curves or ''; see `vit_jax.tasks.Metric`.
 Descriptions = Mapping[str, Mapping[str, Any]]
@@ -61,7 +63,7 @@ def format_value(name: str, value: float, descriptions: Descriptions = _NONE) ->
 def format_values(values: Mapping[str, float], descriptions: Descriptions = _NONE) -> str:
   """Returns 'loss 0.123  accuracy 98.10 %' for a line of text, without metrics of each class."""
   shown = {name: value for name, value in values.items() if not _split(name, descriptions)[1]}
-  return '  '.join(f'{name} {format_value(name, v, descriptions)}' for name, v in shown.items())
+  return '  '.join(_format(name, name, value, descriptions) for name, value in shown.items())
 
 
 def format_classes(
@@ -72,6 +74,10 @@ def format_classes(
   for name, value in values.items():
     metric, class_name = _split(name, descriptions)
     if class_name:
-      text = f'{class_name} {format_value(name, value, descriptions)}'
-      parts.setdefault(metric, []).append(text)
+      text = _format(class_name, name, value, descriptions)
+      parts.setdefault(printable(metric, MAX_NAME), []).append(text)
   return {metric: '  '.join(texts) for metric, texts in parts.items()}
+
+
+def _format(shown: str, name: str, value: float, descriptions: Descriptions) -> str:
+  return f'{printable(shown, MAX_NAME)} {format_value(name, value, descriptions)}'

@@ -11,7 +11,10 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory, models
+from vit_jax.errors import printable
 from vit_jax.run.metrics import Descriptions, format_classes, format_value, format_values
+
+_LONGEST = 50_000  # characters of a row, which may have a metric of each of 1,000 classes
 
 
 def _versions() -> dict[str, str]:
@@ -141,4 +144,6 @@ def table(results: dict[str, Any], workdir: Path) -> str:
     'pictures': ', '.join(map(str, sorted(workdir.glob('plots/**/*.png')))),
   }
   width = max(map(len, rows))
-  return '\n'.join(f'  {name:<{width}}  {value}' for name, value in rows.items())
+  return '\n'.join(
+    printable(f'  {name:<{width}}  {value}', _LONGEST) for name, value in rows.items()
+  )

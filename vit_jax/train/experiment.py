@@ -29,7 +29,7 @@ from vit_jax.data import (
   train_loader,
 )
 from vit_jax.data.preprocess import CENTRAL_CROPS
-from vit_jax.errors import UsageError, field_prefix
+from vit_jax.errors import UsageError, field_prefix, printable
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.tasks import Metric
 from vit_jax.train import (
@@ -551,4 +551,4 @@ class Experiment:
       )
     if self._pretrained:
       lines += [f'starting from {self.config.init_from}', *(f'  {note}' for note in self._notes)]
-    return '\n'.join(lines)
+    return '\n'.join(map(printable, lines))
