@@ -292,5 +292,5 @@ def of_records(
 
 def _one_hot(labels: Sequence[int | np.ndarray], num_classes: int) -> np.ndarray:
   """Labels, or rows of a number per class, to bool [N, num_classes]."""
-  rows = np.eye(num_classes, dtype=bool)
-  return np.array([rows[label] if np.ndim(label) == 0 else label > 0 for label in labels])
+  ids = np.arange(num_classes)
+  return np.array([ids == label if np.ndim(label) == 0 else label > 0 for label in labels])

@@ -10,6 +10,7 @@ from image_files import make_folder, one_line, pixels, save, smooth
 from PIL import Image
 
 from vit_jax.data import decode_image, load_source, title
+from vit_jax.data.sources import folders
 from vit_jax.errors import FieldError
 
 
@@ -160,6 +161,24 @@ def test_classes_of_test_that_differ(tmp_path):
   assert "'dog' is missing" in one_line(error)
   assert "'dgo' is not in train" in one_line(error)
   assert len(load_source('folder', 'train', root)) == 8
+
+
+def test_classes_of_splits_are_compared_once_each(tmp_path):
+  class Name(str):
+    """A name that counts how often it is compared."""
+
+    __hash__, compared = str.__hash__, 0
+
+    def __eq__(self, other):
+      Name.compared += 1
+      return str.__eq__(self, other)
+
+  train, test = ([Name(f'class {i}') for i in range(20_000)] for _ in range(2))
+  folders._compare_classes(tmp_path, 'test', test, train)
+  assert 0 < Name.compared < 10 * len(train)
+  with pytest.raises(FieldError, match="'class 0' is missing, 'extra' is not in train"):
+    folders._compare_classes(tmp_path, 'test', [*test[1:], Name('extra')], train)
+  assert Name.compared < 20 * len(train)
 
 
 def test_folder_source_pickles_to_paths(tmp_path):

@@ -183,8 +183,9 @@ def _compare_classes(
   root: Path, split: str, found: Collection[str], class_names: Sequence[str]
 ) -> None:
   """Raises FieldError where the class folders of a split aren't those of 'train'."""
-  wrong = [f'{name!r} is missing' for name in class_names if name not in found]
-  wrong += [f'{name!r} is not in train' for name in found if name not in class_names]
+  there, known = set(found), set(class_names)
+  wrong = [f'{name!r} is missing' for name in class_names if name not in there]
+  wrong += [f'{name!r} is not in train' for name in found if name not in known]
   if wrong:
     raise FieldError(
       'dir', f'the classes of {root / split} differ from those of train: {", ".join(wrong[:5])}'
