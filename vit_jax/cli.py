@@ -62,7 +62,7 @@ class _ExperimentParser(ConfigFileFlagParser):
     file, *argument = path.split(':', 1)
     if not os.path.isfile(file):
       there = [str(p) for p in sorted(Path('configs').glob('*.py'))]
-      raise UsageError(f'--{self.name}: {file!r} does not exist{nearest(file, there)}')
+      raise UsageError(f'--{self.name}: {file or repr(file)} does not exist{nearest(file, there)}')
     try:
       module = _load_module(file)
       if not hasattr(module, 'get_config'):
@@ -183,7 +183,7 @@ def _help(command: Callable[..., int | None]) -> str:
   shared = [name for name in owners if name.startswith('vit_jax.') and name not in own]
   lines += [_describe(flag) for name in own + shared for flag in owners[name]]
   for name in _experiments():
-    lines += ['', f'--{name}.FIELD=VALUE sets a field; configs/common.py says what they are.']
+    lines += ['', f'--{name}.FIELD=VALUE sets a field; docs/configuration.md says what they are.']
     if path := _flag_value(name):
       fields = _fields(flags.FLAGS[name].parser.parse(path), name)
       lines[-1] += f' Those of {path}:'
