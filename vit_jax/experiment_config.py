@@ -29,13 +29,16 @@ from vit_jax.ranges import (
   Size,
 )
 
-# Of frames, clips, threads and what else is made one by one, far more than anybody takes.
-_Some = Annotated[int, Range(1, 10_000)]
-_SomeOrNone = Annotated[int, Range(0, 10_000)]
+# Of what is made one by one, far more than anybody takes.
+_Some = Annotated[int, Range(1, 1000)]
+_Processes = Annotated[int, Range(0, 1000)]
+_Frames = Annotated[int, Range(0, 10_000)]
+_Points = Annotated[int, Range(0, 10_000_000)]
 
 # (low, high), whose order those check who draw between them.
 _Area = tuple[PositiveFraction, PositiveFraction]
 _Interval = tuple[Positive, Positive]
+_Deviation = Annotated[float, Range(0, 32, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +89,16 @@ class Data:
   decoding: str = 'exact'
   # Of videos: frames that the model sees, to train from a random one on, to evaluate from the
   # middle; 0 = as stored. A video that is too short starts again at its end.
-  num_frames: _SomeOrNone = 0
+  num_frames: _Frames = 0
   frame_stride: Count = 1  # of the video's frames, from each of these to the next
   temporal_views: _Some = 1  # clips of each video whose outputs evaluation averages
-  num_points: Number = 0  # that the model sees of a cloud, at random to train; 0 = as stored
+  num_points: _Points = 0  # that the model sees of a cloud, at random to train; 0 = as stored
   spatial_crops: Count = 1  # 3: and of each, crops in the middle and at both ends
   test_rotation: str = 'none'  # of points in evaluation, as config.augment.rotation to train
   mean: tuple[float, ...] | None = (0.5,)  # per channel, or one for all; of pixels in [0, 1]
   std: tuple[Positive, ...] | None = (0.5,)
   resident: str = 'auto'  # keep the decoded set on the device: yes, no, auto = where it fits
-  num_workers: _SomeOrNone = 0  # worker processes of a streamed set; 0 = threads
+  num_workers: _Processes = 0  # worker processes of a streamed set; 0 = threads
   num_threads: _Some = 8
   prefetch: _Some = 4  # batches made ahead
 
@@ -112,7 +115,7 @@ class ResizedCrop:
 class RandAugment:
   """Operations on colours and geometry, drawn at random: `config.augment.rand_augment`."""
 
-  num_ops: Annotated[int, Range(0, 100)] = 0
+  num_ops: Annotated[int, Range(0, 20)] = 0
   magnitude: Annotated[float, Range(0, MAX_MAGNITUDE)] = 9.0
 
 
@@ -132,7 +135,7 @@ class GaussianBlur:
   """A blur of a random width: `config.augment.gaussian_blur`."""
 
   probability: Fraction = 0.0
-  sigma: _Interval = (0.1, 2.0)  # in pixels
+  sigma: tuple[_Deviation, _Deviation] = (0.1, 2.0)  # in pixels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ github.com/google-research/vision_transformer, models_resnet.py. The tokens are 
 a ResNet with group norm and weight standardization; all that follows is the ViT's.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -12,11 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import FieldError, check_choice
+from vit_jax.errors import FieldError, check_choice, field_prefix
 from vit_jax.models import bit, layers, sizes
+from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Fitted, Layout, Shape
 from vit_jax.models.layers.standardized import StdConv
 from vit_jax.models.vit import ViT
+from vit_jax.ranges import Layers, Positive
 
 # name -> `resnet.num_layers` of the models that are published, the ViT's size, and its patches.
 SIZES = {
@@ -60,6 +63,14 @@ def parse(variant: str) -> dict[str, Any]:
   check_choice('--config: hybrid', variant, SIZES)
   num_layers, size = SIZES[variant]
   return {'resnet': {'num_layers': num_layers, 'width_factor': 1.0}, **sizes.parse(size)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetOptions:
+  """The entries of `resnet`."""
+
+  num_layers: tuple[Layers, ...]
+  width_factor: Positive
 
 
 class ResidualUnit(nn.Module):
@@ -232,14 +243,6 @@ def _check_tiling(maps: tuple[int, int], patch: tuple[int, int], stride: tuple[i
 
 def _check_resnet(resnet: Mapping[str, Any]) -> None:
   """Raises FieldError for an entry of `resnet` that is missing, unknown or has a wrong value."""
-  for name in ('num_layers', 'width_factor'):
-    if name not in resnet:
-      raise FieldError(f'resnet.{name}', 'not set, and nothing else gives it')
-  if unknown := sorted(resnet.keys() - {'num_layers', 'width_factor'}):
-    raise FieldError(f'resnet.{unknown[0]}', 'no such entry; there are num_layers and width_factor')
-  depths, width = resnet['num_layers'], resnet['width_factor']
-  if not isinstance(depths, list | tuple) or not all(type(n) is int and n > 0 for n in depths):
-    raise FieldError('resnet.num_layers', f'{depths!r} is not a number from 1 on for each stage')
-  if type(width) not in (int, float):
-    raise FieldError('resnet.width_factor', f'{width!r} is not a number')
-  bit.check_width(width, 'resnet.width_factor')
+  with field_prefix('resnet.'):
+    fields_lib.check(ResNetOptions, resnet)
+    bit.check_width(resnet['width_factor'], 'width_factor')
