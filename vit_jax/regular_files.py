@@ -70,7 +70,7 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     if size > max_bytes:
       problem = f'{size:,} bytes, more than the {max_bytes:,} that are read of such a file'
       raise OSError(errno.EFBIG, problem, os.fspath(path))
-    return file.read(max_bytes)  # it may be growing
+    return file.read(size)  # it may be growing; memory is taken for as much as is asked for
 
 
 def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> str:
