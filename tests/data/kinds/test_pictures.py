@@ -132,3 +132,20 @@ def test_a_mask_that_cannot_follow_is_left_out():
   batch = {'image': photographs(4), 'mask': np.zeros((4, 12, 16), np.uint8)}
   assert 'mask' in run_augment({'crop_padding': 2, 'flip': True}, make_keys(4), batch)
   assert 'mask' not in run_augment({'rand_augment': {'num_ops': 1}}, make_keys(4), batch)
+
+
+@pytest.mark.parametrize('shape', [(40, 300, 3), (300, 40, 1)])
+def test_of_a_strip_the_middle_alone_is_resized(monkeypatch, shape):
+  image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+  preprocess = make_preprocess((64, 64), 0, 'central', train=False)
+  whole = preprocess({'image': image})['image']
+  monkeypatch.setattr(kinds.pictures, '_MOST_RESIZED', 0)
+  middle = preprocess({'image': image})['image']
+  # Of noise; between the two directions, in either order, Pillow rounds.
+  assert np.abs(whole.astype(int) - middle).mean() < 0.5
+
+
+def test_a_strip_takes_no_more_memory_than_its_pixels():
+  strip = np.zeros((1, 2**20, 1), np.uint8)  # as high as the result, it would have 2**36 pixels
+  taken = make_preprocess((224, 224), 0, 'central', train=False)({'image': strip})['image']
+  assert taken.shape == (224, 224, 1)

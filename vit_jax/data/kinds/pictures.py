@@ -1,5 +1,6 @@
 """Kinds with pixels or cells: images, videos, masks."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,7 @@ from PIL import Image as pillow
 from vit_jax.data import images, videos
 from vit_jax.data.kinds.kind import Geometry, Kind, Move, Size, Window
 
+_MOST_RESIZED = 2**26  # pixels of an image that is resized to be cut
 VOID = 255  # the id of what no class is given for, in masks of any dtype
 
 
@@ -187,11 +189,23 @@ def _resize(
   if is_grey:
     image = image.convert('L')
   if geometry.resized:
-    image = image.resize(size[::-1], resampling, box)
-    part, box = geometry.part(size), None
-    image = image if part == (0, 0, *image.size) else _cut(image, part, geometry.fill)
+    part = geometry.part(size)
+    if math.prod(size) > max(_MOST_RESIZED, height * width) and _is_inside(part, size):
+      # Of a strip, most is never seen. What is seen is the same but for Pillow's rounding.
+      left, top, right, bottom = box or (0, 0, *image.size)
+      across, down = (right - left) / size[1], (bottom - top) / size[0]
+      box = left + across * part[0], top + down * part[1]
+      box = *box, left + across * part[2], top + down * part[3]
+    else:
+      image, box = image.resize(size[::-1], resampling, box), None
+      image = image if part == (0, 0, *image.size) else _cut(image, part, geometry.fill)
   size = geometry.size[::-1]
   return image if image.size == size and not box else image.resize(size, resampling, box)
+
+
+def _is_inside(part: tuple[int, int, int, int], size: Size) -> bool:
+  left, top, right, bottom = part
+  return min(left, top) >= 0 and bottom <= size[0] and right <= size[1]
 
 
 def _cut(
