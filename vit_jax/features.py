@@ -21,7 +21,7 @@ from absl import flags
 from tqdm import tqdm
 
 from vit_jax import cli, neighbors, weight_flags
-from vit_jax.data import kinds
+from vit_jax.data import decoding, kinds
 from vit_jax.errors import UsageError, field_prefix, printable
 from vit_jax.feature_reader import ALL, FeatureReader
 from vit_jax.models import ModelConfig
@@ -172,8 +172,7 @@ def _read(reader: FeatureReader, data: _Data, file: BinaryIO) -> list[int]:
       elif is_set:
         raise row
       else:
-        reason = (str(row) or type(row).__name__).splitlines()[0]
-        line = printable(f'{data.files[index]}: cannot be decoded ({reason})')
+        line = printable(f'{data.files[index]}: cannot be decoded ({decoding.reason(row)})')
         rows.write(line, file=sys.stderr)
   if not kept:
     raise UsageError(f'no {reader.input} can be decoded')

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from vit_jax import class_embeddings, cli, weight_flags, weights
 from vit_jax.data import kinds
+from vit_jax.data.decoding import reason
 from vit_jax.errors import FieldError, UsageError, field_prefix, printable
 from vit_jax.models import ModelConfig
 from vit_jax.models.variables import Variables
@@ -69,7 +69,7 @@ def main(*paths: str) -> int:
     for file, outcome in predictor.map(kind.decode, files, _BATCH_SIZE.value):
       if isinstance(outcome, Exception):
         num_damaged += 1
-        bar.write(printable(f'{file}: {_reason(outcome)}'), file=sys.stderr)
+        bar.write(printable(f'{file}: {reason(outcome)}'), file=sys.stderr)
       elif write:
         write(file, kind.picture(kind.decode(file)), outcome)
       if table:
@@ -129,7 +129,7 @@ def _names(file: Path) -> Iterator[str]:
 def _format(unit: str, path: Path, outcome: Prediction | Exception, predictor: Predictor) -> str:
   """Returns what is printed of an image or other `unit`: in text, nothing of a damaged one."""
   if isinstance(outcome, Exception):
-    return json.dumps({unit: str(path), 'error': _reason(outcome)}) if _JSON.value else ''
+    return json.dumps({unit: str(path), 'error': reason(outcome)}) if _JSON.value else ''
   shown = outcome, predictor.class_names, _TOP.value
   if _JSON.value:
     return json.dumps({unit: str(path), **predictor.task.entry(*shown)})
@@ -143,20 +143,12 @@ def _row(
 ) -> dict[str, Any]:
   """Returns the row of an image in --csv; one that is damaged has the reason alone."""
   if isinstance(outcome, Exception):
-    return {unit: path, 'error': _reason(outcome)}
+    return {unit: path, 'error': reason(outcome)}
   return {
     unit: path,
     'error': '',
     **predictor.task.cells(outcome, predictor.class_names, _TOP.value),
   }
-
-
-def _reason(error: Exception) -> str:
-  """Returns why a file can't be decoded, without its name."""
-  if isinstance(error, UnidentifiedImageError):
-    return 'not an image in BMP, GIF, JPEG, PNG or WebP'
-  message = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-  return message.splitlines()[0]
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.data import Preprocess, augment, kinds, make_preprocess
+from vit_jax.data import Preprocess, augment, decoding, kinds, make_preprocess
 from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import Backbone, ModelConfig, Preprocessing
 from vit_jax.models.backbone import AXES
@@ -212,7 +212,8 @@ def map_batches(
 
   def try_to_read(item):
     try:
-      return item, prepare(read(item))
+      with decoding.turn():
+        return item, prepare(read(item))
     except Exception as e:  # Pillow raises many types on damaged files
       return item, e
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from image_files import make_folder
 
 from vit_jax.data.loader import epoch_order, eval_loader, resolve_resident, train_loader
 from vit_jax.data.preprocess import make_preprocess
@@ -256,6 +257,22 @@ def test_errors_reach_the_caller_and_stop_everything(workers):
   with pytest.raises(UsageError, match='broken record'):
     take(train(Labelled(13, broken=[5]), num_workers=workers), 4)
   wait_until(lambda: not running() and not multiprocessing.active_children())
+
+
+@pytest.mark.parametrize('resident', [False, True])
+@pytest.mark.parametrize('how', ['deleted', 'cut', 'pipe'])
+def test_a_file_that_goes_while_data_are_read_ends_it_by_name(tmp_path, how, resident):
+  root = make_folder(tmp_path, splits=('.',))
+  source, path = load_source('folder', 'train', root), tmp_path / 'dog' / '3.png'
+  content = path.read_bytes()
+  path.unlink()
+  if how == 'cut':
+    path.write_bytes(content[:-30])
+  elif how == 'pipe':
+    os.mkfifo(path)
+  loader = train(source, batch_size=8, resident=resident)
+  with pytest.raises(UsageError, match=rf'^{path}: '):
+    _ = loader.arrays if resident else take(loader, 1)
 
 
 def test_workers_ignore_signals_meant_for_their_parent():

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from vit_jax.data import decoding
 from vit_jax.errors import UsageError
 
-_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')
+_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WebP')
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -28,6 +30,9 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+
+MOST_PIXELS = decoding.MEMORY // 12  # of an image, as Pillow allows, or of a frame
+_MOST_OF_A_SIDE = 2**20  # pixels: what resizes them needs up to 48 bytes for each
 
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
@@ -46,17 +51,18 @@ class EncodedImage:
   dtype, ndim = np.dtype(np.uint8), 3
 
   def __init__(self, file: str | Path | BinaryIO, channels: int = 0, exif: bool = True):
-    """Reads a file, and of the image what its header says; arguments are `decode_image`'s."""
+    """Reads a file, and of the image what its header says; arguments are `decode_image`'s.
+
+    Raises:
+      UnreadableFile: it is no image, or one that is too large to be decoded.
+    """
     is_open = hasattr(file, 'read')
-    self._file = file.read() if is_open else Path(file).read_bytes()
-    try:
-      self._image = self._open()
-    except UnidentifiedImageError:
-      name = file if is_open else os.fspath(file)
-      raise UnidentifiedImageError(f'cannot identify image file {name!r}') from None
-    self._mode = {0: _stored_mode(self._image), 1: 'L', 3: 'RGB'}[channels]
-    self._orientation = _orientation(self._image) if exif else 1
-    width, height = self._image.size
+    self._name = getattr(file, 'name', 'an image') if is_open else file
+    with decoding.reading(self._name):
+      self._file = file.read() if is_open else decoding.read_file(file)
+      self._mode = {0: _stored_mode(self._image), 1: 'L', 3: 'RGB'}[channels]
+      self._orientation = _orientation(self._image) if exif else 1
+      width, height = self._image.size
     size = (width, height) if self._orientation in _TURNED else (height, width)
     self.shape = (*size, len(self._mode))
 
@@ -64,18 +70,38 @@ class EncodedImage:
     return np.asarray(self.decoded, dtype).reshape(self.shape)
 
   @functools.cached_property
+  def _image(self) -> Image.Image:
+    """The image as it is stored, of which no pixel may be decoded yet."""
+    image = _open(self._file)
+    if image.format == 'PNG':  # which is decoded to ask for EXIF, that may stand behind the pixels
+      self._take(image)
+    return image
+
+  @functools.cached_property
   def decoded(self) -> Image.Image:
-    """The image upright, of mode L or RGB; what lies transparently in it, on white."""
-    image = self._image
-    if self._orientation != 1:
-      image = image.transpose(_UPRIGHT[self._orientation])
-    if image.mode.startswith('I'):
-      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-      image = image.convert('RGBA')
-      image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    image.load()
-    return image if image.mode == self._mode else image.convert(self._mode)
+    """The image upright, of mode L or RGB; what lies transparently in it, on white.
+
+    Raises:
+      UnreadableFile: it is damaged.
+    """
+    with decoding.reading(self._name):
+      if self._image.format != 'PNG':
+        self._take(self._image)
+      return _convert(self._image, self._orientation, self._mode)
+
+  def probe(self) -> None:
+    """Decodes as little as shows that `decoded` can be, after which that isn't available.
+
+    Raises:
+      UnreadableFile: it can't.
+    """
+    with decoding.reading(self._name):
+      # A JPEG decodes several times faster at an eighth of its size, and is read to its end.
+      self._image.draft('L', (1, 1))
+      if self._image.format != 'PNG':
+        self._take(self._image)
+      self._image.load()
+      _convert(self._image.crop((0, 0, 1, 1)), self._orientation, self._mode)
 
   def max_scale(self, part: tuple[int, int, int, int], size: tuple[int, int]) -> int:
     """Returns the largest of 1, 2, 4, 8 by which a part can be reduced, and has at least `size`.
@@ -101,12 +127,22 @@ class EncodedImage:
 
     Each block of 8x8 pixels is decoded to fewer, from its lower frequencies alone.
     """
-    image, (height, width) = self._open(), self.shape[:2]
-    image.draft(None, (width // scale, height // scale))
+    with decoding.reading(self._name):
+      image, (height, width) = _open(self._file), self.shape[:2]
+      image.draft(None, (width // scale, height // scale))
+      self._take(image)
+      image.load()
     return image
 
-  def _open(self) -> Image.Image:
-    return Image.open(io.BytesIO(self._file), formats=_FORMATS)
+  def _take(self, image: Image.Image) -> None:
+    """Takes the memory to decode an image, which may be a reduced one."""
+    # Of a progressive one, all that belongs to its pixels is kept until the last is decoded.
+    size = self.shape[:2] if image.info.get('progressive') else image.size
+    decoding.take(math.prod(size) * _bytes_per_pixel(image), self._give_up)
+
+  def _give_up(self) -> None:
+    for name in ('_image', 'decoded'):
+      self.__dict__.pop(name, None)
 
 
 def decode_image(file: str | Path | BinaryIO, channels: int = 0, exif: bool = True) -> np.ndarray:
@@ -129,13 +165,51 @@ def decode_mask(file: Path | BinaryIO) -> np.ndarray:
   """Decodes a mask: uint8 [height, width], grey values or indices of the palette.
 
   Raises:
-    ValueError: it has neither, but colours.
+    UnreadableFile: it has neither, but colours, or it is damaged.
   """
-  with Image.open(file, formats=['PNG', 'BMP', 'GIF']) as image:
+  is_open = hasattr(file, 'read')
+  with decoding.reading('a mask' if is_open else file):
+    image = _open(file.read() if is_open else decoding.read_file(file), ('BMP', 'GIF', 'PNG'))
     if image.mode not in ('1', 'L', 'P'):
-      raise ValueError(f'it is {image.mode}, neither grey of 8 bits nor with a palette')
+      raise UsageError(f'it is {image.mode}, neither grey of 8 bits nor with a palette')
+    decoding.take(math.prod(image.size) * _bytes_per_pixel(image))
     stored = image.tile[0][3]  # how the decoder reads the pixels
     return np.asarray(image).astype(np.uint8) // _SPREAD.get(stored, 1)
+
+
+def _open(file: bytes, formats: Sequence[str] = _FORMATS) -> Image.Image:
+  """Returns an image of which no pixel is decoded yet.
+
+  Raises:
+    Exception: many types; it is none of these formats, or too large to be decoded.
+  """
+  try:
+    image = Image.open(io.BytesIO(file), formats=formats)
+  except UnidentifiedImageError as e:
+    raise UsageError(f'not an image in {", ".join(formats[:-1])} or {formats[-1]}') from e
+  size = '{}x{} pixels'.format(*image.size)
+  if max(image.size) > _MOST_OF_A_SIDE:
+    raise UsageError(f'{size}; a side may have {_MOST_OF_A_SIDE:,}')
+  decoding.check_size(math.prod(image.size) * _bytes_per_pixel(image), size)
+  return image
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+  """Returns how many bytes are taken at once to decode an image, convert and crop it."""
+  return 12 + 4 * image.has_transparency_data + 12 * (image.format == 'WEBP')
+
+
+def _convert(image: Image.Image, orientation: int, mode: str) -> Image.Image:
+  """Returns an image as `EncodedImage.decoded` has it."""
+  if orientation != 1:
+    image = image.transpose(_UPRIGHT[orientation])
+  if image.mode.startswith('I'):
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+  image.load()
+  return image if image.mode == mode else image.convert(mode)
 
 
 def _stored_mode(image: Image.Image) -> str:
@@ -152,16 +226,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def probe_image(path: Path) -> tuple[int, int, int]:
-  """Returns (height, width, channels as stored); raises whatever decoding the image would."""
-  with Image.open(path, formats=_FORMATS) as image:
-    width, height = image.size
-    channels = len(_stored_mode(image))
-    if _orientation(image) in _TURNED:
-      width, height = height, width
-    # A JPEG decodes several times faster at an eighth of its size, and is read to its end.
-    image.draft('L', (1, 1))
-    image.load()
-  return height, width, channels
+  """Returns (height, width, channels as stored).
+
+  Raises:
+    UnreadableFile: whenever decoding the image would.
+  """
+  image = EncodedImage(path)
+  image.probe()
+  return image.shape
 
 
 def find_images(path: str | Path) -> list[Path]:
@@ -190,9 +262,7 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
   found = []
   for top, subfolders, names in os.walk(folder, onerror=refuse):
     subfolders[:] = [name for name in subfolders if name[0] != '.']
-    files = [Path(top, n) for n in names if n[0] != '.' and n.lower().endswith(suffixes)]
-    # A link to nothing is left in, to be reported; a pipe would be waited for.
-    found += [file for file in files if file.is_file() or file.is_symlink()]
+    found += [Path(top, n) for n in names if n[0] != '.' and n.lower().endswith(suffixes)]
   return found
 
 
@@ -259,7 +329,7 @@ def check_files(
     root: the folder that the paths are below.
     files: the paths.
     stamp: changes with the files, so that changed ones aren't taken for checked ones.
-    probe: returns the shape of what is in a file, and raises where it is damaged.
+    probe: returns the shape of what is in a file, and raises UnreadableFile where it is damaged.
     unit: what that is.
   """
   del stamp
@@ -268,9 +338,10 @@ def check_files(
     results = []
     for file in block:
       try:
-        results.append((file, probe(root / file), None))
-      except Exception as error:  # Pillow raises many types on damaged files
-        results.append((file, None, error))
+        with decoding.turn():
+          results.append((file, probe(root / file), None))
+      except decoding.UnreadableFile as error:
+        results.append((file, None, error.reason))
     return results
 
   blocks = [files[i : i + 64] for i in range(0, len(files), 64)]
@@ -282,12 +353,12 @@ def check_files(
     for block in pool.map(check, blocks):
       results += block
       bar.update(len(block))
-  damaged = [(file, error) for file, _, error in results if error]
-  for file, error in damaged:
-    _log.warning('%s cannot be decoded and is skipped: %s', root / file, error)
+  damaged = [(file, reason) for file, _, reason in results if reason]
+  for file, reason in damaged:
+    _log.warning('%s cannot be decoded and is skipped: %s', root / file, reason)
   if damaged:
     _log.warning('%d of %d %ss in %s are skipped', len(damaged), len(files), unit, root)
-  good = [(file, shape) for file, shape, error in results if not error]
+  good = [(file, shape) for file, shape, reason in results if not reason]
   return Checked([f for f, _ in good], {s for _, s in good}, [f for f, _ in damaged])
 
 

@@ -22,7 +22,7 @@ from absl import flags
 from tqdm import tqdm
 
 from vit_jax import host_memory
-from vit_jax.data import kinds
+from vit_jax.data import decoding, kinds
 from vit_jax.data.preprocess import Preprocess
 from vit_jax.data.sampling import ClassSampler, make_sampler
 from vit_jax.data.sources.records import Record, Source
@@ -173,8 +173,8 @@ def _decode_all(
 
   def decode(start):
     indices = range(start, min(start + _READ_AT_ONCE, len(source)))
-    for i, record in zip(indices, source.read(indices), strict=True):
-      record = preprocess(record)
+    prepared = decoding.in_turn(source.read(indices), preprocess)
+    for i, record in zip(indices, prepared, strict=True):
       for name, array in arrays.items():
         array[i] = record[name]
     return len(indices)
@@ -209,10 +209,10 @@ class _LoadChunk:
   def __call__(self, i: int) -> _Chunk:
     positions = self.plan.positions(i * self.size, self.size)
     index, weight = self.plan.examples(positions)
-    records = [
-      self.preprocess(record, self._rng(position))
-      for position, record in zip(positions.tolist(), self.source.read(index.tolist()), strict=True)
-    ]
+    rngs = map(self._rng, positions.tolist())
+    read = self.source.read(index.tolist())
+    prepared = decoding.in_turn(read, lambda record: self.preprocess(record, next(rngs)))
+    records = [record for _, record in zip(index, prepared, strict=True)]
     return _Chunk(kinds.stack(records) | {'weight': weight})
 
   def _rng(self, position: int) -> np.random.Generator | None:

@@ -20,7 +20,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from vit_jax import cli, preview, weight_flags
-from vit_jax.data import Preprocess, kinds
+from vit_jax.data import Preprocess, decoding, kinds
 from vit_jax.errors import UsageError, check_choice, field_prefix, nearest, printable
 from vit_jax.explain import runs
 from vit_jax.explain.attention import HEAD_FUSIONS, has_attention
@@ -184,9 +184,8 @@ def _read(files: Sequence[Path], config: ModelConfig) -> list[dict[str, Any]]:
   for file in chosen:
     try:
       value = kind.decode(file)
-    except Exception as e:  # Pillow raises many types on damaged files
-      reason = str(e).splitlines()[0]
-      print(printable(f'{file}: cannot be decoded ({reason})'), file=sys.stderr)
+    except decoding.UnreadableFile as e:
+      print(printable(f'{file}: cannot be decoded ({e.reason})'), file=sys.stderr)
       continue
     folder = file.absolute().parent.name
     label = {'label': labels[folder]} if folder in labels else {}

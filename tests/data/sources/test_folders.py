@@ -1,17 +1,22 @@
 """Folders with a folder of images for each class."""
 
 import logging
+import os
 import pickle
+import re
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from image_files import make_folder, one_line, pixels, save, smooth
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vit_jax.data import decode_image, load_source, title
+from vit_jax.data.decoding import UnreadableFile
 from vit_jax.data.sources import folders
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, UsageError
 
 
 def test_folder_with_splits(tmp_path):
@@ -122,7 +127,7 @@ def test_every_truncation_that_stops_decoding_is_found(tmp_path, progressive):
   source = load_source('folder', 'train', root)
   assert len(source.skipped) > 20
   for file in source.skipped:
-    with pytest.raises((OSError, SyntaxError)):
+    with pytest.raises(UnreadableFile):
       decode_image(tmp_path / file)
   assert len(list(source)) == len(source)
 
@@ -132,6 +137,54 @@ def test_decompression_bomb_is_skipped(tmp_path, monkeypatch):
   save(tmp_path / 'cat/bomb.png', np.zeros((100, 100), np.uint8))
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
   assert load_source('folder', 'train', root).skipped == ('cat/bomb.png',)
+
+
+def chunk(kind, data):
+  content = kind + data
+  return struct.pack('>I', len(data)) + content + struct.pack('>I', zlib.crc32(content))
+
+
+def header_alone(path, width, height, mode=2):
+  """Writes a PNG that says that it is so large."""
+  header = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, mode, 0, 0, 0))
+  path.write_bytes(b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', b'') + chunk(b'IEND', b''))
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_what_must_not_be_opened_or_decoded_is_skipped_and_named(tmp_path, caplog):
+  root = make_folder(tmp_path, splits=('.',), count=2)
+  os.mkfifo(tmp_path / 'cat/pipe.png')
+  (tmp_path / 'cat/link.jpg').symlink_to(tmp_path / 'cat/pipe.png')
+  (tmp_path / 'dog/device.gif').symlink_to('/dev/zero')
+  header_alone(tmp_path / 'dog/strip.png', 2**20 + 1, 1)
+  header_alone(tmp_path / 'dog/area.png', 12_000, 12_000, mode=6)
+  expected = {
+    'cat/pipe.png': 'not a regular file',
+    'cat/link.jpg': 'not a regular file',
+    'dog/device.gif': 'not a regular file',
+    'dog/strip.png': '1048577x1 pixels; a side may have 1,048,576',
+    'dog/area.png': '12000x12000 pixels: takes 2,304,000,000 bytes to decode, of 2,147,483,648',
+  }
+  with caplog.at_level(logging.WARNING):
+    source = load_source('folder', 'train', root)
+  assert set(source.skipped) == expected.keys()
+  for file, reason in expected.items():
+    told = f'{tmp_path / file} cannot be decoded and is skipped: {reason}'
+    assert any(message.startswith(told) for message in caplog.messages), file
+    with pytest.raises(UnreadableFile, match=re.escape(reason)):
+      decode_image(tmp_path / file)
+
+
+def test_files_that_could_be_decoded_with_more_memory_are_not_skipped(tmp_path, monkeypatch):
+  root = make_folder(tmp_path, splits=('.',), count=2)
+
+  def load(image):
+    raise MemoryError
+
+  monkeypatch.setattr(ImageFile.ImageFile, 'load', load)
+  monkeypatch.setattr(Image.Image, 'load', load)
+  with pytest.raises(UsageError, match=r'\.png: not enough memory to decode it'):
+    load_source('folder', 'train', root)
 
 
 def test_folder_mistakes(tmp_path):

@@ -94,7 +94,7 @@ def damage(folder, what):
     ('no image', r'train/masks/2\.png: no image of this name in .*train/images$'),
     ('two masks', r'train/masks/2\.\w{3}: .*/train/masks/2\.\w{3} has the same name$'),
     ('colours', r'train/masks/2\.png: no mask: it is RGB, neither grey of 8 bits nor with a pal'),
-    ('damaged', r'train/masks/2\.png: no mask: cannot identify'),
+    ('damaged', r'train/masks/2\.png: no mask: not an image in BMP, GIF or PNG'),
     ('size', r'train/masks/2\.png: 11x12 pixels, but its image has 10x12$'),
     ('id', r'train/masks/2\.png: id 4, but classes\.txt names 0 to 3 \(and 255 is of no class\)$'),
     ('one\nvoid\n', r'classes\.txt: 1 classes in 2 lines, not 2 to 255$'),

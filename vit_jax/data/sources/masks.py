@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vit_jax.data import images
+from vit_jax.data import decoding, images
 from vit_jax.data.kinds import KINDS, VOID
 from vit_jax.data.sources.records import Record, Source
 from vit_jax.data.sources.splits import (
@@ -19,6 +19,7 @@ from vit_jax.data.sources.splits import (
   split_ranges,
 )
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.regular_files import read_text
 
 NO_CLASS = 'void'  # the name in classes.txt of what isn't learned
 
@@ -107,10 +108,7 @@ def label_table(names: Sequence[str]) -> np.ndarray:
 
 
 def _read_names(path: Path) -> list[str]:
-  try:
-    names = [line.strip() for line in path.read_text('utf-8-sig').splitlines()]
-  except (OSError, UnicodeDecodeError) as e:
-    raise UsageError(f'{path}: cannot be read ({e})') from e
+  names = [line.strip() for line in read_text(path).removeprefix('\ufeff').splitlines()]
   while names and not names[-1]:
     names.pop()
   if '' in names:
@@ -166,11 +164,12 @@ def _check_masks(
 
 def _problem(root: Path, image: str, mask: str, num_ids: int) -> str | None:
   """Returns what is wrong with a mask; None where nothing is."""
-  try:
-    ids = KINDS['mask'].decode(root / mask)
-  except Exception as e:  # Pillow raises many types on damaged files
-    return f'no mask: {" ".join(str(e).split())}'
-  size = images.probe_image(root / image)[:2]
+  with decoding.turn():
+    try:
+      ids = KINDS['mask'].decode(root / mask)
+    except decoding.UnreadableFile as e:
+      return f'no mask: {e.reason}'
+    size = images.probe_image(root / image)[:2]
   if ids.shape != size:
     return '{}x{} pixels, but its image has {}x{}'.format(*ids.shape, *size)
   beyond = ids[(ids >= num_ids) & (ids != VOID)]
