@@ -1,5 +1,6 @@
 """Video files and folders of frames: which frames they have, in which order, and damaged ones."""
 
+import os
 import pickle
 
 import numpy as np
@@ -107,3 +108,27 @@ def test_videos_are_found_below_a_folder_and_a_folder_of_frames_is_one(tmp_path)
     videos.find_videos(tmp_path / 'empty')
   with pytest.raises(UsageError, match='missing: no such video or folder'):
     videos.find_videos(tmp_path / 'missing')
+
+
+def test_pipes_are_not_waited_for_and_lists_of_files_are_not_played(tmp_path):
+  write_video(tmp_path / 'a.mp4', frames(2))
+  (tmp_path / 'list.mp4').write_text('ffconcat version 1.0\nfile a.mp4\n')
+  os.mkfifo(tmp_path / 'pipe.mp4')
+  for name, problem in (('pipe', 'not a regular file'), ('list', '')):
+    with pytest.raises(UsageError, match=rf'{name}\.mp4: {problem}'):
+      videos.open_video(tmp_path / f'{name}.mp4')
+
+
+def test_a_clip_that_takes_too_much_is_refused(tmp_path):
+  video = videos.open_video(write_video(tmp_path / 'a.gif', frames(2)))
+  size = 2 * 32 * 48 * 3
+  count = 2**31 // size + 1
+  with pytest.raises(UsageError, match=rf'a\.gif: {count:,} frames: takes {count * size:,} bytes'):
+    video[np.zeros(count, int)]
+
+
+def test_frames_that_are_too_large_are_not_decoded(tmp_path, monkeypatch):
+  path = write_video(tmp_path / 'a.mp4', frames(2))
+  monkeypatch.setattr(videos.images, 'MOST_PIXELS', 32 * 48 - 1)
+  with pytest.raises(UsageError, match=r'a\.mp4: '):
+    videos.open_video(path)

@@ -5,6 +5,7 @@ they are stored, whatever their times.
 """
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data import images
+from vit_jax.data import decoding, images
 from vit_jax.errors import UsageError
+from vit_jax.regular_files import open_regular
 
 SUFFIXES = (
   '.3gp',
@@ -48,11 +50,21 @@ class Frames:
     return self.shape[0]
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the frames of these indices, int [n], as uint8 [n, H, W, C]."""
+    """Returns the frames of these indices, int [n], as uint8 [n, H, W, C].
+
+    Raises:
+      UnreadableFile: a frame can't be decoded, or so many are too large.
+    """
     raise NotImplementedError
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return np.asarray(self[np.arange(len(self))], dtype)
+
+  def _take(self, count: int) -> None:
+    """Takes the memory for some frames, which are decoded and then put together."""
+    num_bytes = 2 * count * math.prod(self.shape[1:])
+    decoding.check_size(num_bytes, f'{count:,} frames')
+    decoding.take(num_bytes)
 
 
 class VideoFile(Frames):
@@ -70,33 +82,33 @@ class VideoFile(Frames):
       channels: 1, 3, or 0 for as many as are stored.
 
     Raises:
-      Exception: many types; it isn't a video, or it is damaged.
+      UnreadableFile: it isn't a video, or it is damaged.
     """
-    av = _import_av()
     self._path = path
-    with av.open(str(path)) as container:
+    with _open(path) as container:
       count = sum(packet.size > 0 for packet in _packets(container))
-    with av.open(str(path)) as container:
+    with _open(path) as container:
       first = next(_decode(container), None)
-    if first is None:
-      raise UsageError('no frame of it can be decoded')
-    self._channels = channels or (1 if first.format.name.startswith('gray') else 3)
-    super().__init__((count, *self._pixels(first).shape))
+      if first is None:
+        raise UsageError('no frame of it can be decoded')
+      self._channels = channels or (1 if first.format.name.startswith('gray') else 3)
+      super().__init__((count, *self._pixels(first).shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
     wanted, frames, last = set(np.asarray(indices).tolist()), {}, None
-    with _import_av().open(str(self._path)) as container:
+    with _open(self._path) as container:
+      self._take(len(indices))
       for i, frame in enumerate(_decode(container)):
         last = frame
         if i in wanted:
           frames[i] = self._pixels(frame)
         if len(frames) == len(wanted):
           break
-    if last is None:
-      raise UsageError(f'{self._path}: no frame of it can be decoded')
-    missing = {} if len(frames) == len(wanted) else dict.fromkeys(wanted, self._pixels(last))
-    frames = missing | frames
-    return _stack([frames[i] for i in indices.tolist()], self._path)
+      if last is None:
+        raise UsageError('no frame of it can be decoded')
+      missing = {} if len(frames) == len(wanted) else dict.fromkeys(wanted, self._pixels(last))
+      frames = missing | frames
+      return _stack([frames[i] for i in indices.tolist()])
 
   def _pixels(self, frame) -> np.ndarray:
     """Returns a decoded frame as uint8 [H, W, C]."""
@@ -121,10 +133,9 @@ class FrameFiles(Frames):
     super().__init__((len(files), *first.shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    return _stack(
-      [images.decode_image(self._files[i], self._channels) for i in indices.tolist()],
-      self._files[0].parent,
-    )
+    with decoding.reading(self._files[0].parent):
+      self._take(len(indices))
+      return _stack([images.decode_image(self._files[i], self._channels) for i in indices.tolist()])
 
 
 def open_video(path: Path, channels: int = 0) -> Frames:
@@ -135,7 +146,7 @@ def open_video(path: Path, channels: int = 0) -> Frames:
     channels: 1, 3, or 0 for as many as are stored.
 
   Raises:
-    Exception: many types; it isn't a video, or it is damaged.
+    UnreadableFile: it isn't a video, or it is damaged.
   """
   return FrameFiles(_frame_files(path), channels) if path.is_dir() else VideoFile(path, channels)
 
@@ -149,7 +160,7 @@ def probe_video(path: Path) -> tuple[int, int, int, int]:
   if path.is_dir():
     sizes = {images.probe_image(file)[:2] for file in _frame_files(path)}
     if len(sizes) > 1:
-      raise UsageError('its frames differ in size')
+      raise decoding.UnreadableFile(path, 'its frames differ in size')
   return video.shape
 
 
@@ -203,9 +214,10 @@ def _frame_files(folder: Path) -> list[Path]:
     parts = re.split(r'(\d+)', file.name)
     return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]
 
-  files = sorted((file for file in folder.iterdir() if _is_frame(file.name)), key=order)
+  with decoding.reading(folder):
+    files = sorted((file for file in folder.iterdir() if _is_frame(file.name)), key=order)
   if not files:
-    raise UsageError('no image in it, to be a frame')
+    raise decoding.UnreadableFile(folder, 'no image in it, to be a frame')
   return files
 
 
@@ -216,12 +228,26 @@ def _import_av():
   return av
 
 
+@contextlib.contextmanager
+def _open(path: Path):
+  """Opens a video file; raises UnreadableFile for whatever is wrong with it, until it is closed."""
+  # What a list names, which FFmpeg would play, isn't opened: `none` is no protocol.
+  alone = {'protocol_whitelist': 'none'}
+  with (
+    decoding.reading(path),
+    open_regular(path) as file,
+    _import_av().open(file, options=alone) as container,
+  ):
+    yield container
+
+
 def _packets(container):
   """Yields the encoded frames of the first video in a file, up to where the file breaks off."""
   if not container.streams.video:
     raise UsageError('no video in it')
   stream = container.streams.video[0]
   stream.thread_type = 'NONE'  # the callers have threads
+  stream.codec_context.options = {'max_pixels': str(images.MOST_PIXELS)}
   with contextlib.suppress(_import_av().error.InvalidDataError):
     yield from container.demux(stream)
 
@@ -233,7 +259,7 @@ def _decode(container):
       yield from packet.decode()
 
 
-def _stack(frames: Sequence[np.ndarray], path: Path) -> np.ndarray:
+def _stack(frames: Sequence[np.ndarray]) -> np.ndarray:
   if len({frame.shape for frame in frames}) > 1:
-    raise UsageError(f'{path}: its frames differ in size')
+    raise UsageError('its frames differ in size')
   return np.stack(frames)
