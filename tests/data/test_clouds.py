@@ -1,6 +1,7 @@
 """Files of points: every format against the same numbers, surfaces by area, and damaged files."""
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -198,3 +199,9 @@ def test_a_picture_shows_points_where_they_are_near_ones_darker():
   assert both[:, 112:].min() < both[:, :112].min() < 255
   one = clouds.draw(np.ones((1, 3), np.float32))
   assert (one < 255).any(), 'a single point is in the middle'
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'a.off')
+  with pytest.raises(UsageError, match=r'a\.off: not a regular file'):
+    clouds.decode_points(tmp_path / 'a.off')

@@ -5,6 +5,7 @@ drawn from the surface, uniformly by area, always the same. Without faces, and i
 lines begin with x, y and z, the points are those of the file. Colours and normals are left out.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vit_jax.data import images
+from vit_jax.data import decoding, images
 from vit_jax.errors import UsageError
+from vit_jax.regular_files import open_regular
 
 SUFFIXES = ('.off', '.ply', '.txt', '.xyz')
 MESH_POINTS = 10_000  # as modelnet40_normal_resampled has them
 
 _MOST_BYTES = 2**28  # of a file
+_MEMORY_PER_BYTE = 16  # that parsing takes
 _MOST_ROWS = 2**23  # lines, vertices, faces or corners of it, which take up more than their bytes
 _TYPES = {
   **dict.fromkeys(('char', 'int8'), 'i1'),
@@ -39,11 +42,12 @@ def decode_points(file: str | Path | BinaryIO) -> np.ndarray:
   """Returns the points in a file, float32 [N, 3].
 
   Raises:
-    UsageError: it is damaged, too large, or of another format.
-    OSError: it can't be read.
+    UsageError: it is damaged, too large, or of another format; UnreadableFile of a path.
   """
   if isinstance(file, str | Path):
-    with open(file, 'rb') as opened:
+    with decoding.reading(file), open_regular(file) as opened:
+      size = os.fstat(opened.fileno()).st_size
+      decoding.take(min(_MEMORY_PER_BYTE * size, decoding.MEMORY))
       return decode_points(opened)
   content = file.read(_MOST_BYTES + 1)
   if len(content) > _MOST_BYTES:
