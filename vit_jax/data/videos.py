@@ -60,12 +60,6 @@ class Frames:
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return np.asarray(self[np.arange(len(self))], dtype)
 
-  def _take(self, count: int) -> None:
-    """Takes the memory for some frames, which are decoded and then put together."""
-    num_bytes = 2 * count * math.prod(self.shape[1:])
-    decoding.check_size(num_bytes, f'{count:,} frames')
-    decoding.take(num_bytes)
-
 
 class VideoFile(Frames):
   """The frames of a video file, upright, as its display matrix says.
@@ -95,20 +89,21 @@ class VideoFile(Frames):
       super().__init__((count, *self._pixels(first).shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    wanted, frames, last = set(np.asarray(indices).tolist()), {}, None
+    clip, last, places = _Clip(len(indices)), None, {}
+    for place, i in enumerate(np.asarray(indices).tolist()):
+      places.setdefault(i, []).append(place)
     with _open(self._path) as container:
-      self._take(len(indices))
       for i, frame in enumerate(_decode(container)):
         last = frame
-        if i in wanted:
-          frames[i] = self._pixels(frame)
-        if len(frames) == len(wanted):
+        if i in places:
+          clip.put(self._pixels(frame), places.pop(i))
+        if not places:
           break
       if last is None:
         raise UsageError('no frame of it can be decoded')
-      missing = {} if len(frames) == len(wanted) else dict.fromkeys(wanted, self._pixels(last))
-      frames = missing | frames
-      return _stack([frames[i] for i in indices.tolist()])
+      for missing in places.values():
+        clip.put(self._pixels(last), missing)
+      return clip.frames
 
   def _pixels(self, frame) -> np.ndarray:
     """Returns a decoded frame as uint8 [H, W, C]."""
@@ -133,9 +128,11 @@ class FrameFiles(Frames):
     super().__init__((len(files), *first.shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+    clip = _Clip(len(indices))
     with decoding.reading(self._files[0].parent):
-      self._take(len(indices))
-      return _stack([images.decode_image(self._files[i], self._channels) for i in indices.tolist()])
+      for place, i in enumerate(indices.tolist()):
+        clip.put(images.decode_image(self._files[i], self._channels), [place])
+      return clip.frames
 
 
 def open_video(path: Path, channels: int = 0) -> Frames:
@@ -259,7 +256,23 @@ def _decode(container):
       yield from packet.decode()
 
 
-def _stack(frames: Sequence[np.ndarray]) -> np.ndarray:
-  if len({frame.shape for frame in frames}) > 1:
-    raise UsageError('its frames differ in size')
-  return np.stack(frames)
+class _Clip:
+  """Frames that are put together one by one, so that they are in memory once.
+
+  Attributes:
+    frames: uint8 [count, H, W, C], from the first that is put in on.
+  """
+
+  def __init__(self, count: int):
+    self._count, self.frames = count, None
+
+  def put(self, frame: np.ndarray, places: Sequence[int]) -> None:
+    """Puts a frame in one place or more; UsageError if it is larger or smaller than others."""
+    if self.frames is None:
+      num_bytes = self._count * math.prod(frame.shape)
+      decoding.check_size(num_bytes, f'{self._count:,} frames')
+      decoding.take(num_bytes)
+      self.frames = np.empty((self._count, *frame.shape), np.uint8)
+    if frame.shape != self.frames.shape[1:]:
+      raise UsageError('its frames differ in size')
+    self.frames[places] = frame
