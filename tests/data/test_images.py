@@ -1,11 +1,14 @@
 """Image files of every kind, decoded."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from image_files import make_folder, pixels, save, smooth
 from PIL import Image
 
 from vit_jax.data import decode_image, load_source
+from vit_jax.errors import UsageError
 
 
 @pytest.mark.parametrize('suffix', ['png', 'bmp', 'webp'])
@@ -49,6 +52,16 @@ def test_cmyk_jpeg(tmp_path):
   Image.fromarray(image).convert('CMYK').save(path, quality=98)
   np.testing.assert_allclose(decode_image(path).astype(int), image, atol=12)
   assert 'cat/cmyk.jpg' in load_source('folder', 'train', root).files
+
+
+def test_a_jpeg_of_endless_scans_is_not_decoded(tmp_path):
+  path = save(tmp_path / 'a.jpg', smooth(16, 16), progressive=True)
+  content = path.read_bytes()
+  last = content[content.rindex(b'\xff\xda') : -2]
+  for more, is_refused in ((200, False), (300, True)):
+    path.write_bytes(content[:-2] + more * last + content[-2:])
+    with pytest.raises(UsageError, match='scans') if is_refused else contextlib.nullcontext():
+      decode_image(path)
 
 
 def test_transparency_is_laid_on_white(tmp_path):

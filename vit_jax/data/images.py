@@ -34,6 +34,9 @@ _UPRIGHT = {
 MOST_PIXELS = decoding.MEMORY // 12  # of an image, as Pillow allows, or of a frame
 _MOST_OF_A_SIDE = 2**20  # pixels: what resizes them needs up to 48 bytes for each
 
+_SCAN = b'\xff\xda'  # begins a scan of a progressive JPEG: a few bytes that go over all its pixels
+_MOST_SCANS = 256  # files have about ten
+
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 _SPREAD = {'L;2': 85, 'L;4': 17}  # by which Pillow multiplies grey of 2 and of 4 bits in PNG
@@ -191,6 +194,8 @@ def _open(file: bytes, formats: Sequence[str] = _FORMATS) -> Image.Image:
   if max(image.size) > _MOST_OF_A_SIDE:
     raise UsageError(f'{size}; a side may have {_MOST_OF_A_SIDE:,}')
   decoding.check_size(math.prod(image.size) * _bytes_per_pixel(image), size)
+  if image.info.get('progressive') and (count := file.count(_SCAN)) > _MOST_SCANS:
+    raise UsageError(f'{count:,} scans of its pixels; {_MOST_SCANS} are decoded')
   return image
 
 
