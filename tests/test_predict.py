@@ -57,7 +57,7 @@ def save(path, size=(20, 31), mode='RGB', **options):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Images of all kinds, six of them, and three damaged ones, in a folder with a space."""
+  """Images of all kinds, six of them, three damaged ones and a pipe, in a folder with a space."""
   root = tmp_path_factory.mktemp('images of all kinds')
   upside_down = Image.Exif()
   upside_down[0x0112] = 3
@@ -68,6 +68,7 @@ def folder(tmp_path_factory):
   save(root / 'rotated.jpg', exif=upside_down)
   Image.fromarray(np.arange(90, dtype=np.uint16).reshape(9, 10) * 700).save(root / 'sixteen.png')
   (root / 'empty.bmp').touch()
+  os.mkfifo(root / 'pipe.jpg')
   (root / 'text.jpg').write_text('no image')
   whole = save(root / 'truncated.jpeg', size=(99, 99)).read_bytes()
   (root / 'truncated.jpeg').write_bytes(whole[: len(whole) // 2])
@@ -76,7 +77,7 @@ def folder(tmp_path_factory):
 
 
 GOOD = ['cmyk.jpg', 'dir.jpg/ü ñ.png', 'one.gif', 'rgba.webp', 'rotated.jpg', 'sixteen.png']
-DAMAGED = ['empty.bmp', 'text.jpg', 'truncated.jpeg']
+DAMAGED = ['empty.bmp', 'pipe.jpg', 'text.jpg', 'truncated.jpeg']
 
 
 def from_json(text):
@@ -179,7 +180,11 @@ def test_damaged_files_are_not_in_text(predict, flags, folder):
   assert result.stdout.count(' %  class ') == 3 * len(GOOD)
   unknown = 'not an image in BMP, GIF, JPEG, PNG or WebP'
   truncated, *others = reversed(result.stderr.splitlines())
-  assert others == [f'{folder}/text.jpg: {unknown}', f'{folder}/empty.bmp: {unknown}']
+  assert others == [
+    f'{folder}/text.jpg: {unknown}',
+    f'{folder}/pipe.jpg: not a regular file',
+    f'{folder}/empty.bmp: {unknown}',
+  ]
   assert truncated.startswith(f'{folder}/truncated.jpeg: image file is truncated')
 
 
