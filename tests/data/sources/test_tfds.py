@@ -122,10 +122,12 @@ def test_tfds_mistakes(tmp_path, monkeypatch):
     )
 
   assert "did you mean 'tiny'?" in message('tiiny')
+  assert len(message('tiiny').replace(root, '')) < 200
   assert "did you mean 'mnist'?" in message('MNIST')
   assert "did you mean 'digits'?" in message('digts')
   assert 'prepared in' in message('zzzzzzzz')
   assert message('no/such/thing:x').startswith('name: ')
+  assert f'{root}/tiny has no such version with a dataset_info.json' in message('tiny:2.0.0')
   assert "'trian' is not one of train, all; did you mean 'train'?" in message('tiny', 'trian')
   assert 'incompatible with 7 examples' in message('tiny', 'train[:8]')
   assert command('imagenet2012', root) in message('imagenet2012')
@@ -173,6 +175,7 @@ def replace(path, change):
     ('features.json', lambda data: data[:50], 'damaged: not valid JSON'),
     ('features.json', lambda data: b'{}', 'cannot be read as features of TFDS ('),
     ('features.json', lambda d: d.replace(b'"3"', b'"x"'), 'cannot be read as features of TFDS ('),
+    ('features.json', lambda d: d.replace(b'"uint8"', b'"x"'), 'cannot be read as features of TF'),
     ('features.json', lambda d: d.replace(b'"-1"', b'[]'), 'cannot be read as features of TFDS ('),
     (
       'features.json',
@@ -183,7 +186,7 @@ def replace(path, change):
     ('label.labels.txt', lambda data: b'\xff', 'damaged: not UTF-8'),
   ],
 )
-def test_a_damaged_file_is_named_at_the_start(tmp_path, file, change, problem):
+def test_a_damaged_file_is_named_at_the_start(tmp_path, capsys, file, change, problem):
   root = write_tfds(tmp_path, EXAMPLES, FEATURES)
   folder = tmp_path / 'tiny/1.0.0'
   (folder / 'label.labels.txt').write_text('a\nb\nc\n')
@@ -192,12 +195,13 @@ def test_a_damaged_file_is_named_at_the_start(tmp_path, file, change, problem):
   with pytest.raises(UsageError) as error:
     load_source('tiny', 'train', root)
   assert one_line(error).startswith(f'{folder / file}: {problem}')
+  assert capsys.readouterr() == ('', '')
 
 
 def test_names_that_do_not_fit_the_features_are_told(tmp_path):
   root = write_tfds(tmp_path, EXAMPLES, FEATURES)
   (tmp_path / 'tiny/1.0.0/label.labels.txt').write_text('a\nb\n')
-  with pytest.raises(UsageError, match=r': 2 names in label\.labels\.txt, and 3 classes in'):
+  with pytest.raises(UsageError, match=r'label\.labels\.txt: 2 names, and 3 classes in'):
     load_source('tiny', 'train', root)
 
 
@@ -209,7 +213,9 @@ def test_sizes_are_compared_with_what_is_there(tmp_path):
   with pytest.raises(UsageError, match=rf'{SHARD}: damaged: 7 records, and 1,000,000,000,000 by'):
     load_source('tiny', 'train', root)
   features = {'image': image_feature(-1, -1, 3), 'label': label_feature(10**9)}
-  with pytest.raises(UsageError, match='label: 1,000,000,000 classes, not 1 to 1,048,576'):
+  with pytest.raises(
+    UsageError, match=r'features\.json: label: 1,000,000,000 classes, not 1 to 1,048,576'
+  ):
     load_source('many', 'train', write_tfds(tmp_path, EXAMPLES, features, name='many'))
   features = {'image': image_feature(10**9, 10**9, 3), 'label': label_feature(3)}
   with pytest.raises(UsageError, match=r'record 0: .*it is \(4, 5\), and by features\.json'):

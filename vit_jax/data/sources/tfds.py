@@ -18,7 +18,7 @@ from vit_jax.data.sources.splits import split_names, split_ranges
 from vit_jax.errors import FieldError, UsageError, nearest
 from vit_jax.regular_files import read_json, read_text, reading
 
-_INFO = 'dataset_info.json'
+_INFO, _FEATURES = 'dataset_info.json', 'features.json'
 _LISTED = 8  # data sets in a message
 _READ_AT_ONCE = 1024  # records for their labels
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -118,7 +118,7 @@ def open_image(file: bytes, channels: int, place: str) -> images.EncodedImage:
 def check_shape(found: Sequence[int], stated: Sequence[int | None]) -> None:
   """Raises ValueError where features.json states a length that an image or video hasn't."""
   if any(given not in (None, length) for given, length in zip(stated, found, strict=True)):
-    raise ValueError(f'it is {found}, and by features.json {stated}')
+    raise ValueError(f'it is {found}, and by {_FEATURES} {stated}')
 
 
 def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> TfdsSource:
@@ -127,11 +127,11 @@ def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> T
   input_key, label_key = _input_and_label(name, info)
   label = info.features[label_key]
   label = getattr(label, 'feature', label)
-  check_num_classes(f'{info.data_dir}: {label_key}', label.num_classes or 0)
+  check_num_classes(f'{info.data_dir}/{_FEATURES}: {label_key}', label.num_classes or 0)
   if len({*label.names}) != label.num_classes:  # which TFDS finds in a thread that nobody asks
     raise UsageError(
-      f'{info.data_dir}: {len({*label.names}):,} names in {label_key}.labels.txt, and '
-      f'{label.num_classes:,} classes in features.json'
+      f'{info.data_dir}/{label_key}.labels.txt: {len({*label.names}):,} names, and '
+      f'{label.num_classes:,} classes in {_FEATURES}'
     )
   source = TfdsSource(records, info.features, input_key, label_key)
   if any(source.image_shape[:2]):  # a model may be made for it
@@ -161,7 +161,7 @@ def _read_info(folder: epath.Path) -> Any:
   """Returns TFDS's information on a data set; None for those that need the code to prepare them."""
   import tensorflow_datasets as tfds
 
-  features = folder / 'features.json'
+  features = folder / _FEATURES
   read_json(folder / _INFO)
   if not features.exists():
     return None
@@ -170,7 +170,8 @@ def _read_info(folder: epath.Path) -> Any:
       raise UsageError(f'{features}: {name!r} is no feature of TFDS')
   for path in folder.glob('*.txt'):  # names of classes
     read_text(path, MAX_NAMES)
-  with _videos_as_sequences():
+  # Where a dtype is damaged, TFDS asks TensorFlow for it, and prints what to do about that.
+  with _videos_as_sequences(), contextlib.redirect_stdout(io.StringIO()):
     # TFDS reads them once more, and doesn't tell which of the files is at fault.
     with reading(features, 'features of TFDS'):
       tfds.features.FeaturesDict.from_config(folder)
@@ -249,6 +250,8 @@ def _unknown(name: str, root: epath.Path, other_names: Sequence[str]) -> FieldEr
   if base in builders:
     return _not_prepared(name, root, f'there is no {root / name}')
   on_disk = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
+  if base in on_disk:
+    return FieldError('name', f'{name!r}: {root / base} has no such version with a {_INFO}')
   hint = nearest(base, [*other_names, *on_disk, *builders])
   listed = ', '.join(on_disk[:_LISTED]) + (', ...' if len(on_disk) > _LISTED else '')
   return FieldError(
