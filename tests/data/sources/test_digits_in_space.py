@@ -109,6 +109,7 @@ def test_of_several_digits_each_point_has_the_one_that_it_belongs_to():
   ('options', 'message'),
   [
     ({'num_points': 0}, 'options.num_points: 0 is not'),
+    ({'num_points': 10**12}, 'options.num_points: 1000000000000 is not from 1 to 8,388,608'),
     ({'digits': 0}, 'options.digits: 0 is not from 1 to 256'),
     ({'digits': 5, 'num_points': 4}, 'options.digits: 5 is not from 1 to 4'),
     ({'depth': -1.0}, r'options.depth: -1.0 is not a number from 0 on'),

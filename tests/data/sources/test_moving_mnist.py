@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import one_line
+from tfds_files import image_feature, label_feature, png, write_tfds
 
 from vit_jax.data import load_source
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, UsageError
 
 TFDS_DATA_DIR = os.environ.get('TFDS_DATA_DIR', '')
 pytestmark = pytest.mark.skipif(
@@ -91,6 +92,12 @@ def test_a_frame_does_not_tell_the_direction(frame):
     ({'speeds': (2,)}, r'options.speeds: \(2,\) is not'),
     ({'speeds': (0, 2)}, r'options.speeds: \(0, 2\) is not'),
     ({'speeds': (1, 32)}, r'less than half of 64'),
+    ({'num_frames': 10**9}, 'options.num_frames: 1,000,000,000 of 64x64 pixels take more than 1'),
+    ({'size': 10**9}, 'options.num_frames: 8 of 1,000,000,000x1,000,000,000 pixels take more'),
+    ({'size': '32'}, "options.size: '32' is not such as 64"),
+    ({'size': True}, 'options.size: True is not such as 64'),
+    ({'speeds': 2}, r'options.speeds: 2 is not such as \(2, 4\)'),
+    ({'speeds': [[2], 4]}, r'options.speeds: \[\[2\], 4\] is not such as'),
     ({'sise': 32}, "options.sise: no such option of 'moving_mnist'; did you mean 'size'"),
   ],
 )
@@ -103,3 +110,20 @@ def test_mistakes(options, message):
 def test_other_sources_have_no_options():
   with pytest.raises(FieldError, match=r"options\.size: no such option of 'digits'"):
     load_source('digits', 'train', options={'size': 8})
+
+
+def test_other_images_of_that_name_are_refused(tmp_path):
+  picture = png(np.zeros((8, 9), np.uint8))
+  features = {'image': image_feature(8, 9, 1), 'label': label_feature(2)}
+  root = write_tfds(tmp_path, [{'image': picture, 'label': [0]}], features, name='mnist')
+  for name in ('moving_mnist', 'digits_in_space'):
+    with pytest.raises(FieldError, match=r'^dir: the images of mnist there are \(8, 9, 1\), not'):
+      load_source(name, 'train', root)
+
+
+def test_points_of_a_blank_image_are_refused(tmp_path):
+  picture = png(np.zeros((28, 28), np.uint8))
+  features = {'image': image_feature(28, 28, 1), 'label': label_feature(2)}
+  root = write_tfds(tmp_path, [{'image': picture, 'label': [0]}], features, name='mnist')
+  with pytest.raises(UsageError, match='mnist: an image is blank'):
+    load_source('digits_in_space', 'train', root)[0]

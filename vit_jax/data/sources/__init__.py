@@ -86,11 +86,13 @@ def load_source(
     UsageError: a file there that can't be used.
   """
   defaults, given = default_options(name), dict(options or {})
-  for option in given:
+  for option, value in given.items():
     if option not in defaults:
       raise FieldError(
         f'options.{option}', f'no such option of {name!r}{nearest(option, defaults)}'
       )
+    if not _is_like(value, defaults[option]):
+      raise FieldError(f'options.{option}', f'{value!r} is not such as {defaults[option]!r}')
   if user_code.is_reference(name):
     source = _own(name)[0](split, dir, **defaults | given)
     if not isinstance(source, Source):
@@ -105,6 +107,16 @@ def load_source(
   if name in FOLDERS | _MADE:
     return (FOLDERS | _MADE)[name].load(split, dir, **defaults | given)
   return tfds.load(name, split, dir, other_names=(*_FIXED, *FOLDERS, *_MADE))
+
+
+def _is_like(value: Any, default: Any) -> bool:
+  """Whether a value is of the type of a default, where that is a scalar or a tuple of such."""
+  if isinstance(default, tuple):
+    is_several = isinstance(value, tuple | list | str)
+    return is_several and all(isinstance(item, str | int | float) for item in value)
+  if isinstance(default, float):
+    return type(value) in (int, float)
+  return type(value) is type(default) or not isinstance(default, str | int)
 
 
 def depends_on_dir(name: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax.data import kinds
 from vit_jax.data.sources import tfds
 from vit_jax.data.sources.records import Record, Source
-from vit_jax.errors import FieldError
+from vit_jax.errors import FieldError, UsageError
 
 # The options of the data set and their defaults.
 OPTIONS = {
@@ -24,6 +24,7 @@ OPTIONS = {
   'thickness': 0.1,  # of the stroke, likewise
   'digits': 1,  # in a cloud; of several, each point's part is the digit that it belongs to
 }
+_MOST_POINTS = 2**23  # of a cloud, as in files
 _SPACING = 2.0  # from each of several digits to the next, in halves of the picture's side
 
 
@@ -70,6 +71,8 @@ class DigitsInSpace(Source):
     """Draws points of a digit, float32 [count, 3]; more where the stroke is brighter."""
     picture = record['image'][..., 0]
     ink = np.cumsum(picture, dtype=np.int64)
+    if not ink[-1]:
+      raise UsageError('mnist: an image is blank, so that no points can be drawn from it')
     pixels = np.searchsorted(ink, rng.integers(ink[-1], size=count), side='right')
     rows, columns = np.divmod(pixels, picture.shape[1])
     across, up, out = rng.uniform(size=(3, count))
@@ -92,12 +95,12 @@ def load(
   Raises:
     FieldError: an option is out of range, or as for a TFDS data set.
   """
-  if num_points < 1:
-    raise FieldError('options.num_points', f'{num_points} is not a number from 1 on')
+  if not 1 <= num_points <= _MOST_POINTS:
+    raise FieldError('options.num_points', f'{num_points} is not from 1 to {_MOST_POINTS:,}')
   if not 1 <= digits <= num_points:
     raise FieldError('options.digits', f'{digits} is not from 1 to {num_points}, one a point')
   for field, value in (('depth', depth), ('thickness', thickness)):
     if not 0 <= value < np.inf:
       raise FieldError(f'options.{field}', f'{value} is not a number from 0 on')
-  source = tfds.load('mnist', split, directory, ())
+  source = tfds.load_mnist(split, directory)
   return DigitsInSpace(source, num_points, depth, thickness, digits)

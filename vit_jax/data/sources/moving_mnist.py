@@ -21,6 +21,7 @@ OPTIONS = {
   'num_frames': 8,  # of each clip
   'speeds': (2, 4),  # the lowest and the highest, in pixels a frame along each axis that it moves
 }
+_MOST_BYTES = 2**30  # of a clip
 # Class -> steps (down, right) from frame to frame.
 _DIRECTIONS = {
   'right': (0, 1),
@@ -84,10 +85,13 @@ def load(
     raise FieldError('options.size', f'{size} is less than the 28 pixels of a digit')
   if num_frames < 1:
     raise FieldError('options.num_frames', f'{num_frames} is not a number from 1 on')
+  if num_frames * size**2 > _MOST_BYTES:
+    problem = f'{num_frames:,} of {size:,}x{size:,} pixels take more than {_MOST_BYTES >> 30} GiB'
+    raise FieldError('options.num_frames', problem)
   speeds = tuple(speeds)
   whole = all(type(speed) is int for speed in speeds)
   if len(speeds) != 2 or not whole or not 1 <= speeds[0] <= speeds[1] < size / 2:
     raise FieldError(
       'options.speeds', f'{speeds} is not (lowest, highest), from 1 to less than half of {size}'
     )
-  return MovingMnist(tfds.load('mnist', split, directory, ()), size, num_frames, speeds)
+  return MovingMnist(tfds.load_mnist(split, directory), size, num_frames, speeds)

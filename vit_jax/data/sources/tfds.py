@@ -139,6 +139,14 @@ def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> T
   return source
 
 
+def load_mnist(split: str, directory: str) -> TfdsSource:
+  """Opens splits of MNIST on disk; FieldError, of `dir`, where the images aren't its own."""
+  source = load('mnist', split, directory, ())
+  if source.image_shape != (28, 28, 1):
+    raise FieldError('dir', f'the images of mnist there are {source.image_shape}, not (28, 28, 1)')
+  return source
+
+
 def open_split(
   name: str, split: str, directory: str, other_names: Sequence[str]
 ) -> tuple[ArrayRecords, Any]:
