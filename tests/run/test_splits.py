@@ -54,8 +54,29 @@ def test_a_wrong_split_is_named_as_the_config_does(tmp_path):
     splits.read_split(tmp_path, 'test')
 
 
-@pytest.mark.parametrize('config', [{}, {'data': {'name': 'digits'}}, []])
+@pytest.mark.parametrize('config', [{}, {'data': None}, []])
 def test_a_config_without_data_is_no_run(tmp_path, config):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UsageError, match=r' holds no run \(config.json names no data\)'):
+    splits.read_split(tmp_path, 'test')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('data.name', 5),
+    ('data.dir', None),
+    ('data.test_split', ['test']),
+    ('data.val_split', 0.1),
+    ('data.options', 'x'),
+    ('seed', '0'),
+  ],
+)
+def test_a_value_of_a_wrong_type_is_named(tmp_path, field, value):
+  write_config(tmp_path)
+  config = json.loads((tmp_path / 'config.json').read_text())
+  group, _, name = field.rpartition('.')
+  (config[group] if group else config)[name] = value
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UsageError, match=rf'config\.json: damaged: {field} is missing or of a wrong'):
     splits.read_split(tmp_path, 'test')

@@ -6,6 +6,16 @@ from vit_jax.data import Source, open_splits, title
 from vit_jax.errors import UsageError, field_prefix
 from vit_jax.run import directory
 
+_TYPES = {
+  'name': str,
+  'dir': str,
+  'train_split': str,
+  'test_split': str,
+  'val_split': str,
+  'options': dict,
+}
+_LATER = ('val_split', 'options')  # than the first versions
+
 
 def read_split(workdir: Path, split: str) -> tuple[Source, str]:
   """Returns the records of a split of a run, and their name, as 'mnist, test'.
@@ -18,12 +28,15 @@ def read_split(workdir: Path, split: str) -> tuple[Source, str]:
     UsageError: it holds no run, the run has no such split, or the data can't be read.
   """
   config = directory.read_config(workdir)
-  try:
-    data, seed = config['data'], config['seed']
-    given = {name: data[name] for name in ('name', 'dir', 'train_split', 'test_split')}
-  except (KeyError, TypeError) as e:
-    raise UsageError(f'{workdir} holds no run (config.json names no data)') from e
-  given |= {name: data[name] for name in ('val_split', 'options') if name in data}  # came later
+  data, seed = (config.get(name) if isinstance(config, dict) else None for name in ('data', 'seed'))
+  if not isinstance(data, dict):
+    raise UsageError(f'{workdir} holds no run (config.json names no data)')
+  given = {name: data[name] for name in _TYPES if name in data}
+  wrong = [name for name, kind in _TYPES.items() if not isinstance(given.get(name, kind()), kind)]
+  wrong += [name for name in _TYPES if name not in given and name not in _LATER]
+  if wrong or type(seed) is not int:
+    what = f'data.{wrong[0]}' if wrong else 'seed'
+    raise UsageError(f'{workdir / "config.json"}: damaged: {what} is missing or of a wrong type')
   with field_prefix('config.'):
     found = open_splits(given, seed, (split,))
   if not found:
