@@ -30,8 +30,9 @@ class UnreadableFile(UsageError):
     super().__init__(path, reason)
     self.path, self.reason = path, reason
 
-  def __str__(self) -> str:
-    return f'{self.path}: {self.reason}'
+  @property
+  def lines(self) -> Sequence[str]:
+    return (f'{self.path}: {self.reason}',)
 
 
 class TooLittleMemory(UsageError):
