@@ -1,12 +1,14 @@
 """ModelNet40 and ShapeNet-Part, in small files of their layout."""
 
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 
 from vit_jax.data import load_source
+from vit_jax.data.sources import hdf5
 from vit_jax.errors import FieldError, UsageError
 
 h5py = pytest.importorskip('h5py')
@@ -110,6 +112,71 @@ def test_files_that_do_not_fit_are_refused(tmp_path, changes, message):
   with pytest.raises(UsageError, match=rf'ply_data_test0\.h5: .*{message}') as error:
     load_source('modelnet40', 'test', str(tmp_path))
   assert '\n' not in str(error.value)
+
+
+def _link(file, folder):
+  write(folder / 'other.h5', label=np.zeros(4, np.uint8))
+  file['label'] = h5py.ExternalLink(folder / 'other.h5', 'label')
+
+
+def _external(file, folder):
+  file.create_dataset('label', (4,), 'u1', external=[(str(folder / 'bytes'), 0, 4)])
+
+
+def _virtual(file, folder):
+  layout = h5py.VirtualLayout((4,), 'u1')
+  layout[:] = h5py.VirtualSource(str(folder / 'other.h5'), 'label', (4,))
+  file.create_virtual_dataset('label', layout)
+
+
+def _large_chunk(file, _):
+  file.create_dataset('label', (4,), 'u1', maxshape=(None,), chunks=(2**30,), compression='gzip')
+
+
+def _texts(file, _):
+  file.create_dataset('label', data=['a', 'b', 'c', 'd'])
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (_link, "has no array 'label'"),
+    (_external, "has no array 'label'"),
+    (_virtual, "has no array 'label'"),
+    (_large_chunk, "'label' would take 1,073,741,824 bytes, and has 0 in the file"),
+    (_texts, "'label' is object (4,), not rows of numbers"),
+    (lambda file, _: file.create_dataset('label', data=3), "'label' is int64 (), not rows of"),
+    (lambda file, _: file.create_dataset('label', data=h5py.Empty('u1')), 'not rows of numbers'),
+  ],
+)
+def test_arrays_elsewhere_or_larger_than_their_file_are_not_read(tmp_path, make, message):
+  make_modelnet(tmp_path)
+  with h5py.File(tmp_path / 'ply_data_test0.h5', 'w') as file:
+    file.create_dataset('data', data=np.zeros((4, 6, 3), np.float32))
+    make(file, tmp_path)
+  with pytest.raises(UsageError) as error:
+    load_source('modelnet40', 'test', str(tmp_path))
+  assert str(error.value).startswith(str(tmp_path / 'ply_data_test0.h5'))
+  assert message in str(error.value)
+
+
+def test_pipes_and_files_that_change_are_told(tmp_path):
+  make_modelnet(tmp_path)
+  source = load_source('modelnet40', 'test', str(tmp_path))
+  path = tmp_path / 'ply_data_test0.h5'
+  again = pickle.loads(pickle.dumps(source))
+  hdf5._read_array.cache_clear()
+  path.unlink()
+  with pytest.raises(UsageError, match=r'test0\.h5: cannot be read as HDF5 \(No such file'):
+    again[0]
+  make_modelnet(tmp_path)
+  os.utime(path, ns=(0, 0))
+  with pytest.raises(UsageError, match=r'test0\.h5: it has changed since it was opened'):
+    again[0]
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(UsageError, match=r'test0\.h5: cannot be read as HDF5 \(not a regular file'):
+    load_source('modelnet40', 'test', str(tmp_path))
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path):

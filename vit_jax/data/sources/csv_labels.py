@@ -42,7 +42,7 @@ _MANY = 50  # characters of a value in a message
 _LISTED = 8  # names of columns, likewise
 _DIGITS = 18  # of a name that is sorted as a number
 # Of a file, which takes up to 17 times its bytes, and its rows 150 each; and of all labels.
-_MOST_BYTES, _MOST_ROWS, _MOST_MEMORY = 2**27, 2**23, 2**31
+_MOST_BYTES, _MOST_ROWS, _MOST_MEMORY = 2**26, 2**22, 2**31
 
 
 @dataclasses.dataclass(slots=True)
