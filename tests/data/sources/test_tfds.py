@@ -1,5 +1,6 @@
 """Data sets as TFDS prepares them, without TensorFlow."""
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -13,7 +14,8 @@ from image_files import one_line, pixels
 from PIL import Image
 from tfds_files import image_feature, label_feature, labels_feature, png, video_feature, write_tfds
 
-from vit_jax.data import load_source
+from vit_jax.data import load_source, make_preprocess, train_loader
+from vit_jax.data.loader import epoch_order
 from vit_jax.errors import FieldError, UsageError
 
 TFDS_DATA_DIR = os.environ.get('TFDS_DATA_DIR', '')
@@ -240,6 +242,26 @@ def test_a_damaged_record_is_named(tmp_path, example, problem):
     source[1]
   assert f'{SHARD}, record 2: ' in one_line(error)
   assert problem in str(error.value)
+
+
+def test_a_record_damaged_since_the_start_ends_the_batches_and_changes_none(tmp_path):
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  loader = train_loader(
+    load_source('tiny', 'train', root),
+    make_preprocess((4, 4), 0, 'resize', train=True),
+    batch_size=1, seed=0, num_devices=1, process_index=0, process_count=1, resident=False,
+    num_workers=0, num_threads=2, prefetch=2,
+  )  # fmt: skip
+  expected = [batch['image'] for batch in itertools.islice(loader.batches(), 7)]
+  damaged = int(epoch_order(0, 0, 7)[5])
+  path = tmp_path / 'tiny/1.0.0' / SHARD
+  image = EXAMPLES[damaged]['image']
+  path.write_bytes(path.read_bytes().replace(image, bytes(len(image))))
+  batches = loader.batches()
+  found = [next(batches)['image'] for _ in range(5)]
+  np.testing.assert_array_equal(found, expected[:5])
+  with pytest.raises(UsageError, match=rf'{SHARD}, record {damaged}: damaged'):
+    next(batches)
 
 
 def test_flipped_bytes_never_change_a_record(tmp_path):
