@@ -104,7 +104,8 @@ class EncodedImage:
       if self._image.format != 'PNG':
         self._take(self._image)
       self._image.load()
-      _convert(self._image.crop((0, 0, 1, 1)), self._orientation, self._mode)
+      if self._image.has_transparency_data:  # which may not be what its mode can have
+        _convert(self._image.crop((0, 0, 1, 1)), self._orientation, self._mode)
 
   def max_scale(self, part: tuple[int, int, int, int], size: tuple[int, int]) -> int:
     """Returns the largest of 1, 2, 4, 8 by which a part can be reduced, and has at least `size`.
