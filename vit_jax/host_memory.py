@@ -35,7 +35,7 @@ def total() -> int | None:
   That is the least of the machine's memory and what a container or `ulimit -v` leaves of it.
   """
   limits = []
-  if hasattr(os, 'sysconf'):  # not on Windows
+  with contextlib.suppress(AttributeError, ValueError):  # Windows
     limits.append(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
   if resource is not None:
     limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])  # below 0 where there is none

@@ -46,7 +46,7 @@ Number = Annotated[int, Range(0)]  # which for 0 means nothing, or something els
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 # Layers are traced one by one, and no known model has as many.
 Layers = Annotated[int, Range(1, 1000)]
-Side = Annotated[int, Range(1, 2**14)]  # of an image, in pixels
+Side = Annotated[int, Range(1, 2**13)]  # of an image, in pixels
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]

@@ -58,10 +58,6 @@ MISTAKES = {
     [DIGITS, '--config.augment.shift=8'],
     r'config.augment.shift: 8 pixels move images of 8x8 out of sight',
   ),
-  'a model larger than memory': (
-    [DIGITS, '--config.model.num_registers=2147483647'],
-    r'config.model: parameters, .* need [\d,]{15,} bytes on a device, which has [\d,]{9,15}$',
-  ),
   'an empty config': (['--config='], r"--config: '' does not exist"),
   'an empty path': ([DIGITS, '--workdir='], r'--workdir: empty; give a value'),
   'no number': ([DIGITS, '--config.data.mean=x'], r"config.data.mean: \('x',\) is not a tuple"),

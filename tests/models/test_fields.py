@@ -68,8 +68,8 @@ def test_what_is_allowed(given):
     ({'optional': -0.1}, 'optional: -0.1 is not a number from 0 on or None'),
     (
       {'size': (8, 0)},
-      'size: (8, 0) is not () or a tuple of 1, of each item a whole number from 1 to 16384 or '
-      'a tuple of 2, of each item a whole number from 1 to 16384',
+      'size: (8, 0) is not () or a tuple of 1, of each item a whole number from 1 to 8192 or '
+      'a tuple of 2, of each item a whole number from 1 to 8192',
     ),
     ({'weights': (0.5, 2)}, 'weights: (0.5, 2) is not a tuple, of each item a number from 0 to 1'),
     ({'options': {'a': (1, math.nan)}}, 'options.a: nan is not a finite number of at most 3.4e+38'),

@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,13 @@ from vit_jax.train.trace import check_train_size, init, trace
 
 # Fields of config.data that decide which frames of a video are taken, and where.
 _CLIPS = ('num_frames', 'frame_stride', 'temporal_views', 'spatial_crops')
+_MAX_EXAMPLE = 2**31  # bytes of an example as the model takes it
 
 
-def _preprocess(data: ConfigDict, split: str) -> Preprocess:
+def _preprocess(data: ConfigDict, split: str, stored: Sequence[int | None] = ()) -> Preprocess:
+  """Returns what prepares examples; `stored` is the (height, width) of their pictures, if known."""
   with field_prefix('config.data.', {'area': 'crop_area'}):
-    return make_preprocess(
+    preprocess = make_preprocess(
       data.image_size,
       data.channels,
       data.crop,
@@ -66,6 +69,15 @@ def _preprocess(data: ConfigDict, split: str) -> Preprocess:
       num_points=data.num_points,
       decoding=data.decoding,
     )
+  sides = preprocess.image_size or [side or 1 for side in stored]
+  views = max(data.num_frames, 1) * data.temporal_views * data.spatial_crops
+  size = math.prod(sides) * (data.channels or 1) * views
+  if size > _MAX_EXAMPLE:
+    raise UsageError(
+      f'config.data: an example of image_size, num_frames and views has {size:,} bytes, more than '
+      f'the {_MAX_EXAMPLE:,} that it may have'
+    )
+  return preprocess
 
 
 class Experiment:
@@ -112,7 +124,8 @@ class Experiment:
     with field_prefix('config.'):
       self.layout = shard.make_layout(config)
     self.sets = {
-      split: (source, _preprocess(config.data, split)) for split, source in sources.items()
+      split: (source, _preprocess(config.data, split, source.image_shape[:2]))
+      for split, source in sources.items()
     }
     self._class_names = sources['train'].class_names if kind.LEARNS_CLASSES else ()
     self.num_classes = len(self._class_names)
@@ -259,16 +272,18 @@ class Experiment:
     )
 
   def _check_memory(self) -> None:
-    """Raises UsageError where a device can't hold the state, the gradients and a batch at once."""
-    device, shapes = jax.local_devices()[0], (self.state_shapes, self.gradient_shapes)
-    needed = sum(map(shard.device_bytes, (*shapes, self.batch_shapes())))
-    present = (device.memory_stats() or {}).get('bytes_limit')
+    """Raises UsageError where a device can't hold the state and its part of a batch at once."""
+    c, devices = self.config, jax.local_devices()
+    trained = shard.device_bytes(self.batch_shapes())
+    evaluated = c.eval_batch_size // jax.device_count() * math.prod(self._input_shape)
+    needed = shard.device_bytes(self.state_shapes) + max(trained, evaluated)
+    present = (devices[0].memory_stats() or {}).get('bytes_limit')
     if present is None and (total := host_memory.total()):
-      present = total // jax.local_device_count()
+      present = total // len(devices)
     if present is not None and needed > present:
       raise UsageError(
-        f'config.model: parameters, optimiser, gradients and a batch need {needed:,} bytes on a '
-        f'device, which has {present:,}'
+        f'config.model: parameters, optimiser and a batch need {needed:,} bytes of each device, '
+        f'which has {present:,}'
       )
 
   def _check_frozen(self, frozen: Any) -> None:

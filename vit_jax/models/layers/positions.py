@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import FieldError, UsageError
 from vit_jax.models.layers.resize import resize_weights
 
 
@@ -101,11 +101,23 @@ def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, in
   return height, width
 
 
+_MOST_ENTRIES = 2**26  # of a table, 2 GiB while it is computed
+
+
+def _check_table(entries: int) -> None:
+  """Raises FieldError for a fixed table so large that to compute it would fill the memory."""
+  if entries > _MOST_ENTRIES:
+    raise FieldError(
+      'positional_embedding', f'a table of {entries:,} entries, more than {_MOST_ENTRIES:,}'
+    )
+
+
 def sinusoidal_1d(length: int, channels: int, temperature: float = 10_000.0) -> np.ndarray:
   """Sines at even and cosines at odd channels (arXiv 1706.03762): float32 [length, channels].
 
-  `channels` must be even.
+  `channels` must be even. FieldError as `sinusoidal_2d`.
   """
+  _check_table(length * channels)
   omega = temperature ** -(np.arange(0, channels, 2) / channels)
   angles = np.arange(length)[:, None] * omega
   return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, channels).astype(np.float32)
@@ -118,7 +130,11 @@ def sinusoidal_2d(
 
   Four equal parts: sine and cosine of the column, then of the row. `channels` must be a multiple
   of four.
+
+  Raises:
+    FieldError: the table would fill the memory.
   """
+  _check_table(height * width * channels)
   omega = temperature ** -(np.arange(channels // 4) / (channels // 4))
   rows, columns = np.mgrid[:height, :width][..., None]
   parts = [f(position * omega) for position in (columns, rows) for f in (np.sin, np.cos)]
