@@ -94,7 +94,11 @@ def test_fields_that_are_missing_or_of_the_user_s_own_are_left_alone():
       'data: an example .* has 20,132,659,200 bytes, more than the 2,147,483,648',
     ),
     (
-      {'model.positional_embedding': 'sinusoidal_2d', 'model.hidden_size': 2**26},
+      {
+        'model.positional_embedding': 'sinusoidal_2d',
+        'model.hidden_size': 2**24,
+        'model.patches.size': (2, 2),
+      },
       r'model\.positional_embedding: a table of 268,435,456 entries, more than 67,108,864',
     ),
     ({'num_epochs': 1e30}, r'num_epochs: 1e\+30 gives 2.25e\+31 steps, more than 2147483647'),

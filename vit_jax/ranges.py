@@ -44,11 +44,14 @@ class Range:
 Count = Annotated[int, Range(1)]
 Number = Annotated[int, Range(0)]  # which for 0 means nothing, or something else
 Seed = Annotated[int, Range(0, 2**63 - 1)]
+# Of features and channels. Beyond, the entries of a product of some can't be counted in 64 bits.
+Width = Annotated[int, Range(1, 2**24)]
 # Layers are traced one by one, and no known model has as many.
 Layers = Annotated[int, Range(1, 1000)]
 Side = Annotated[int, Range(1, 2**13)]  # of an image, in pixels
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
+Factor = Annotated[float, Range(0, 1000, above=True)]  # of a width
 Fraction = Annotated[float, Range(0, 1)]
 PositiveFraction = Annotated[float, Range(0, 1, above=True)]
 Rate = Annotated[float, Range(0, 1, below=True)]  # of what must not be all

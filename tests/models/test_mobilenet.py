@@ -70,7 +70,7 @@ def test_bfloat16_reaches_every_convolution_and_norm():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'width_multiplier': 0.0}, r'^width_multiplier: 0\.0 is not a number above 0'),
+    ({'width_multiplier': 0.0}, r'^width_multiplier: 0\.0 is not a number above 0 and up to 1000'),
     ({'strides': (2, 2)}, r'^strides: \(2, 2\) is not 5 numbers that are 1 or 2'),
     ({'strides': (2, 2, 3, 2, 2)}, r'^strides: \(2, 2, 3, 2, 2\) is not 5 numbers'),
     ({'dropout_rate': 1.0}, r'^dropout_rate: 1\.0 is not a number from 0 to below 1'),

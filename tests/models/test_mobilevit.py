@@ -159,7 +159,7 @@ def test_layers_are_counted():
     ),
     ({'strides': (2, 1, 2, 2, 2, 4)}, r'^strides: .* has one that is not 1 or 2'),
     ({'num_heads': 5}, r'^num_heads: 5 heads do not divide the width 144'),
-    ({'mlp_ratio': 0.0}, r'^mlp_ratio: 0\.0 is not a number above 0'),
+    ({'mlp_ratio': 0.0}, r'^mlp_ratio: 0\.0 is not a number above 0 and up to 1000'),
     ({'conv_kernel_size': 2}, r'^conv_kernel_size: 2 is not odd'),
     ({'patch_size': 0}, r'^patch_size: 0 is not a whole number from 1 on'),
     ({'dropout_rate': 1.0}, r'^dropout_rate: 1\.0 is not a number from 0 to below 1'),

@@ -122,8 +122,8 @@ def test_fields_have_types(fields, message):
     ({'num_heads': 3}, r'num_heads: 3 heads do not divide .*hidden_size=8'),
     ({'num_heads': 0}, r'num_heads: 0 is not a whole number from 1 on'),
     ({'num_layers': 0}, r'num_layers: 0 is not a whole number from 1 to'),
-    ({'hidden_size': -8}, r'hidden_size: -8 is not a whole number from 1 on'),
-    ({'mlp_dim': 0}, r'mlp_dim: 0 is not a whole number from 1 on'),
+    ({'hidden_size': -8}, r'hidden_size: -8 is not a whole number from 1 to'),
+    ({'mlp_dim': 0}, r'mlp_dim: 0 is not a whole number from 1 to'),
     ({'classifier': 'tokens'}, r"classifier: .*did you mean 'token'"),
     ({'positional_embedding': 'learned_2d'}, r'positional_embedding: .*learned_1d'),
     (

@@ -96,7 +96,7 @@ def test_a_single_value_has_no_variance():
     ({'patches': {'size': (4, 4)}}, r'^patches: no such field'),
     ({'tokenizer': {}}, r'^tokenizer: no such field'),
     ({'dropout_rate': 0.0}, r'^dropout_rate: no such field'),
-    ({'num_filters': 0}, r'^num_filters: 0 is not a whole number from 1 on'),
+    ({'num_filters': 0}, r'^num_filters: 0 is not a whole number from 1 to'),
   ],
 )
 def test_fields_of_vits_are_refused(fields, message):

@@ -423,7 +423,7 @@ def test_version_2_has_nothing_to_resize():
     ({'version': 3}, r'^version: 3 is not 1 or 2'),
     ({'windowing': 'tim'}, r"^windowing: 'tim' is not one of microsoft, timm; did you mean 'timm'"),
     ({'pretrained_window_sizes': (7,) * 4}, r'^pretrained_window_sizes: .* version 2'),
-    ({'mlp_ratio': 0.0}, r'^mlp_ratio: 0\.0 is not a number above 0'),
+    ({'mlp_ratio': 0.0}, r'^mlp_ratio: 0\.0 is not a number above 0 and up to 1000'),
     ({'stochastic_depth': 1.0}, r'^stochastic_depth: 1\.0 is not a number from 0 to below 1'),
     ({'activation': 'swish'}, r"^activation: 'swish' is not one of"),
     ({'patches': {'size': (4, 4, 4)}}, r'^patches\.size: \(4, 4, 4\) is not \(height, width\)'),

@@ -514,7 +514,7 @@ def test_only_kernels_decay(options):
     ),
     ({'rotary': {'type': 'axal'}}, r"^rotary\.type: .*did you mean 'axial'"),
     ({'num_kv_heads': (1, 2), 'scan': True}, '^scan: True, but layers differ by num_kv_heads'),
-    ({'neck': 0}, '^neck: 0 is not a whole number from 1 on'),
+    ({'neck': 0}, '^neck: 0 is not a whole number from 1 to'),
     ({'neck': 4, 'num_registers': 1}, '^neck: 4, but 1 tokens stand before'),
     ({'neck': 4, 'final_norm': False}, '^final_norm: False, but neck has one'),
     ({'fc_norm': True, 'final_norm': False}, '^final_norm: False, but fc_norm is one'),
@@ -524,7 +524,7 @@ def test_only_kernels_decay(options):
     ({'map_num_heads': 2}, "^map_num_heads: 2, but classifier is 'gap', not 'map'"),
     ({'map_num_heads': 3, 'classifier': 'map'}, '^map_num_heads: 3 does not divide hidden_size=8'),
     ({'neck': 3, 'classifier': 'map'}, '^map_num_heads: 2 does not divide neck=3'),
-    ({'map_mlp_dim': 0, 'classifier': 'map'}, '^map_mlp_dim: 0 is not a whole number from 1 on'),
+    ({'map_mlp_dim': 0, 'classifier': 'map'}, '^map_mlp_dim: 0 is not a whole number from 1 to'),
     ({'distillation': True}, "^distillation: True, but classifier is 'gap'"),
     (
       {'distillation': True, 'classifier': 'token', 'representation_size': 4},

@@ -252,7 +252,7 @@ def test_mistakes_of_options(options, message):
 @pytest.mark.parametrize(
   ('head', 'message'),
   [
-    ({'out_dim': 0}, 'head.out_dim: 0 is not a whole number from 1 on'),
+    ({'out_dim': 0}, 'head.out_dim: 0 is not a whole number from 1 to'),
     ({'center_momentum': 1.0}, r'head.center_momentum: 1\.0 is not a number from 0 to below 1'),
   ],
 )

@@ -153,7 +153,7 @@ def test_the_config_is_the_recipe_of_the_paper():
     ),
     ({'loss.local_size': 5}, r'config\.model\.patches\.size: '),
     ({'loss.blur': (2.0, 0.0, 0.0)}, r'config\.loss\.blur: .* is not a tuple of 3, of each'),
-    ({'model.head.out_dim': 0}, r'config\.model\.head\.out_dim: 0 is not a whole number from 1 on'),
+    ({'model.head.out_dim': 0}, r'config\.model\.head\.out_dim: 0 is not a whole number from 1 to'),
     ({'model.classifier': 'none'}, r'config\.model: prototypes are compared with one vector'),
     ({'augment.solarize.probability': 0.5}, r'config\.augment\.solarize\.probability: 0\.5, but e'),
     ({'augment.mixup_alpha': 0.2}, r'config\.augment\.mixup_alpha: 0\.2'),

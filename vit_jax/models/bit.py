@@ -17,7 +17,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features, Fitted, Shape
 from vit_jax.models.layers.standardized import StdConv
-from vit_jax.ranges import Layers, Positive
+from vit_jax.ranges import Factor, Layers, Positive
 
 # (depths, width_factor) of the models that are published.
 SIZES = {
@@ -165,7 +165,7 @@ class BiT(Backbone, kw_only=True):
 
   num_classes: int
   depths: tuple[Layers, ...] = (3, 4, 6, 3)
-  width_factor: Positive = 1.0
+  width_factor: Factor = 1.0
   weight_epsilon: Positive = 1e-10
   dtype: Any = jnp.float32
 

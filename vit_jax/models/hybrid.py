@@ -19,7 +19,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Fitted, Layout, Shape
 from vit_jax.models.layers.standardized import StdConv
 from vit_jax.models.vit import ViT
-from vit_jax.ranges import Layers, Positive
+from vit_jax.ranges import Factor, Layers
 
 # name -> `resnet.num_layers` of the models that are published, the ViT's size, and its patches.
 SIZES = {
@@ -70,7 +70,7 @@ class ResNetOptions:
   """The entries of `resnet`."""
 
   num_layers: tuple[Layers, ...]
-  width_factor: Positive
+  width_factor: Factor
 
 
 class ResidualUnit(nn.Module):

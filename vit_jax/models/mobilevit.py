@@ -29,7 +29,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import AttentionMaps, Backbone, Features
 from vit_jax.models.layers.resize import interpolate
-from vit_jax.ranges import Count, Layers, NonNegative, Positive, Rate
+from vit_jax.ranges import Count, Factor, Layers, NonNegative, Rate, Width
 
 # (neck_hidden_sizes, hidden_sizes, expand_ratio), table 4 of arXiv 2110.02178.
 SIZES = {
@@ -216,12 +216,12 @@ class MobileViT(Backbone, kw_only=True):
   """
 
   num_classes: int
-  neck_hidden_sizes: tuple[Count, ...] = SIZES['S'][0]
-  hidden_sizes: tuple[Count, ...] = SIZES['S'][1]
+  neck_hidden_sizes: tuple[Width, ...] = SIZES['S'][0]
+  hidden_sizes: tuple[Width, ...] = SIZES['S'][1]
   depths: tuple[Layers, ...] = (2, 4, 3)
   num_heads: Count = 4
-  mlp_ratio: Positive = 2.0
-  expand_ratio: Positive = 4.0
+  mlp_ratio: Factor = 2.0
+  expand_ratio: Factor = 4.0
   conv_kernel_size: Count = 3
   patch_size: Count = 2
   strides: tuple[Count, ...] = STRIDES

@@ -13,7 +13,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features, Shape, trace_shapes
 from vit_jax.models.layers import vector_neurons as vn
-from vit_jax.ranges import Count, Layers, Rate
+from vit_jax.ranges import Count, Layers, Rate, Width
 
 NEIGHBOR_POOLINGS = ('mean', 'max')
 NORMS = ('rms', 'layer')
@@ -60,13 +60,13 @@ class PointBackbone(Backbone, kw_only=True):
   num_neighbors: Count = 20
   num_edge_layers: Layers = 2
   neighbor_pooling: str = 'mean'
-  hidden_size: Count = 48
+  hidden_size: Width = 48
   num_layers: Layers = 4
   num_heads: Count = 4
-  mlp_dim: Count = 96
+  mlp_dim: Width = 96
   norm: str = 'rms'
-  fused_size: Count = 341
-  head_dims: tuple[Count, ...] = (512, 256)
+  fused_size: Width = 341
+  head_dims: tuple[Width, ...] = (512, 256)
   dropout_rate: Rate = 0.5
   dtype: Any = jnp.float32
   axis_name: str | None = None

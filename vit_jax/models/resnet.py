@@ -20,7 +20,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
 from vit_jax.models.layers import cpu
-from vit_jax.ranges import Count
+from vit_jax.ranges import Width
 
 _EXPANSION = 4  # of a bottleneck's channels
 
@@ -131,7 +131,7 @@ class ResNet(Backbone, kw_only=True):
   num_classes: int
   stage_sizes: tuple[int, ...]
   bottleneck: bool = False
-  num_filters: Count = 64
+  num_filters: Width = 64
   dtype: Any = jnp.float32
   axis_name: str | None = None
 

@@ -31,7 +31,7 @@ from vit_jax.models.backbone import (
   Positions,
   Shape,
 )
-from vit_jax.ranges import Count, Layers, NonNegative, Number, Positive, Rate
+from vit_jax.ranges import Count, Factor, Layers, NonNegative, Number, Rate, Width
 
 WINDOWINGS = ('microsoft', 'timm')
 
@@ -382,12 +382,12 @@ class Swin(Backbone, kw_only=True):
   """
 
   num_classes: int
-  embed_dim: Count = 96
+  embed_dim: Width = 96
   depths: tuple[Layers, ...] = (2, 2, 6, 2)
   num_heads: tuple[Count, ...] = (3, 6, 12, 24)
   window_size: Count | tuple[Count, ...] = 7
   patches: Mapping[str, Any] | None = None
-  mlp_ratio: Positive = 4.0
+  mlp_ratio: Factor = 4.0
   qkv_bias: bool = True
   absolute_positions: bool = False
   dropout_rate: Rate = 0.0

@@ -42,7 +42,7 @@ from vit_jax.models.backbone import (
 from vit_jax.models.blocks import BlockOptions, Encoder1DBlock
 from vit_jax.models.encoder import POSITIONAL_EMBEDDINGS, Encoder
 from vit_jax.models.sizes import SIZES
-from vit_jax.ranges import Count, Layers, NonNegative, Number, Rate
+from vit_jax.ranges import Count, Layers, NonNegative, Number, Rate, Width
 
 __all__ = [
   'CLASSIFIERS',
@@ -227,13 +227,13 @@ class ViT(Backbone, kw_only=True):
   """
 
   num_classes: int
-  mlp_dim: Count
+  mlp_dim: Width
   num_layers: Layers
   num_heads: Count
-  hidden_size: Count
+  hidden_size: Width
   patches: Mapping[str, Any]
   positional_embedding: str = 'learned_1d'
-  representation_size: Count | None = None
+  representation_size: Width | None = None
   dropout_rate: Rate = 0.1
   attention_dropout_rate: Rate = 0.1
   stochastic_depth: Rate = 0.0
@@ -266,7 +266,7 @@ class ViT(Backbone, kw_only=True):
   relative_positions: Mapping[str, Any] | None = None
   window_size: Count | None = None
   global_layers: tuple[Number, ...] = ()
-  neck: Count | None = None
+  neck: Width | None = None
   drop_remainder: bool = False
   position_table: Mapping[str, Any] | None = None
   patch_bias: bool = True
@@ -278,7 +278,7 @@ class ViT(Backbone, kw_only=True):
   pool_prefix: bool = False
   final_norm: bool = True
   map_num_heads: Count | None = None
-  map_mlp_dim: Count | None = None
+  map_mlp_dim: Width | None = None
 
   # Fields that say what the layers, and what comes before them, are made of.
   _PARTS: ClassVar[tuple[str, ...]] = (

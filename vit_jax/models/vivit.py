@@ -44,7 +44,7 @@ from vit_jax.models.backbone import (
   TokenMaps,
   trace_shapes,
 )
-from vit_jax.ranges import Count, Layers, NonNegative, Positive, Rate
+from vit_jax.ranges import Count, Layers, NonNegative, Positive, Rate, Width
 
 CLASSIFIERS = ('token', '0', 'gap', 'gmp', 'gsp')
 TEMPORAL_ENCODINGS = ('3d_conv', 'temporal_sampling')
@@ -325,11 +325,11 @@ class VideoTransformer(Backbone, kw_only=True):
   """
 
   num_classes: int
-  hidden_size: Count
+  hidden_size: Width
   patches: Mapping[str, Any]
   temporal_encoding_config: Mapping[str, Any]
   attention_config: Mapping[str, Any]
-  representation_size: Count | None = None
+  representation_size: Width | None = None
   dropout_rate: Rate = 0.1
   attention_dropout_rate: Rate = 0.1
   stochastic_droplayer_rate: Rate = 0.0
@@ -777,7 +777,7 @@ class ViViT(VideoTransformer, kw_only=True):
     FieldError: on construction, for options that don't fit each other.
   """
 
-  mlp_dim: Count
+  mlp_dim: Width
   num_layers: Layers
   num_heads: Count
   fc_norm_epsilon: Positive | None = None
@@ -958,10 +958,10 @@ class SpaceTimeViViT(VideoTransformer, kw_only=True):
       spatial_only_baseline: take the mean over frames in place of the second (False if absent).
   """
 
-  spatial_mlp_dim: Count
+  spatial_mlp_dim: Width
   spatial_num_layers: Layers
   spatial_num_heads: Count
-  temporal_mlp_dim: Count
+  temporal_mlp_dim: Width
   temporal_num_layers: Layers
   temporal_num_heads: Count
 

@@ -106,7 +106,7 @@ def test_a_description_is_enough_to_build_the_model_again():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'head.hidden_size': 0}, r'^head\.hidden_size: 0 is not a whole number from 1 on'),
+    ({'head.hidden_size': 0}, r'^head\.hidden_size: 0 is not a whole number from 1 to'),
     ({'head.dropout_rate': 1.0}, r'^head\.dropout_rate: 1\.0 is not a number from 0 to below 1'),
     ({'classifier': 'none'}, r'read from one vector, and the model pools no'),
   ],

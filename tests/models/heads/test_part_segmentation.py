@@ -81,7 +81,7 @@ def test_a_config_builds_it_and_mistakes_are_named():
   assert (type(head), head.hidden_size, head.INPUT) == (PartSegmenter, 6, 'points')
   with pytest.raises(UsageError, match='a token of each point, and the model gives none'):
     make(Fewer)
-  with pytest.raises(FieldError, match='hidden_size: 0 is not a whole number from 1 on'):
+  with pytest.raises(FieldError, match='hidden_size: 0 is not a whole number from 1 to'):
     head.clone(hidden_size=0)
   with pytest.raises(FieldError, match=r'dropout_rate: 1 is not a number from 0 to below 1'):
     head.clone(dropout_rate=1)

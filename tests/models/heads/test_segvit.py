@@ -169,7 +169,7 @@ RESNET = {'name': 'resnet18', 'num_filters': 4, 'head': {'name': 'segvit', 'num_
     ({'layers': (1, 4)}, r'^head\.layers: \(1, 4\) are not layers in order, from 0 to 3'),
     ({'layers': (2, 1)}, r'^head\.layers: \(2, 1\)'),
     ({'num_heads': 3}, r'^head\.num_heads: 3 heads do not divide a width of 8'),
-    ({'embed_dim': 0}, r'^head\.embed_dim: 0 is not a whole number from 1 on'),
+    ({'embed_dim': 0}, r'^head\.embed_dim: 0 is not a whole number from 1 to'),
     ({'dropout_rate': 1.0}, r'^head\.dropout_rate: 1\.0 is not a number from 0 to below 1'),
   ],
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vit_jax.errors import UsageError
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
-from vit_jax.ranges import Count, Layers, Rate
+from vit_jax.ranges import Layers, Rate, Width
 
 _WEIGHTS = nn.initializers.normal(0.02)
 
@@ -62,9 +62,9 @@ class DINOHead(Head, kw_only=True):
     UsageError: when called, for a backbone that doesn't give one vector an image.
   """
 
-  out_dim: Count = 65_536
-  hidden_size: Count = 2048
-  bottleneck_size: Count = 256
+  out_dim: Width = 65_536
+  hidden_size: Width = 2048
+  bottleneck_size: Width = 256
   num_layers: Layers = 3
   norm_last_layer: bool = True
   center_momentum: Rate = 0.9

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vit_jax.errors import UsageError
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
-from vit_jax.ranges import Count, Rate
+from vit_jax.ranges import Rate, Width
 
 
 class TwoLayers(nn.Module):
@@ -51,7 +51,7 @@ class Localizer(Head, kw_only=True):
     UsageError: when called, for a backbone that doesn't give one vector an image.
   """
 
-  hidden_size: Count = 512
+  hidden_size: Width = 512
   dropout_rate: Rate = 0.2
   box_sigmoid: bool = True
 

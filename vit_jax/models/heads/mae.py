@@ -17,7 +17,7 @@ from vit_jax.models import layers
 from vit_jax.models.backbone import Layout
 from vit_jax.models.heads.head import Head
 from vit_jax.models.vit import Encoder
-from vit_jax.ranges import Count, Layers, NonNegative
+from vit_jax.ranges import Count, Layers, NonNegative, Width
 
 POSITIONAL_EMBEDDINGS = ('sinusoidal_2d', 'learned_1d')
 _EPSILON = 1e-6  # of a patch's variance
@@ -112,10 +112,10 @@ class MAE(Head, kw_only=True):
     UsageError: when called, for a backbone that can't encode some of the patches alone.
   """
 
-  hidden_size: Count = 512
+  hidden_size: Width = 512
   num_layers: Layers = 8
   num_heads: Count = 16
-  mlp_dim: Count | None = None
+  mlp_dim: Width | None = None
   positional_embedding: str = 'sinusoidal_2d'
   norm_epsilon: NonNegative = 1e-6
   activation: str = 'gelu'

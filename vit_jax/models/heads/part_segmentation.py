@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from vit_jax.errors import UsageError
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
-from vit_jax.ranges import Count, Rate
+from vit_jax.ranges import Rate, Width
 
 
 class PartSegmenter(Head, kw_only=True):
@@ -30,7 +30,7 @@ class PartSegmenter(Head, kw_only=True):
     UsageError: when called, for a backbone that doesn't give a token for each point.
   """
 
-  hidden_size: Count = 128
+  hidden_size: Width = 128
   dropout_rate: Rate = 0.0
   category: bool = False
 

@@ -15,7 +15,7 @@ from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import layers
 from vit_jax.models.heads.segmentation import Segmenter, upsample
 from vit_jax.models.layers import cpu
-from vit_jax.ranges import Count, Layers, Number, Rate
+from vit_jax.ranges import Count, Layers, Number, Rate, Width
 
 _normal = nn.initializers.normal(0.02)
 
@@ -112,7 +112,7 @@ class SegViT(Segmenter, kw_only=True):
   QUERIES: ClassVar[bool] = True
 
   layers: tuple[Number, ...] | None = None
-  embed_dim: Count | None = None
+  embed_dim: Width | None = None
   num_heads: Count = 12
   num_layers: Layers = 3
   dropout_rate: Rate = 0.1
