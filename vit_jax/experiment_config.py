@@ -272,7 +272,9 @@ class Evaluators:
 class ExperimentConfig:
   """An experiment: `config`."""
 
-  seed: Seed = 0  # decides initial parameters, batches, augmentation and dropout
+  # Decides initial parameters, batches, augmentation and dropout. Of a seed of more than 32 bits,
+  # all bits decide batches, and the last 32 the rest.
+  seed: Seed = 0
   dtype: str = 'auto'  # compute dtype: float32, bfloat16, or auto = bfloat16 on GPU and TPU
 
   batch_size: Count = 128  # examples per optimiser step, over all devices and processes
