@@ -1,13 +1,14 @@
-"""Host memory: how much a process has used, and the C library's allocator for runs on CPU."""
+"""Host memory: how much a process uses and may, and the C library's allocator for runs on CPU."""
 
 import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
 import os
-import pathlib
 import platform
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 try:
   import resource
@@ -40,8 +41,28 @@ def total() -> int | None:
   if resource is not None:
     limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])  # below 0 where there is none
   with contextlib.suppress(OSError, ValueError):  # no Linux, or 'max'
-    limits.append(int(pathlib.Path('/sys/fs/cgroup/memory.max').read_text()))
+    limits.append(int(Path('/sys/fs/cgroup/memory.max').read_text()))
   return min((limit for limit in limits if limit > 0), default=None)
+
+
+@contextlib.contextmanager
+def bounded(num_bytes: int) -> Iterator[None]:
+  """Lets this process take so much more address space inside the context, where Linux counts it.
+
+  Beyond that, what allocates raises MemoryError, or what a library makes of it.
+  """
+  if sys.platform != 'linux':
+    yield
+    return
+  before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+  pages = int(Path('/proc/self/statm').read_text().split()[0])
+  limit = pages * resource.getpagesize() + num_bytes
+  limits = [limit, *(bound for bound in before if bound != resource.RLIM_INFINITY)]
+  resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def runs_on_cpu() -> bool:

@@ -15,6 +15,7 @@ from vit_jax.models.config import CROPS, INTERPOLATIONS, MARGIN_CROPS, ROUNDINGS
 from vit_jax.models.layers import ACTIVATIONS
 from vit_jax.models.variables import Variables
 from vit_jax.models.vit import CLASSIFIERS
+from vit_jax.regular_files import MAX_TEXT
 from vit_jax.run import directory
 from vit_jax.weights import files
 
@@ -167,7 +168,7 @@ def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
 
 
 def _read_class_names(path: str, num_classes: int) -> list[str]:
-  data = files.read(path)
+  data = files.read(path, max_size=MAX_TEXT)
   try:
     names = data.decode('utf-8-sig').splitlines()
   except UnicodeDecodeError as e:

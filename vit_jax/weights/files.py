@@ -2,12 +2,15 @@
 
 import argparse
 import collections
+import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vit_jax import host_memory
 from vit_jax.errors import UsageError
-from vit_jax.regular_files import reading
+from vit_jax.regular_files import MAX_JSON, open_regular, reading
 
 Tensors = dict[str, np.ndarray]
 
@@ -28,7 +32,11 @@ CONFIG_KEY = 'vit_jax'
 # Where pickled checkpoints have the tensors, if not at the top; a teacher stands beside a student.
 _ENTRIES = ('state_dict', 'model', 'teacher')
 
-_MAX_HEADER = 100_000_000  # bytes of a .safetensors file's header, as its readers have it
+# Opening a file takes at most 2 GiB of memory over the size of the model in it. Half precision is
+# widened, so what is in an archive may take a quarter of that before, or twice the archive's size.
+_MAX_MEMORY, _MAX_INFLATED = 2**31, 2**29
+_MAX_MEMBERS = 100_000  # of an archive, whose directory takes far more memory than the file
+_ZIP_ENTRY = b'PK\x01\x02'  # which each of a zip directory's begins with
 
 _SAFETENSORS_DTYPES = {
   'F64': np.float64,
@@ -42,18 +50,22 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def read(path: str | os.PathLike, size: int = -1) -> bytes:
+def read(path: str | os.PathLike, size: int = -1, max_size: int | None = None) -> bytes:
   """Returns a file's bytes, or the first `size` of them.
 
-  `path` may be local, gs://, https:// or what else fsspec knows.
+  `path` may be of a regular local file, gs://, https:// or what else fsspec knows.
 
   Raises:
-    UsageError: there is no such file, or a package for its kind of path is missing.
+    UsageError: there is no such file, it has more than `max_size` bytes, or a package for its kind
+      of path is missing.
   """
   path = os.fspath(path)
   try:
-    with reading(path, 'a file'), (fsspec.open if '://' in path else open)(path, 'rb') as f:
-      return f.read(size)
+    with reading(path, 'a file'), fsspec.open(path) if '://' in path else open_regular(path) as f:
+      data = f.read(size if max_size is None else max_size + 1)
+    if max_size is not None and len(data) > max_size:
+      raise UsageError(f'{path}: more than the {max_size:,} bytes that are read of such a file')
+    return data
   except UsageError as e:
     if isinstance(e.__cause__, FileNotFoundError):
       # fsspec raises the same where a server doesn't answer.
@@ -83,14 +95,77 @@ def write(path: str | os.PathLike, data: bytes) -> None:
     raise UsageError(f'{path}: cannot be written ({e.strerror})') from e
 
 
+@contextlib.contextmanager
+def bounded_reading(path: object, what: str, size: int) -> Iterator[None]:
+  """`reading`, and a UsageError for what takes too much memory; `size` is the file's, in bytes."""
+  try:
+    with host_memory.bounded(3 * size + _MAX_MEMORY), reading(path, what):
+      yield
+  except MemoryError as e:
+    raise UsageError(f'{path}: takes more memory than is given to a file of {size:,} bytes') from e
+
+
+def check_size(path: object, needed: int, size: int) -> None:
+  """Raises UsageError where what is in a file of `size` bytes takes too many, `needed`."""
+  if needed > (allowed := size + max(size, _MAX_INFLATED)):
+    raise UsageError(
+      f'{path}: what is in it takes {needed:,} bytes; of a file of {size:,} bytes, at most '
+      f'{allowed:,} are read'
+    )
+
+
+def check_archive(data: bytes, path: object) -> None:
+  """Raises UsageError for a zip archive that inflates to too much, or has too many members."""
+  if (count := data.count(_ZIP_ENTRY)) > _MAX_MEMBERS:
+    raise UsageError(f'{path}: {count:,} members; archives of up to {_MAX_MEMBERS:,} are read')
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    members = archive.infolist()
+  for member in members:  # the size that an archive states of a member bounds these alone
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+      raise ValueError(f'a member compressed in the way {member.compress_type}')
+  check_size(path, sum(member.file_size for member in members), len(data))
+
+
+def parse_npz(data: bytes, path: object) -> tuple[Tensors, bytes]:
+  """Returns the arrays of an .npz file, and its comment."""
+  check_archive(data, path)
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    arrays = {m.filename.removesuffix('.npy'): _read_array(archive, m) for m in archive.infolist()}
+    return arrays, archive.comment
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+  """Returns an array that takes as much memory as the archive states of its member."""
+  with archive.open(member) as file:
+    version = np.lib.format.read_magic(file)
+    read_header = {
+      (1, 0): np.lib.format.read_array_header_1_0,
+      (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, _, dtype = read_header(file)
+    size, given = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    if not dtype.hasobject and (size != given or not dtype.itemsize):  # objects are refused below
+      raise ValueError(f'{dtype} of the shape {shape} in {given:,} bytes')
+  with archive.open(member) as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
 def parse_safetensors(data: bytes) -> tuple[Tensors, dict[str, str]]:
   """Returns the tensors and the metadata of a .safetensors file."""
+  _header_length(data)
   tensors = {}
   for name, view in safetensors.deserialize(data):
     dtype = _SAFETENSORS_DTYPES[view['dtype']]
     tensors[name] = np.frombuffer(view['data'], dtype).reshape(view['shape'])
-  length = int.from_bytes(data[:8], 'little')
-  return tensors, json.loads(data[8 : 8 + length]).get('__metadata__', {})
+  metadata = json.loads(data[8 : 8 + _header_length(data)]).get('__metadata__')
+  return tensors, metadata or {}
+
+
+def _header_length(data: bytes) -> int:
+  """Returns the length of a .safetensors file's header, from its first bytes."""
+  if (length := int.from_bytes(data[:8], 'little')) > MAX_JSON:
+    raise ValueError(f'a header of {length:,} bytes')
+  return length
 
 
 def format_safetensors(tensors: Mapping[str, np.ndarray], **metadata: str) -> bytes:
@@ -120,12 +195,15 @@ def parse_torch(data: bytes, path: object) -> tuple[dict[str, Any], dict[str, An
   """
   torch = import_torch(path)
 
-  def to_numpy(value):
-    if isinstance(value, Mapping):
-      return {key: to_numpy(item) for key, item in value.items()}
-    if not isinstance(value, torch.Tensor):
-      return value
-    return (value.float() if value.is_floating_point() else value).detach().numpy()
+  if data[:2] == b'PK':
+    check_archive(data, path)
+
+  def to_numpy(tree, depth):  # as deep as tensors are looked for: a dict may be in it many times
+    if isinstance(tree, Mapping) and depth:
+      return {key: to_numpy(item, depth - 1) for key, item in tree.items()}
+    if not isinstance(tree, torch.Tensor):
+      return tree
+    return (tree.float() if tree.is_floating_point() else tree).detach().numpy()
 
   try:
     with warnings.catch_warnings():
@@ -137,7 +215,10 @@ def parse_torch(data: bytes, path: object) -> tuple[dict[str, Any], dict[str, An
     raise ValueError('damaged, or more than tensors and plain values; nothing in it ran') from e
   if not isinstance(content, Mapping):
     raise TypeError(f'a {type(content).__name__}, not a dict of tensors')
-  return to_numpy(content), getattr(content, '_metadata', {})
+  trees = [content, *(tree for tree in content.values() if isinstance(tree, Mapping))]
+  tensors = [t for tree in trees for t in tree.values() if isinstance(t, torch.Tensor)]
+  check_size(path, sum(t.numel() * t.element_size() for t in tensors), len(data))
+  return to_numpy(content, 2), getattr(content, '_metadata', {})
 
 
 def format_torch(content: Mapping[str, Any], path: object, **metadata: str) -> bytes:
@@ -180,7 +261,8 @@ def read_state_dict(path: str | os.PathLike) -> tuple[Tensors, Any]:
     with reading(path, 'a .safetensors file'):
       tensors, metadata = parse_safetensors(data)
     return tensors, metadata.get(CONFIG_KEY)
-  with reading(path, 'tensors saved by PyTorch'):
+  import_torch(path)  # which takes memory of its own
+  with bounded_reading(path, 'tensors saved by PyTorch', len(data)):
     content, metadata = parse_torch(data, path)
   around = (content.get(name) for name in _ENTRIES)
   inner = next((tree for tree in around if isinstance(tree, Mapping) and tree), content)
@@ -196,12 +278,9 @@ def read_tensor_names(path: str | os.PathLike) -> list[str]:
   """
   if not is_safetensors(path):
     return list(read_state_dict(path)[0])
-  length = int.from_bytes(read(path, 8), 'little')
-  if length > _MAX_HEADER:
-    raise UsageError(f'{path}: cannot be read as a .safetensors file (a header of {length} bytes)')
-  data = read(path, 8 + length)
   with reading(path, 'a .safetensors file'):
-    header = json.loads(data[8:])
+    length = _header_length(read(path, 8))
+    header = json.loads(read(path, 8 + length)[8:])
   if not isinstance(header, dict):
     raise UsageError(f'{path}: cannot be read as a .safetensors file (its header is no object)')
   return [name for name in header if name != '__metadata__']

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import FieldError, UsageError
+from vit_jax.regular_files import MAX_JSON, reading
 from vit_jax.weights import files
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
@@ -62,7 +63,7 @@ def _folder(path: str | os.PathLike, patterns: list[str]) -> Path:
   import huggingface_hub  # which only names on the hub need
 
   name = name.removeprefix('hf:')
-  with files.reading(name, 'a folder or a model on the Hugging Face hub'):
+  with reading(name, 'a folder or a model on the Hugging Face hub'):
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
 
 
@@ -107,8 +108,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
   Raises:
     UsageError: it can't be read, or holds something else.
   """
-  data = files.read(path)
-  with files.reading(path, what):
+  data = files.read(path, max_size=MAX_JSON)
+  with reading(path, what):
     content = files.parse_json(data)
   if not isinstance(content, dict):
     raise UsageError(f'{path}: cannot be read as {what} (not an object)')

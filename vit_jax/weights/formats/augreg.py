@@ -36,10 +36,8 @@ def read(path: str | os.PathLike) -> Source:
   """
   data = files.read(path)
   with files.reading(path, 'an .npz file of arrays'):
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-      comment = archive.comment.decode()
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-      tensors = {name: archive[name] for name in archive.files}
+    tensors, comment = files.parse_npz(data, path)
+    comment = comment.decode()
   tensors = {name: _recover_bfloat16(array) for name, array in tensors.items()}
   entries = read_own_config(comment if comment.startswith('{') else None, path)
   for prefix in _PREFIXES:

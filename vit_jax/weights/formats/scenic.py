@@ -43,7 +43,7 @@ def read(path: str | os.PathLike) -> Source:
   """
   path = _newest(path)
   data = files.read(path)
-  with files.reading(path, _WHAT):
+  with files.bounded_reading(path, _WHAT, len(data)):
     state = flax.serialization.msgpack_restore(data)
   state = _tree(state, path)
   own = _tree(state.get('metadata') or {}, path).get(files.CONFIG_KEY)
@@ -72,16 +72,17 @@ def _tree(value: Any, path: object) -> Mapping[str, Any]:
   return value
 
 
-def _flatten(tree: Mapping[str, Any], path: object, prefix: str = '') -> files.Tensors:
-  """Returns name -> array of what is in a tree."""
-  flat = {}
-  for name, value in _tree(tree, path).items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, path, f'{prefix}{name}/')
-    elif isinstance(value, np.ndarray | np.generic | int | float):
-      flat[prefix + name] = np.asarray(value)
-    else:
-      raise UsageError(f'{path}: cannot be read as {_WHAT} ({prefix}{name} is no array)')
+def _flatten(tree: Mapping[str, Any], path: object) -> files.Tensors:
+  """Returns name -> array of what is in a tree, which may be deep."""
+  flat, trees = {}, [('', tree)]
+  for prefix, tree in trees:
+    for name, value in _tree(tree, path).items():
+      if isinstance(value, dict):
+        trees.append((f'{prefix}{name}/', value))
+      elif isinstance(value, np.ndarray | np.generic | int | float):
+        flat[prefix + name] = np.asarray(value)
+      else:
+        raise UsageError(f'{path}: cannot be read as {_WHAT} ({prefix}{name} is no array)')
   return flat
 
 
