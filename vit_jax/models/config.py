@@ -1,7 +1,7 @@
 """`ModelConfig`: the model that a set of weights belongs to, and the inputs that it takes."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -106,7 +106,23 @@ class Preprocessing:
 
 
 def _is_finite(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value)
+  return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which NaN is not
+
+
+def check_image_size(value: Any) -> tuple[int, int]:
+  """Returns (height, width) in pixels; FieldError for what is something else."""
+  sides = value if isinstance(value, Sequence) else ()
+  if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+    raise FieldError('image_size', f'{value!r} is not (height, width)')
+  return tuple(sides)
+
+
+def check_class_names(value: Any) -> tuple[str, ...]:
+  """Returns the names of classes; FieldError for what is something else."""
+  is_list = isinstance(value, Sequence) and not isinstance(value, str)
+  if not is_list or not all(isinstance(name, str) for name in value):
+    raise FieldError('class_names', f'{value!r} is not a list of texts')
+  return tuple(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +169,7 @@ class ModelConfig(Mapping[str, Any]):
     if not isinstance(self.origin, str | None):
       raise FieldError('origin', f'{self.origin!r} is not a name')
     if self.image_size is not None:
-      size = tuple(self.image_size)
-      if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise FieldError('image_size', f'{self.image_size!r} is not (height, width)')
-      object.__setattr__(self, 'image_size', size)
+      object.__setattr__(self, 'image_size', check_image_size(self.image_size))
     for name, axis in (
       ('image_size', 'height'),
       ('num_frames', 'frames'),
@@ -170,13 +183,11 @@ class ModelConfig(Mapping[str, Any]):
         raise FieldError(name, f'{value!r} is not a number from 1 on')
     if type(self.channels) is not int or self.channels < 1:
       raise FieldError('channels', f'{self.channels!r} is not a number from 1 on')
-    names = self.class_names
-    if names is not None:
-      if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise FieldError('class_names', f'{names!r} is not a list of texts')
+    if self.class_names is not None:
+      names = check_class_names(self.class_names)
       if len(names) != self.num_classes:
         raise FieldError('class_names', f'{len(names)} names for {self.num_classes} classes')
-      object.__setattr__(self, 'class_names', tuple(names))
+      object.__setattr__(self, 'class_names', names)
     if self.preprocess is not None:
       for name in ('frame_stride', 'temporal_views'):
         if getattr(self.preprocess, name) and 'frames' not in AXES[self.model.INPUT]:

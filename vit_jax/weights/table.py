@@ -22,6 +22,7 @@ from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Shape
+from vit_jax.models.config import check_class_names, check_image_size
 from vit_jax.models.variables import Variables
 from vit_jax.weights import files, rules
 from vit_jax.weights.rules import Module
@@ -321,14 +322,9 @@ def check_entries(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
   cls = models.backbone(name)
   fields = {n: v for n, v in entries.items() if n not in IMAGES and v is not None}
   checked = {**entries, **fields_lib.check(cls, fields, fields_lib.names(cls))}
-  if (size := entries.get('image_size')) is not None:
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_positive, size)):
-      raise FieldError('image_size', f'{size!r} is not (height, width)')
-    checked['image_size'] = tuple(size)
-  if (names := entries.get('class_names')) is not None:
-    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
-      raise FieldError('class_names', f'{names!r} is not a list of texts')
-    checked['class_names'] = tuple(names)
+  for entry, check in (('image_size', check_image_size), ('class_names', check_class_names)):
+    if entries.get(entry) is not None:
+      checked[entry] = check(entries[entry])
   preprocess = entries.get('preprocess')
   if preprocess is not None and not isinstance(preprocess, Preprocessing):
     checked['preprocess'] = Preprocessing.from_dict(preprocess)
@@ -388,10 +384,6 @@ def with_own_words(preprocess: Preprocessing, own: Any, path: object) -> Preproc
   with errors_of_file(path):
     own = Preprocessing.from_dict(own)
     return dataclasses.replace(preprocess, **{name: getattr(own, name) for name in _OWN_WORDS})
-
-
-def _is_positive(value: Any) -> bool:
-  return type(value) is int and value > 0
 
 
 def combine(stated: Mapping[str, Any], known: Mapping[str, Any], path: object) -> dict[str, Any]:

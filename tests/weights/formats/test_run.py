@@ -107,6 +107,13 @@ def test_a_token_learner_run_loads_too(tmp_path):
     (lambda run: change(run, num_classes=2.5), r'num_classes: 2\.5 is not a whole number'),
     (lambda run: change(run, head={'hidden_size': 3}), r'head\.name: None is not one of'),
     (lambda run: change(run, head=3), r'model\.json: head: 3 is not a dict'),
+    (lambda run: change(run, class_names=3), r'class_names: 3 is not a list of texts'),
+    (lambda run: change(run, class_names={'a': 1}), r'class_names: .* is not a list of texts'),
+    (lambda run: change(run, class_names=['a', None]), r'class_names: .* is not a list of texts'),
+    (lambda run: change(run, class_names=['a']), r'class_names: 1 names for 10 classes'),
+    (lambda run: change(run, image_size=8), r'image_size: 8 is not \(height, width\)'),
+    (lambda run: change(run, preprocess=3), r'preprocess: 3 is not a dict'),
+    (lambda run: change(run, preprocess={'mean': 'x'}), r"preprocess\.mean: 'x' is not"),
   ],
 )
 def test_damaged_runs_end_in_one_line(run, tmp_path, damage, message):
@@ -114,6 +121,16 @@ def test_damaged_runs_end_in_one_line(run, tmp_path, damage, message):
   damage(tmp_path / 'run')
   with pytest.raises(UsageError, match=message):
     weights.load(tmp_path / 'run')
+
+
+def test_a_run_without_names_of_classes_opens(run, tmp_path):
+  shutil.copytree(run[0], tmp_path / 'run')
+  path = tmp_path / 'run' / 'model.json'
+  entries = json.loads(path.read_text())
+  del entries['class_names']
+  for changed in (entries, entries | {'class_names': None}):
+    path.write_text(json.dumps(changed))
+    assert weights.load(tmp_path / 'run')[1].class_names is None
 
 
 def change(run, **entries):
