@@ -70,10 +70,10 @@ def test_what_there_is_to_see_is_drawn(runs, tmp_path):
       name: explain(f'--workdir={runs / name}', f'--out={tmp_path / name}', pictures)
       for name in COMMANDS
     }
-  assert drawn['hybrid'].returncode == 0, drawn['hybrid'].stderr
+  assert drawn['hybrid'].returncode == 2, drawn['hybrid'].stderr
   names = sorted(path.stem for path in (tmp_path / 'hybrid').glob('*.png'))
   assert names == ['attention', 'positions', 'rollout']
-  assert 'filters: not of this model' in drawn['hybrid'].stdout
-  assert drawn['bit'].returncode == 0, drawn['bit'].stderr
+  assert 'filters: not of this model' in drawn['hybrid'].stderr
+  assert drawn['bit'].returncode == 2, drawn['bit'].stderr
   assert not list((tmp_path / 'bit').glob('*.png'))
-  assert 'attention: not of this model' in drawn['bit'].stdout
+  assert 'attention: not of this model' in drawn['bit'].stderr

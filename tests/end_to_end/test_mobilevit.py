@@ -61,7 +61,7 @@ def test_attention_is_drawn_and_what_there_is_not_says_so(run, tmp_path):
   with command_server('vit_jax.explain.__main__', '[IMAGE...]') as explain:
     pictures = '--pictures=attention,rollout,filters,positions,attention_distance,token_maps'
     drawn = explain(f'--workdir={run[0]}', f'--out={tmp_path}', '--num_images=1', pictures)
-  assert drawn.returncode == 0, drawn.stderr
+  assert drawn.returncode == 2, drawn.stderr
   assert sorted(path.name for path in tmp_path.glob('*.png')) == ['attention.png']
   for name in ('rollout', 'filters', 'positions', 'attention_distance', 'token_maps'):
-    assert f'{name}: not of this model' in drawn.stdout
+    assert f'{name}: not of this model' in drawn.stderr

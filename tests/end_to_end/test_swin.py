@@ -81,8 +81,8 @@ def test_attention_and_filters_are_drawn(run, tmp_path):
     pictures = '--pictures=attention,filters,rollout'
     drawn = explain(f'--workdir={run}', f'--out={tmp_path}', '--num_images=1', pictures)
     refused = explain(f'--workdir={run}', f'--out={tmp_path}', '--layer=3', '--pictures=attention')
-  assert drawn.returncode == 0, drawn.stderr
+  assert drawn.returncode == 2, drawn.stderr
   assert sorted(path.name for path in tmp_path.glob('*.png')) == ['attention.png', 'filters.png']
-  assert 'rollout: not of this model' in drawn.stdout
+  assert 'rollout: not of this model' in drawn.stderr
   assert refused.returncode == 2
   assert '--layer: 3' in refused.stderr

@@ -70,6 +70,13 @@ def drawn(result):
   return [Path(line).stem if line.endswith('.png') else line for line in result.stdout.splitlines()]
 
 
+def lacking(result):
+  """What is drawn, and the one line on what is asked for by name and isn't."""
+  assert result.returncode == 2
+  (line,) = result.stderr.splitlines()
+  return [Path(path).stem for path in result.stdout.splitlines()], line.partition(': ')[2]
+
+
 def test_help_shows_all_flags(explain):
   result = explain('--help')
   assert (result.returncode, result.stderr) == (0, '')
@@ -104,8 +111,8 @@ def test_pictures_are_chosen_and_those_of_weights_need_no_images(explain, place,
   result = explain(f'--workdir={place}/run', out, '--pictures=curves,filters,curves')
   assert drawn(result) == ['curves', 'filters']
   result = explain(f'--weights={place}/gap.msgpack', out, '--pictures=positions,rollout,curves')
-  needs = 'rollout: needs images; give some'
-  assert drawn(result) == ['positions', needs, 'curves: only of a run, as --workdir']
+  needs = '--pictures: rollout: needs images; give some; curves: only of a run, as --workdir'
+  assert lacking(result) == (['positions'], needs)
   assert sorted(path.stem for path in tmp_path.iterdir()) == ['curves', 'filters', 'positions']
 
 
@@ -114,7 +121,8 @@ def test_the_training_data_of_a_run_are_drawn_where_they_are_asked_for(explain, 
   assert drawn(explain(f'--workdir={place}/run', *flags)) == ['data', 'classes']
   assert sorted(path.stem for path in tmp_path.iterdir()) == ['classes', 'data']
   result = explain(f'--weights={place}/gap.msgpack', *flags)
-  assert drawn(result) == [f'{name}: only of a run, as --workdir' for name in ('data', 'classes')]
+  reasons = '; '.join(f'{name}: only of a run, as --workdir' for name in ('data', 'classes'))
+  assert lacking(result) == ([], f'--pictures: {reasons}')
 
 
 def test_data_are_not_read_for_pictures_without_images(explain, place, tmp_path):
@@ -134,8 +142,9 @@ def test_folders_with_names_of_classes_are_labels(explain, place, tmp_path):
   # All images are the same, so that one of the two is wrong.
   assert drawn(explain(*args, tmp_path / 'cat', tmp_path / '1')) == MISTAKEN
   unknown = 'the images are not in folders of the names of classes'
-  lines = [f'{name}: {unknown}' for name in MISTAKEN]
-  assert drawn(explain(*args, tmp_path / 'cat', tmp_path / 'other')) == lines
+  reasons = '; '.join(f'{name}: {unknown}' for name in MISTAKEN)
+  result = explain(*args, tmp_path / 'cat', tmp_path / 'other')
+  assert lacking(result) == ([], f'--pictures: {reasons}')
 
 
 def test_flags_add_what_a_file_lacks(explain, place, tmp_path):
@@ -237,6 +246,15 @@ def test_pictures_that_a_model_lacks_are_named(explain, place, tmp_path):
   assert 'attention: not of this model' in drawn(result)
   assert not (tmp_path / 'attention.png').exists()
   assert (tmp_path / 'rollout.png').exists()
+  named = '--pictures=token_maps,rollout,attention'
+  pictures, message = lacking(
+    explain(f'--weights={place}/gap.msgpack', images, f'--out={tmp_path}', named)
+  )
+  assert pictures == ['rollout']
+  assert message == (
+    '--pictures: token_maps: not of this model; attention: not of this model; of this model there '
+    'are rollout, gradient_rollout, attention_distance, filters, positions, confusion, wrong'
+  )
 
 
 def test_a_class_is_found_by_its_name_before_its_index(explain, place, tmp_path):

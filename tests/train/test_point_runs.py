@@ -213,8 +213,8 @@ def test_a_run_is_explained(run, tmp_path):
   args = f'--workdir={run[0]}', f'--out={tmp_path}', '--pictures=confusion,wrong,attention'
   command = [sys.executable, '-c', EXPLAIN, *args]
   result = subprocess.run(command, env=environment, capture_output=True, text=True)
-  assert result.returncode == 0, result.stderr
-  assert 'attention: not of this model' in result.stdout
+  assert result.returncode == 2, result.stderr
+  assert 'attention: not of this model' in result.stderr
   assert (tmp_path / 'confusion.png').stat().st_size > 1000
   assert (tmp_path / 'wrong.png').exists() or 'wrong: ' in result.stdout
 

@@ -173,11 +173,13 @@ def test_explain_draws_masks_and_names_what_does_not_apply(run, folder, tmp_path
     drawn = explain(f'--workdir={run[0]}', f'--out={tmp_path}', '--num_images=2', pictures)
     image = folder / 'test/images/0.png'
     given = explain(f'--workdir={run[0]}', f'--out={tmp_path}', image, pictures)
-  assert drawn.returncode == 0, drawn.stderr
+  assert (drawn.returncode, given.returncode) == (2, 2)
   names = [f'{tmp_path}/{name}.png' for name in ('masks', 'class_iou', 'worst_masks')]
-  assert drawn.stdout.splitlines() == [*names, 'confusion: not of this model']
+  assert drawn.stdout.splitlines() == names
+  assert '--pictures: confusion: not of this model; of this model there are ' in drawn.stderr
   refused = [f'{name}: the images have no masks' for name in ('class_iou', 'worst_masks')]
-  assert given.stdout.splitlines() == [names[0], *refused, 'confusion: not of this model']
+  assert given.stdout.splitlines() == names[:1]
+  assert f'--pictures: {"; ".join(refused)}; confusion: not of this model; ' in given.stderr
 
 
 @pytest.mark.parametrize(

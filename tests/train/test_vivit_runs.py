@@ -69,10 +69,10 @@ def test_a_run_is_explained(run, tmp_path):
   done = subprocess.run(
     [*command, pictures, '--num_images=2'], cwd=ROOT, capture_output=True, text=True
   )
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 2, done.stderr
   for name in ('attention', 'filters', 'positions'):
     assert (tmp_path / f'{name}.png').stat().st_size > 5000
-  assert 'rollout: not of this model' in done.stdout
+  assert 'rollout: not of this model' in done.stderr
 
 
 def test_a_run_begins_with_weights_of_images(tfds_dir, tmp_path):

@@ -24,10 +24,17 @@ from vit_jax.data import Preprocess, decoding, kinds
 from vit_jax.errors import UsageError, check_choice, field_prefix, nearest, printable
 from vit_jax.explain import runs
 from vit_jax.explain.attention import HEAD_FUSIONS, has_attention
-from vit_jax.explain.context import Context, class_names, of_records, spread
+from vit_jax.explain.context import (
+  NOT_OF_MODEL,
+  Context,
+  Nothing,
+  class_names,
+  of_records,
+  spread,
+)
 from vit_jax.explain.evaluation import evaluate
 from vit_jax.explain.masks import evaluate as evaluate_masks
-from vit_jax.explain.pictures import PICTURES, WITHOUT_IMAGES
+from vit_jax.explain.pictures import PICTURES, WITHOUT_IMAGES, shown
 from vit_jax.models import ModelConfig
 from vit_jax.predictor import Predictor, preparation
 from vit_jax.run import splits
@@ -228,20 +235,33 @@ def _evaluate(
 
 
 def _draw(context: Context, out: Path) -> None:
-  """Writes every picture that was chosen; prints its path, or why there is none."""
+  """Writes every picture that was chosen; prints its path, or why there is none.
+
+  Raises:
+    UsageError: some that are asked for by name can't be drawn; the message tells which can.
+  """
+  lacking = {}
   try:
     out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(_CHOSEN.value):
       needs_images = name not in _WITHOUT_IMAGES and not len(context.images)
       figure = 'needs images; give some' if needs_images else _PICTURES[name](context)
       if isinstance(figure, str):
-        print(f'{name}: {figure}')
+        if _CHOSEN.present and not isinstance(figure, Nothing):
+          lacking[name] = figure
+        else:
+          print(f'{name}: {figure}')
         continue
       path = out / f'{name}.png'
       figure.savefig(path, dpi=_PIXELS_PER_INCH)
       print(path, flush=True)
   except OSError as e:
     raise UsageError(f'--out: {out} cannot be written ({e.strerror})') from e
+  if lacking:
+    reasons = [f'{name}: {reason}' for name, reason in lacking.items()]
+    if NOT_OF_MODEL in lacking.values():
+      reasons.append(f'of this model there are {", ".join(shown(context)) or "none"}')
+    raise UsageError(f'--pictures: {"; ".join(reasons)}')
 
 
 if __name__ == '__main__':

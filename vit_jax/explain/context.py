@@ -14,13 +14,27 @@ from vit_jax.errors import UsageError
 from vit_jax.explain import attention, panels
 from vit_jax.explain.evaluation import Evaluation
 from vit_jax.explain.masks import MaskEvaluation
-from vit_jax.models.backbone import Attention, Backbone, Layout
+from vit_jax.models.backbone import (
+  Attention,
+  AttentionMaps,
+  Backbone,
+  Layout,
+  Positions,
+  TokenMaps,
+)
 from vit_jax.models.config import ModelConfig, Preprocessing
 from vit_jax.tasks import task_for
 
 NOT_OF_MODEL = 'not of this model'
+
 _MOST_LINES = 3  # of the names of an image's classes
 _T = TypeVar('_T')
+
+
+class Nothing(str):
+  """Why there is nothing to draw, where that is a result and no mistake."""
+
+  __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +136,8 @@ class Context:
 
   @functools.cached_property
   def mask_evaluation(self) -> MaskEvaluation | str:
-    """What `evaluate_masks` returns, or why there is nothing to evaluate."""
-    return NOT_OF_MODEL if self.predicted_masks is None else self.evaluate_masks()
+    """What `evaluate_masks` returns."""
+    return self.evaluate_masks()
 
   @property
   def predictions(self) -> np.ndarray | None:
@@ -133,6 +147,11 @@ class Context:
     logits = self.outputs.get('logits')
     is_classifier = logits is not None and logits.ndim == 2
     return logits.argmax(axis=1) if is_classifier else None
+
+  @property
+  def classifies_alone(self) -> bool:
+    """Whether the backbone itself gives the classes."""
+    return self.predictions is not None and self.backbone.num_classes > 0
 
   @functools.cached_property
   def captions(self) -> list[str]:
@@ -169,8 +188,6 @@ class Context:
   @functools.cached_property
   def evaluation(self) -> Evaluation | str:
     """What `evaluate` returns, or why there is nothing to evaluate."""
-    if self.predictions is None:
-      return NOT_OF_MODEL
     if self.labels is None:
       return 'the images are not in folders of the names of classes'
     return self.evaluate()
@@ -193,6 +210,28 @@ class Context:
   @functools.cached_property
   def _capture(self) -> Callable[..., tuple[jax.Array, Attention]]:
     return jax.jit(functools.partial(attention.capture, self.backbone))
+
+  @functools.cached_property
+  def attention_maps(self) -> list[AttentionMaps]:
+    """The maps of each image, of the layer that is asked for; [] where there are none."""
+    ask = self.backbone.attention_maps
+    return self.ask_backbone(functools.partial(ask, image_size=self.image_size, layer=self.layer))
+
+  @functools.cached_property
+  def token_maps(self) -> list[Sequence[TokenMaps]]:
+    """The maps of tokens of each image; [] where there are none."""
+    ask = self.backbone.token_maps
+    return self.ask_backbone(functools.partial(ask, image_size=self.image_size))
+
+  @property
+  def patch_kernel(self) -> np.ndarray | None:
+    """The kernel of the patch embedding; None where there is none that can be drawn."""
+    return self.backbone.patch_kernel(self.backbone_variables['params'])
+
+  @property
+  def positions(self) -> Positions | None:
+    """The position embeddings; None where there are none."""
+    return self.backbone.positions(self.backbone_variables['params'], self.config.seen_size)
 
   def ask_backbone(self, question: Callable[[Mapping[str, Any]], _T]) -> list[_T]:
     """Returns the answer about each image; [] of a model that has none, or sees windows alone.

@@ -1,6 +1,7 @@
 """What `python -m vit_jax.explain` draws: PICTURES, a function of a `Context` each.
 
-It returns a figure, or why there is none, in words.
+It returns a figure, or why there is none, in words; `applies`, an attribute, is whether the model
+has what it shows.
 """
 
 import functools
@@ -22,8 +23,8 @@ from vit_jax.explain import (
   reconstructions,
   token_maps,
 )
-from vit_jax.explain.context import NOT_OF_MODEL, Context
-from vit_jax.models.backbone import Attention, AttentionMaps
+from vit_jax.explain.context import NOT_OF_MODEL, Context, Nothing
+from vit_jax.models.backbone import Attention
 from vit_jax.models.heads.mae import join_patches
 
 _OVERLAID = 'lowest to highest attention, laid over the image'
@@ -32,13 +33,36 @@ _OUTSIDE = 0.25  # brightness of the rest of the image
 _DARKEST = 0.3  # of black inside
 _MOST_WRONG = 18  # images
 _MOST_TOKENS = 16  # that maps can be told apart
+# Outputs that are drawn together: patches that were hidden, as they are or standardised.
+_RECONSTRUCTED = ({'reconstruction', 'mask'}, {'prediction', 'mask', 'mean', 'std'})
+
+Picture = Callable[[Context], Figure | str]
 
 
+def _of_models(applies: Callable[[Context], bool]) -> Callable[..., Picture]:
+  """Makes a picture of those models alone of which `applies` is true."""
+
+  def decorate(draw: Picture) -> Picture:
+    @functools.wraps(draw)
+    def picture(context: Context) -> Figure | str:
+      return draw(context) if applies(context) else NOT_OF_MODEL
+
+    picture.applies = applies
+    return picture
+
+  return decorate
+
+
+def shown(context: Context) -> list[str]:
+  """Returns the names of the pictures of a model; without images, of those that need none."""
+  names = PICTURES if len(context.images) else WITHOUT_IMAGES
+  return [name for name in names if PICTURES[name].applies(context)]
+
+
+@_of_models(lambda context: bool(context.attention_maps))
 def _attention(context: Context) -> Figure | str:
   """What the model attends to, per head and averaged over heads."""
-  found = _attention_maps(context)
-  if not found:
-    return NOT_OF_MODEL
+  found = context.attention_maps
   heads, first = np.concatenate([answer.maps for answer in found]), found[0]
   maps = np.concatenate([heads.mean(axis=1, keepdims=True), heads], axis=1)
   return attention_plots.overlays(
@@ -51,11 +75,10 @@ def _attention(context: Context) -> Figure | str:
   )
 
 
+@_of_models(lambda context: bool(context.attention_maps))
 def _attention_masks(context: Context) -> Figure | str:
   """The patches that most of each head's attention goes to, as in DINO's paper."""
-  found = _attention_maps(context)
-  if not found:
-    return NOT_OF_MODEL
+  found = context.attention_maps
   heads, first = np.concatenate([answer.maps for answer in found]), found[0]
   kept = np.where(attention.mass_masks(heads, _MASS), 1.0, _OUTSIDE)
   return attention_plots.highlights(
@@ -68,26 +91,15 @@ def _attention_masks(context: Context) -> Figure | str:
   )
 
 
-def _attention_maps(context: Context) -> list[AttentionMaps]:
-  """Returns the maps of each image, of the layer that is asked for; [] where there are none."""
-  ask = functools.partial(
-    context.backbone.attention_maps, image_size=context.image_size, layer=context.layer
-  )
-  return context.ask_backbone(ask)
-
-
+@_of_models(lambda context: context.has_attention)
 def _rollout(context: Context) -> Figure | str:
   """Attention rollout."""
-  if not context.has_attention:
-    return NOT_OF_MODEL
   return _draw_rollout(context, context.attentions(), 'Attention rollout', scale_rows=True)
 
 
+@_of_models(lambda context: context.has_attention and context.classifies_alone)
 def _gradient_rollout(context: Context) -> Figure | str:
   """Attention rollout, weighed by the gradient of a class, of a backbone that classifies."""
-  classifies_alone = context.predictions is not None and context.backbone.num_classes > 0
-  if not context.has_attention or not classifies_alone:
-    return NOT_OF_MODEL
   classes, name = context.predictions, 'the predicted class'
   if context.target is not None:
     classes = np.full_like(classes, context.target)
@@ -123,10 +135,9 @@ def _draw_rollout(
   )
 
 
+@_of_models(lambda context: context.has_attention)
 def _attention_distance(context: Context) -> Figure | str:
   """Mean attention distance of each head over depth."""
-  if not context.has_attention:
-    return NOT_OF_MODEL
   layout = context.layout
   measure = functools.partial(
     attention.mean_attention_distance, grid=layout.grid, stride=layout.stride
@@ -139,33 +150,26 @@ def _attention_distance(context: Context) -> Figure | str:
   )
 
 
+@_of_models(lambda context: context.patch_kernel is not None)
 def _filters(context: Context) -> Figure | str:
   """Principal components of the patch embedding."""
-  kernel = context.backbone.patch_kernel(context.backbone_variables['params'])
-  if kernel is None:
-    return NOT_OF_MODEL
-  return filters.components_figure(*filters.principal_components(kernel))
+  return filters.components_figure(*filters.principal_components(context.patch_kernel))
 
 
+@_of_models(lambda context: context.positions is not None)
 def _positions(context: Context) -> Figure | str:
   """Cosine similarity of position embeddings."""
-  params = context.backbone_variables['params']
-  found = context.backbone.positions(params, context.config.seen_size)
-  if found is None:
-    return NOT_OF_MODEL
+  found = context.positions
   return positions.similarity_figure(
     positions.cosine_similarity(found.embeddings),
     f'Position embeddings ({found.kind}): cosine similarity',
   )
 
 
+@_of_models(lambda context: bool(context.token_maps))
 def _token_maps(context: Context) -> Figure | str:
   """Where the tokens look that are learned first."""
-  found = context.ask_backbone(
-    functools.partial(context.backbone.token_maps, image_size=context.image_size)
-  )
-  if not found:
-    return NOT_OF_MODEL
+  found = context.token_maps
   maps = np.concatenate([first.maps for first, *_ in found])
   count, source, layout = maps.shape[1], found[0][0].source, context.layout
   shown = f', the first {_MOST_TOKENS} of {count}' if count > _MOST_TOKENS else ''
@@ -177,23 +181,22 @@ def _token_maps(context: Context) -> Figure | str:
   )
 
 
+@_of_models(lambda context: 'box' in context.outputs)
 def _boxes(context: Context) -> Figure | str:
   """Where the object of each image is, and where the model says it is."""
-  predicted = context.outputs.get('box')
-  if predicted is None:
-    return NOT_OF_MODEL
+  predicted = context.outputs['box']
   return boxes.boxes_figure(context.images, context.boxes, predicted, context.captions)
 
 
+@_of_models(lambda context: context.predicted_masks is not None)
 def _masks(context: Context) -> Figure | str:
   """The class of each pixel, and the predicted one."""
-  if context.predicted_masks is None:
-    return NOT_OF_MODEL
   return masks.masks_figure(
     context.images, context.masks, context.predicted_masks, context.class_names, context.captions
   )
 
 
+@_of_models(lambda context: context.predicted_masks is not None)
 def _class_iou(context: Context) -> Figure | str:
   """How well each class is found."""
   evaluation = context.mask_evaluation
@@ -202,6 +205,7 @@ def _class_iou(context: Context) -> Figure | str:
   return masks.class_iou_figure(evaluation, context.class_names)
 
 
+@_of_models(lambda context: context.predicted_masks is not None)
 def _worst_masks(context: Context) -> Figure | str:
   """The images whose masks are worst."""
   evaluation = context.mask_evaluation
@@ -214,14 +218,13 @@ def _worst_masks(context: Context) -> Figure | str:
   return masks.masks_figure(*drawn, context.class_names, captions, title)
 
 
+@_of_models(lambda context: any(names <= context.outputs.keys() for names in _RECONSTRUCTED))
 def _reconstructions(context: Context) -> Figure | str:
   """Images with patches hidden at random, and what the model draws in their place."""
   outputs, layout = context.outputs, context.layout
   if {'reconstruction', 'mask'} <= outputs.keys():
     hidden, pixels = outputs['mask'][..., None], context.to_bytes(outputs['reconstruction'])
     return reconstructions.reconstructions_figure(context.images, hidden, pixels, context.lines)
-  if not {'prediction', 'mask', 'mean', 'std'} <= outputs.keys():
-    return NOT_OF_MODEL
   patches = outputs['prediction'] * outputs['std'] + outputs['mean']
   hidden = np.broadcast_to(outputs['mask'][..., None] > 0, patches.shape)
   hidden, pixels = (
@@ -232,6 +235,7 @@ def _reconstructions(context: Context) -> Figure | str:
   )
 
 
+@_of_models(lambda context: context.predictions is not None)
 def _confusion(context: Context) -> Figure | str:
   """Which classes are taken for which."""
   evaluation = context.evaluation
@@ -243,6 +247,7 @@ def _confusion(context: Context) -> Figure | str:
   return mistakes.confusion_figure(counts, names, title=f'Confusion matrix: {evaluation.name}')
 
 
+@_of_models(lambda context: context.predictions is not None)
 def _wrong(context: Context) -> Figure | str:
   """What is most confidently taken for something else."""
   evaluation = context.evaluation
@@ -251,7 +256,7 @@ def _wrong(context: Context) -> Figure | str:
   name, labels, probabilities, image = evaluation
   chosen = mistakes.most_confidently_wrong(probabilities, labels, _MOST_WRONG)
   if not len(chosen):
-    return f'nothing is wrong of {len(labels):,} images'
+    return Nothing(f'nothing is wrong of {len(labels):,} images')
   num_wrong = (probabilities.argmax(axis=1) != labels).sum()
   return mistakes.wrong_figure(
     np.stack([image(i) for i in chosen]),
@@ -262,7 +267,7 @@ def _wrong(context: Context) -> Figure | str:
   )
 
 
-PICTURES: dict[str, Callable[[Context], Figure | str]] = {
+PICTURES: dict[str, Picture] = {
   'attention': _attention,
   'attention_masks': _attention_masks,
   'rollout': _rollout,
