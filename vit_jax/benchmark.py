@@ -28,6 +28,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -47,7 +48,7 @@ from vit_jax.timed_experiment import TimedExperiment
 _CONFIG = cli.DEFINE_experiment('config', 'Experiment, as for train.py.')
 _AGAINST = cli.DEFINE_experiment('against', "Another experiment, or 'torch'.", words=('torch',))
 _WHAT = flags.DEFINE_list('what', ['train'], 'Any of train, infer, data, start.')
-_TURNS = flags.DEFINE_integer('turns', 7, 'How often each side is timed.', lower_bound=1)
+_TURNS = flags.DEFINE_integer('turns', 7, 'How often each side is timed.', 1, measure.MOST_TURNS)
 _SECONDS = flags.DEFINE_float('seconds', 3.0, 'Shortest time of a turn, above 0.')
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON, with every turn, instead of tables.')
 _DEVICES = flags.DEFINE_list('devices', None, 'Numbers of virtual CPU devices to compare.')
@@ -86,8 +87,10 @@ def _against_torch() -> bool:
 def _device_counts() -> list[int]:
   if (counts := _DEVICES.value) is None:
     return []
-  if not counts or not all(count.isdecimal() and int(count) for count in counts):
-    raise UsageError(f'--devices: {",".join(counts)!r} is not numbers of devices, as 1,8')
+  if not counts or not all(re.fullmatch('0*[1-9][0-9]{0,2}', count) for count in counts):
+    raise UsageError(
+      f'--devices: {",".join(counts)!r} is not numbers of devices, as 1,8, up to 999'
+    )
   return [int(count) for count in dict.fromkeys(counts)]
 
 

@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import itertools
 import logging
+import math
 import os
 import re
 import select
@@ -237,6 +238,8 @@ def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[st
   for flag in (flag for own in flags.FLAGS.flags_by_module_dict().values() for flag in own):
     if flag.present and flag.value == '' and flag.default is None:
       _fail(f'--{flag.name}: empty; give a value, or leave it out')
+    if isinstance(flag.value, float) and math.isnan(flag.value):  # which no bound keeps out
+      _fail(f'--{flag.name}: nan is not a number')
   if '' in rest:
     _fail("'' is not a name; give one, or leave it out")
   given, open_ended = rest[1:], bool(arguments) and arguments[-1].rstrip(']').endswith('...')

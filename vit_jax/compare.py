@@ -44,8 +44,8 @@ _NUM_IMAGES = flags.DEFINE_integer(
 )
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images of a step.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of what is timed.')
-_TURNS = flags.DEFINE_integer('turns', 5, 'How often each side is timed.', lower_bound=1)
-_SECONDS = flags.DEFINE_float('seconds', 2.0, 'About the time of a turn.', lower_bound=0.0)
+_TURNS = flags.DEFINE_integer('turns', 5, 'How often each side is timed.', 1, measure.MOST_TURNS)
+_SECONDS = flags.DEFINE_float('seconds', 2.0, 'About the time of a turn, above 0.')
 _COMPILE = flags.DEFINE_bool('torch_compile', False, "Time PyTorch's model under torch.compile.")
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 

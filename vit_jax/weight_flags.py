@@ -40,8 +40,8 @@ _CROP_FRACTION = flags.DEFINE_float(
 _INTERPOLATION = flags.DEFINE_enum('interpolation', None, INTERPOLATIONS, 'Default: bicubic.')
 _ROUNDING = flags.DEFINE_enum('rounding', None, ROUNDINGS, "Of a crop's corner. Default: down.")
 _CLIPS = (
-  flags.DEFINE_integer('frame_stride', None, 'Of a video, from frame to frame.', lower_bound=1),
-  flags.DEFINE_integer('temporal_views', None, 'Clips of each video.', lower_bound=1),
+  flags.DEFINE_integer('frame_stride', None, 'Of a video, from frame to frame.', 1, 10**6),
+  flags.DEFINE_integer('temporal_views', None, 'Clips of each video.', 1, 1000),
   flags.DEFINE_integer('spatial_crops', None, '1 or 3; outputs of all views are averaged.'),
 )
 

@@ -1,6 +1,5 @@
 """What a comparison measures: differences of logits, and speeds in turns."""
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UsageError
+
+MOST_TURNS, _MOST_SECONDS = 10_000, 3_600
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -59,8 +60,8 @@ def _check_finite(side: str, logits: np.ndarray, before: int) -> None:
 
 def check_seconds(seconds: float) -> None:
   """Raises UsageError unless it is a length of a turn that turns come to an end with."""
-  if not 0 < seconds < math.inf:
-    raise UsageError(f'--seconds: {seconds:g} is not a positive number')
+  if not 0 < seconds <= _MOST_SECONDS:
+    raise UsageError(f'--seconds: {seconds:g} is not over 0 and up to {_MOST_SECONDS:,}')
 
 
 def in_turns(sides: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
