@@ -158,3 +158,68 @@ def test_the_place_of_data_matters_where_it_decides_what_they_are(there, name, a
   else:
     with pytest.raises(UsageError, match=r"data\.dir 'here' there, 'there' now"):
       directory.check(workdir, config)
+
+
+@pytest.fixture(scope='module')
+def experiment():
+  return Experiment(tiny_config())
+
+
+@pytest.mark.parametrize('left', ['', 'config.tmp', 'config.json', 'config.json model.tmp'])
+def test_what_a_killed_start_left_is_taken_over(experiment, tmp_path, left):
+  for name in left.split():
+    (tmp_path / name).write_text('{"cut')
+  with directory.claimed(tmp_path, experiment.config, experiment.model_config):
+    pass
+  assert {path.name for path in tmp_path.iterdir()} == {'config.json', 'model.json'}
+  assert directory.read_section(tmp_path, 'data')['name'] == 'digits'
+
+
+def test_other_files_are_not(experiment, tmp_path):
+  (tmp_path / 'config.tmp').write_text('')
+  (tmp_path / 'notes.txt').write_text('')
+  with (
+    pytest.raises(UsageError, match='is not empty and holds no run'),
+    directory.claimed(tmp_path, experiment.config, experiment.model_config),
+  ):
+    pass
+
+
+def test_a_checkpoint_that_was_being_written_is_none(experiment, there):
+  """So that a run killed in it starts from its weights again, and may have another config."""
+  workdir = there()
+  for name in ('4.orbax-checkpoint-tmp', 'damaged_2'):
+    (workdir / 'checkpoints' / name).mkdir(parents=True)
+  assert not directory.has_checkpoints(workdir)
+  config = experiment.config.copy_and_resolve_references()
+  config.seed = 5
+  with directory.claimed(workdir, config, experiment.model_config):
+    assert directory.read_config(workdir)['seed'] == 5
+  for name in ('10', '9'):
+    (workdir / 'checkpoints' / name).mkdir()
+  assert directory.checkpoint_steps(workdir / 'checkpoints') == [9, 10]
+
+
+@pytest.mark.parametrize('name', ['', 'checkpoints', 'plots', 'tensorboard'])
+def test_a_file_in_place_of_a_folder_is_named(tmp_path, name):
+  path = tmp_path / 'run' / name
+  path.parent.mkdir(exist_ok=True)
+  path.write_text('')
+  with pytest.raises(UsageError, match=rf'^--workdir: {path} is not a folder$'):
+    directory.check_folders(tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+  ('content', 'problem'),
+  [
+    ('null', 'config.json: damaged: holds a NoneType, not an object'),
+    ('{"seed": 0, ', 'config.json: damaged: not valid JSON'),
+    ('{"data": [1]}', r'holds no run \(config.json names no data\)'),
+    (None, 'config.json: cannot be read \\(Is a directory'),
+  ],
+)
+def test_a_config_that_cannot_be_read_is_named(tmp_path, content, problem):
+  path = tmp_path / 'config.json'
+  path.mkdir() if content is None else path.write_text(content)
+  with pytest.raises(UsageError, match=problem):
+    directory.read_section(tmp_path, 'data')

@@ -14,6 +14,7 @@ from vit_jax import models
 from vit_jax.data.sources import depends_on_dir
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
+from vit_jax.regular_files import read_json
 
 try:
   import fcntl
@@ -27,6 +28,10 @@ _FREE_FIELDS = {'data.resident', 'data.num_workers', 'data.num_threads', 'data.p
 # Those that a run may have another value of when it goes on, where its steps so far don't depend on
 # it; log_every follows from num_steps.
 _LENGTH = {'num_steps', 'num_epochs', 'log_every'}
+
+# In a run directory.
+CONFIG = 'config.json'
+CHECKPOINTS, PLOTS, TENSORBOARD = 'checkpoints', 'plots', 'tensorboard'
 
 _ANOTHER = 'give another --workdir, and --config.init_from={} to start from its weights'
 
@@ -53,9 +58,13 @@ def _as_json(config: ConfigDict) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
   """Writes `text` so that the file is either the old or the new one, whatever happens."""
-  temporary = path.with_suffix('.tmp')
+  temporary = _temporary(path)
   temporary.write_text(text)
   os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+  return path.with_suffix('.tmp')
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -69,24 +78,35 @@ def read_config(workdir: Path) -> dict[str, Any]:
   Raises:
     UsageError: there is none, or it can't be read.
   """
-  path = workdir / 'config.json'
+  path = workdir / CONFIG
   if not path.exists():
-    raise UsageError(f'{workdir} holds no run (no config.json)')
-  try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise UsageError(f'{path}: not valid JSON ({e})') from e
+    raise UsageError(f'{workdir} holds no run (no {CONFIG})')
+  return read_json(path)
+
+
+def read_section(workdir: Path, name: str) -> dict[str, Any]:
+  """Returns a group of fields of the run in `workdir`, as 'model'.
+
+  Raises:
+    UsageError: there is no run, it can't be read, or has no such group.
+  """
+  section = read_config(workdir).get(name)
+  if not isinstance(section, dict):
+    raise UsageError(f'{workdir} holds no run ({CONFIG} names no {name})')
+  return section
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+  """Returns the steps of the checkpoints in a folder, which needn't exist, in order.
+
+  Those that a killed process was writing, and those set aside as damaged, have other names.
+  """
+  return sorted(int(path.name) for path in checkpoints.glob('[0-9]*') if path.name.isdecimal())
 
 
 def has_checkpoints(workdir: Path) -> bool:
   """Whether a run in `workdir` saved anything."""
-  return any((workdir / 'checkpoints').glob('[0-9]*'))
-
-
-def _steps_done(workdir: Path) -> int:
-  """Returns the step of the newest checkpoint, 0 without any."""
-  names = [path.name for path in (workdir / 'checkpoints').glob('[0-9]*')]
-  return max((int(name) for name in names if name.isdecimal()), default=0)
+  return bool(checkpoint_steps(workdir / CHECKPOINTS))
 
 
 def unset_values(config: ConfigDict, given: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
@@ -150,7 +170,8 @@ def check(
     before, now = old[name], new[name]
     if name != 'optimizer.no_decay' or before == now:
       return before == now
-    return before.replace(_FORMER_NO_DECAY, own_no_decay, 1) == now  # heads add to their backbone's
+    former = str(before)  # heads add to their backbone's
+    return former.replace(_FORMER_NO_DECAY, own_no_decay, 1) == now
 
   names = [
     name
@@ -170,7 +191,7 @@ def check(
   differing = '; '.join(f'{name} {old[name]!r} there, {new[name]!r} now' for name in names)
   problem = f'holds a run of another configuration ({differing})'
   if depending and {'log_every'} < {*names, 'log_every'} <= _LENGTH:
-    done = _steps_done(workdir)
+    done = max(checkpoint_steps(workdir / CHECKPOINTS), default=0)
     if 'num_steps' not in names:
       return
     if done >= config.num_steps:
@@ -187,7 +208,7 @@ def check(
 
 def write_configs(workdir: Path, config: ConfigDict, model_config: ModelConfig) -> None:
   """Writes config.json, and model.json for those who load the model."""
-  write_json(workdir / 'config.json', _as_json(config))
+  write_json(workdir / CONFIG, _as_json(config))
   write_json(workdir / 'model.json', model_config.to_dict())
 
 
@@ -203,6 +224,13 @@ def _lock(workdir: Path) -> int | None:
   return descriptor
 
 
+def check_folders(workdir: Path) -> None:
+  """Raises UsageError where there is a file in place of `workdir` or of a folder in it."""
+  for path in (workdir, *(workdir / name for name in (CHECKPOINTS, PLOTS, TENSORBOARD))):
+    if path.exists() and not path.is_dir():
+      raise UsageError(f'--workdir: {path} is not a folder')
+
+
 @contextlib.contextmanager
 def claimed(
   workdir: Path,
@@ -213,9 +241,9 @@ def claimed(
 ) -> Iterator[None]:
   """Makes `workdir` this experiment's, and no other process's until the end of the context.
 
-  It must be new or empty, or hold a run of the same configuration, or one that saved nothing.
-  config.json and model.json are written here, but where the run has a checkpoint: there they stay
-  as they are until `write_configs`.
+  It must be new or empty, but for what a killed start left, or hold a run of the same
+  configuration, or one that saved nothing. config.json and model.json are written here, but where
+  the run has a checkpoint: there they stay as they are until `write_configs`.
 
   Args:
     workdir: the run directory.
@@ -227,11 +255,12 @@ def claimed(
   Raises:
     UsageError: it can't be written, is in use, or holds something else.
   """
-  is_begun = has_checkpoints(workdir)
-  if (workdir / 'config.json').exists():
+  check_folders(workdir)
+  path, is_begun = workdir / CONFIG, has_checkpoints(workdir)
+  if path.exists():
     if is_begun:
       check(workdir, config, depending=depending, unset=unset)
-  elif workdir.is_dir() and any(workdir.iterdir()):
+  elif workdir.is_dir() and set(workdir.iterdir()) - {_temporary(path)}:
     raise UsageError(f'--workdir: {workdir} is not empty and holds no run; give another --workdir')
   try:
     workdir.mkdir(parents=True, exist_ok=True)

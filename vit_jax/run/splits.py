@@ -28,7 +28,7 @@ def read_split(workdir: Path, split: str) -> tuple[Source, str]:
     UsageError: it holds no run, the run has no such split, or the data can't be read.
   """
   config = directory.read_config(workdir)
-  data, seed = (config.get(name) if isinstance(config, dict) else None for name in ('data', 'seed'))
+  data, seed = config.get('data'), config.get('seed')
   if not isinstance(data, dict):
     raise UsageError(f'{workdir} holds no run (config.json names no data)')
   given = {name: data[name] for name in _TYPES if name in data}

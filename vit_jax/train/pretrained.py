@@ -40,9 +40,8 @@ def complete(
   """
   config = config.copy_and_resolve_references()
   if workdir and directory.has_checkpoints(workdir):
-    there = directory.read_config(workdir)
-    _fill_model(config, there['model'])
-    _fill_pixels(config.data, there['data'])
+    _fill_model(config, directory.read_section(workdir, 'model'))
+    _fill_pixels(config.data, directory.read_section(workdir, 'data'))
     return config, None
   if not config.init_from:
     _check_options_unused(config)
