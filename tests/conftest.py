@@ -91,6 +91,7 @@ SWEEPS = (
   'exporting/test_onnx.py::test_what_the_converter',
   'models/test_naflex.py',
   'models/test_swin.py::test_any_image_goes_through_and_has_gradients',
+  'run/test_checkpoints.py::test_any_flipped_byte',
   'test_benchmark.py::test_a_model_without_logits_has_no_twin',
   'test_benchmark.py::test_the_time_to_the_first_step',
   'test_benchmark.py::test_virtual_devices',

@@ -1,13 +1,16 @@
 """Checkpoints: what is kept, and what a damaged one does."""
 
+import os
 import shutil
 
 import flax
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from vit_jax.errors import UsageError
+from vit_jax.run import checkpoints
 from vit_jax.run.checkpoints import Checkpointer, read_variables
 from vit_jax.train.state import TrainState
 
@@ -162,6 +165,122 @@ def test_a_damaged_file_never_gives_wrong_parameters(saved, tmp_path, capsys, ho
     assert_same(variables, {'params': make_state(1 if fell_back else 2).params})
     fallbacks += fell_back
   assert fallbacks >= 2
+
+
+def read_both(copy):
+  """Returns the state and meta that a run goes on from, and the variables that others read."""
+  checkpointer = Checkpointer(copy, read_only=True)
+  state, meta = checkpointer.restore(make_state(0))
+  checkpointer.close()
+  return state, meta, read_variables(copy)
+
+
+@pytest.mark.parametrize('mask', [1, 4, 32])
+def test_any_flipped_bit_of_the_meta_is_seen(saved, mask):
+  """Or it changes nothing, as another kind of white space."""
+  path = saved / '2' / 'meta' / 'metadata'
+  content, expected = path.read_bytes(), checkpoints._read_meta(saved / '2')
+  seen = 0
+  try:
+    for i in range(len(content)):
+      path.write_bytes(content[:i] + bytes([content[i] ^ mask]) + content[i + 1 :])
+      try:
+        assert checkpoints._read_meta(saved / '2') == expected, (i, mask)
+      except (ValueError, LookupError, TypeError):
+        seen += 1
+  finally:
+    path.write_bytes(content)
+  assert seen > 0.9 * len(content)
+
+
+@pytest.mark.skipif(not checkpoints._LIGHT, reason='this release of Orbax reads all files first')
+def test_a_damaged_file_of_orbax_s_own_costs_no_other_checkpoint(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / 'c')
+  path = tmp_path / 'c' / '2' / '_CHECKPOINT_METADATA'
+  path.write_text(
+    path.read_text().replace('"init_timestamp_nsecs": 1', '"init_timestamp_nsecs": .')
+  )
+  state, _, variables = read_both(tmp_path / 'c')
+  assert_same(variables, {'params': make_state(int(state.step)).params})
+
+
+def test_a_pipe_is_not_waited_for(saved, tmp_path, capsys):
+  mkfifo = getattr(os, 'mkfifo', None) or pytest.skip('needs pipes')
+  shutil.copytree(saved, tmp_path / 'c')
+  for name in ('meta/metadata', 'state/manifest.ocdbt'):
+    path = tmp_path / 'c' / '2' / name
+    content = path.read_bytes()
+    path.unlink()
+    mkfifo(path)
+    _, meta, variables = read_both(tmp_path / 'c')
+    assert meta['note'] == 1
+    assert_same(variables, {'params': make_state(1).params})
+    assert f'{path.name} is not a regular file' in capsys.readouterr().out
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_metas_of_earlier_versions_have_no_checksum_and_all_their_fields(tmp_path):
+  former = ROOT / 'tests' / 'kept_runs' / 'run' / 'checkpoints' / '10'
+  assert checkpoints._read_meta(former)['best']['step'] == 10
+  path = tmp_path / 'meta' / 'metadata'
+  path.parent.mkdir()
+  text = (former / 'meta' / 'metadata').read_text()
+  for name in ('window', 'value', 'crc32'):
+    path.write_text(text.replace(f'"{name}"', '"another"', 1))
+    with pytest.raises(ValueError, match=f'^meta has no {name}$'):
+      checkpoints._read_meta(tmp_path)
+
+
+def test_a_full_disk_is_one_error_and_nothing_printed(saved, tmp_path, capfd):
+  resource = pytest.importorskip('resource')
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  checkpointer = Checkpointer(tmp_path / 'c')
+  checkpointer.save(make_state(1), {'best': None})
+  checkpointer.wait()
+  params = {f'{i}': np.random.default_rng(i).normal(size=3000) for i in range(40)}
+  resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+  try:
+    with pytest.raises(ValueError, match='File too large'):
+      save_and_wait(checkpointer, make_state(2).replace(params=params))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  checkpointer.close()
+  assert capfd.readouterr().err == ''
+  checkpointer = Checkpointer(tmp_path / 'c')
+  state, _ = checkpointer.restore(make_state(0))
+  checkpointer.close()
+  assert_same(state, make_state(1))
+
+
+def save_and_wait(checkpointer, state):
+  checkpointer.save(state, {'best': None})
+  checkpointer.wait()
+
+
+@pytest.mark.parametrize('part', range(8))
+def test_any_flipped_byte_gives_what_was_saved_or_the_checkpoint_before(saved, tmp_path, part):
+  """Of every file; of large ones a sample."""
+  rng = np.random.default_rng(part)
+  for name in data_files(saved, 2)[part::8]:
+    content = (saved / name).read_bytes()
+    for i in rng.permutation(len(content))[:200]:
+      flipped = content[:i] + bytes([content[i] ^ rng.integers(1, 256)]) + content[i + 1 :]
+      copy = tmp_path / 'copy'
+      shutil.copytree(saved, copy)
+      (copy / name).write_bytes(flipped)
+      state, meta, variables = read_both(copy)
+      case = name, i, flipped[i]
+      assert meta['note'] == state.step, case
+      assert meta['best'] == {'step': meta['note']}, case
+      assert_same(state, make_state(meta['note']))
+      found = variables['params']
+      assert found.keys() == {'a', 'b'}, case
+      expected = make_state(int(found['b'])).params
+      assert int(found['b']) in (1, 2), case
+      assert_same(found, expected)
+      assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, expected)
+      shutil.rmtree(copy)
 
 
 def test_no_parameters_without_a_checkpoint(tmp_path):

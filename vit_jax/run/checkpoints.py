@@ -1,16 +1,14 @@
 """Checkpoints: asynchronous, atomic, last and best kept (Orbax), each verified when it is read.
 
 A checkpoint has two items: `state`, a TrainState, and `meta`, JSON: what the run carries on the
-host, and the CRC-32 of the state and of its evaluation variables.
+host, the CRC-32 of the state and of its evaluation variables, and around all that its own.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
 import shutil
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +22,20 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax.errors import UsageError
+from vit_jax.regular_files import read_json
+from vit_jax.run.directory import checkpoint_steps
+
+# Else Orbax opens no folder in which one checkpoint's _CHECKPOINT_METADATA is damaged, as its
+# releases without this option don't.
+_LIGHT = {
+  name: True
+  for name in ocp.CheckpointManagerOptions.__dataclass_fields__
+  if name == 'lightweight_initialize'
+}
+
+# What earlier versions wrote into each meta, beside the checksums.
+_FORMER_META = 'best', 'crc32', 'stopped', 'waited', 'window'
+_FORMER_BEST = 'step', 'value'
 
 
 def checksum(state: Any) -> int:
@@ -34,21 +46,30 @@ def checksum(state: Any) -> int:
   return crc
 
 
-@contextlib.contextmanager
-def _quiet():
-  """Swallows what background readers of a damaged checkpoint print after the first error."""
-  asyncio_logger, hook = logging.getLogger('asyncio'), sys.unraisablehook
-  level = asyncio_logger.level
-  asyncio_logger.setLevel(logging.CRITICAL)
-  sys.unraisablehook = lambda unraisable: None
-  try:
-    yield
-  except Exception:
-    time.sleep(0.3)  # the other readers are still failing
-    raise
-  finally:
-    asyncio_logger.setLevel(level)
-    sys.unraisablehook = hook
+class _OneErrorIsEnough:
+  """Has nothing printed of what fails in the background after the first error of many arrays.
+
+  The first closes the event loop. The answers of TensorStore's threads then find it closed, and
+  others' errors nobody asks for, until long after the caller has the first.
+  """
+
+  def __init__(self, others: Callable):
+    self._others = others
+
+  def __call__(self, unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      self._others(unraisable)
+
+  @staticmethod
+  def _is_asked_for(record: logging.LogRecord) -> bool:
+    return 'tensorstore_spec' not in record.getMessage()
+
+  @classmethod
+  def install(cls) -> None:
+    """Keeps Python's hook, and the messages of asyncio, for all else."""
+    if not isinstance(sys.unraisablehook, cls):
+      sys.unraisablehook = cls(sys.unraisablehook)
+    logging.getLogger('asyncio').addFilter(cls._is_asked_for)  # which adds it once
 
 
 def _verify(state: Any, crc: int | None) -> None:
@@ -56,10 +77,42 @@ def _verify(state: Any, crc: int | None) -> None:
     raise ValueError('contents differ from their checksum')
 
 
+def _with_checksum(meta: dict[str, Any]) -> dict[str, Any]:
+  return {'meta': meta, 'meta_crc32': _checksum_of_json(meta)}
+
+
+def _checksum_of_json(meta: Any) -> int:
+  return zlib.crc32(json.dumps(meta).encode())
+
+
+def _read_meta(checkpoint: Path) -> dict[str, Any]:
+  """Returns the item `meta` of a checkpoint.
+
+  Raises:
+    ValueError: as UsageError, or as KeyError, it is damaged.
+  """
+  # Read without Orbax, whose handler reads what isn't a regular file.
+  found = read_json(checkpoint / 'meta' / 'metadata')
+  if 'eval_crc32' in found:  # of an earlier version, which had no checksum around it
+    for expected, there in ((_FORMER_META, found), (_FORMER_BEST, found['best'] or _FORMER_BEST)):
+      if lacking := set(expected) - set(there):
+        raise ValueError(f'meta has no {min(lacking)}')
+    return found
+  if _checksum_of_json(found['meta']) != found['meta_crc32']:
+    raise ValueError('meta differs from its checksum')
+  return found['meta']
+
+
+def _check_regular(checkpoint: Path) -> None:
+  """Raises ValueError where reading a file would wait for somebody who writes."""
+  for path in checkpoint.rglob('*'):
+    if not (path.is_file() or path.is_dir()):
+      raise ValueError(f'{path.name} is not a regular file')
+
+
 def _in_turn(steps: Iterable[int], first: int | None) -> list[int]:
-  """Returns the steps from the newest on, `first`, unless None, before them."""
-  steps = sorted(steps, reverse=True)
-  return steps if first is None else [first, *(step for step in steps if step != first)]
+  """Returns the steps from the newest on, but `first`, where it is one of them, before them."""
+  return sorted(steps, key=lambda step: (step == first, step), reverse=True)
 
 
 def _first_intact(
@@ -75,11 +128,13 @@ def _first_intact(
   damaged = {}
   for step in steps:
     try:
-      with _quiet():
-        found = read(step)
+      _check_regular(directory / str(step))
+      found = read(step)
     except (MemoryError, PermissionError):
       raise
     except Exception as e:  # whatever a damaged file makes Orbax raise
+      if isinstance(e.__cause__, PermissionError):
+        raise
       damaged[step] = f'{type(e).__name__}: {e}'.splitlines()[0][:120]
       continue
     for bad, reason in damaged.items():
@@ -110,17 +165,13 @@ def read_variables(directory: Path) -> dict[str, Any]:
     active_processes={jax.process_index()},
     barrier_sync_key_prefix=f'process_{jax.process_index()}_reads',
   )
-  handlers = ocp.JsonCheckpointHandler, ocp.PyTreeCheckpointHandler
-  meta_handler, tree_handler = (handler(multiprocessing_options=options) for handler in handlers)
-  metas, trees = (
-    ocp.Checkpointer(handler, multiprocessing_options=options)
-    for handler in (meta_handler, tree_handler)
-  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+  trees = ocp.Checkpointer(handler, multiprocessing_options=options)
 
   def read(step):
-    state, meta = directory / str(step) / 'state', metas.restore(directory / str(step) / 'meta')
+    state, meta = directory / str(step) / 'state', _read_meta(directory / str(step))
     # The checkpointer's own would warn of a file that CheckpointManager doesn't write.
-    tree = tree_handler.metadata(epath.Path(state)).tree
+    tree = handler.metadata(epath.Path(state)).tree
     part = 'params' if tree['ema_params'] is None else 'ema_params'
     wanted = {name: tree[name] for name in (part, 'model_state') if name in tree}
     item = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
@@ -133,13 +184,17 @@ def read_variables(directory: Path) -> dict[str, Any]:
     return variables
 
   directory = directory.resolve()
-  steps = [int(path.name) for path in directory.glob('[0-9]*') if path.name.isdecimal()]
+  steps = checkpoint_steps(directory)
   if not steps:
     raise UsageError(f'{directory}: no checkpoint yet')
-  best = None
-  with contextlib.suppress(Exception), _quiet():  # whatever damage there is, `read` will meet it
-    best = (metas.restore(directory / str(max(steps)) / 'meta')['best'] or {}).get('step')
-  variables, _ = _first_intact(directory, _in_turn(steps, best), read)
+  _OneErrorIsEnough.install()
+
+  def best_step(step):
+    best = _read_meta(directory / str(step))['best']
+    return best and best['step']
+
+  best, damaged = _first_intact(directory, _in_turn(steps, None), best_step)
+  variables, _ = _first_intact(directory, _in_turn(set(steps) - set(damaged), best), read)
   return variables
 
 
@@ -196,10 +251,12 @@ class Checkpointer:
       create=False,
       cleanup_tmp_directories=not self._read_only,
       read_only=self._read_only,
+      **_LIGHT,
       multiprocessing_options=ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}, barrier_sync_key_prefix='process_0'
       ),
     )
+    _OneErrorIsEnough.install()
     self._manager = ocp.CheckpointManager(self._directory.resolve(), options=options)
 
   def save(self, state: Any, meta: dict[str, Any]) -> None:
@@ -223,7 +280,9 @@ class Checkpointer:
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(_entries(state)),
         meta=ocp.args.JsonSave(
-          meta | {'crc32': checksum(state), 'eval_crc32': checksum(state.eval_variables)}
+          _with_checksum(
+            meta | {'crc32': checksum(state), 'eval_crc32': checksum(state.eval_variables)}
+          )
         ),
       ),
       force=True,
@@ -241,14 +300,10 @@ class Checkpointer:
     return None if self._manager is None else self._manager.latest_step()
 
   def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-    found = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_entries(template)), meta=ocp.args.JsonRestore()
-      ),
-    )
-    state, meta = template.replace(**found['state']), found['meta']
-    _verify(state, meta.pop('crc32', None))
+    meta = _read_meta(self._directory / str(step))
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(_entries(template)))
+    state = template.replace(**self._manager.restore(step, args=args)['state'])
+    _verify(state, meta.pop('crc32'))
     del meta['eval_crc32']
     return state, meta
 
