@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_config
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from vit_jax.errors import FieldError, UsageError
+from vit_jax.errors import FieldError, UsageError, UsageWarning
 from vit_jax.run import writers
 
 NAME = f'{__name__}:Recorder'
@@ -161,3 +161,60 @@ def test_what_a_writer_needs_is_named(monkeypatch):
   monkeypatch.setattr(writers.WeightsAndBiases, 'PACKAGE', 'no_such_package')
   with pytest.raises(FieldError, match=r"^writers: 'wandb' needs the package no_such_package: pip"):
     writers.find('wandb')
+
+
+LINE = b'{"step": 2, "train/loss": 0.5}'
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    b'{"step": 2, "train/lo',
+    b'',
+    b'null',
+    b'[' * 100_000,
+    b'{"train/loss": 0.5}',
+    b'{"step": "2", "train/loss": 0.5}',
+    b'{"step": 2, "train/loss": "x"}',
+    b'{"step": 2, "train/loss": NaN}',
+    b'{"step": 2, "train/loss": 1' + b'0' * 400 + b'}',
+    LINE.replace(b'loss', b'lo\xffs'),
+  ],
+)
+def test_a_damaged_line_costs_no_other(tmp_path, damage):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'\n'.join([LINE, damage, LINE, LINE[:9]]))
+  with pytest.warns(UsageWarning, match=rf'^{path}: damaged, and left out: line 2$'):
+    history = writers.read_history(path)
+  assert history == [{'step': 2, 'train/loss': 0.5}] * 2
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  assert writers.read_history(path) == []
+  path.write_bytes(LINE + b'\n' + LINE[:9])
+  assert writers.read_history(path) == [{'step': 2, 'train/loss': 0.5}]
+  path.unlink()
+  path.mkdir()
+  with pytest.raises(UsageError, match=r'metrics\.jsonl: cannot be read \(Is a directory\)'):
+    writers.read_history(path)
+
+
+def test_a_disk_that_fills_reaches_the_loop(tmp_path):
+  """A thread that writes would die of it, and who fills its queue would wait for ever."""
+  resource = pytest.importorskip('resource')
+  writer = writers.TensorBoard(tmp_path, tiny_config(), 0)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def write_much():
+    for step in range(1000):
+      writer.write(step, {'train/loss': 1.0})
+
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+  try:
+    with pytest.raises(OSError, match='File too large'):
+      write_much()
+    with pytest.raises(OSError, match='File too large'):
+      writer.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

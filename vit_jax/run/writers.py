@@ -4,10 +4,13 @@ import contextlib
 import functools
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
+import types
 import uuid
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,21 +19,46 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vit_jax import user_code
-from vit_jax.errors import FieldError, UsageError, check_choice
+from vit_jax.errors import FieldError, UsageError, UsageWarning, check_choice
+from vit_jax.regular_files import MAX_TEXT, read_bytes, read_text
 from vit_jax.run import directory
 from vit_jax.run.metrics import Descriptions, format_values
 
+_FLUSH_SECONDS = 20
+# Damaged lines that a warning names.
+_MAX_SHOWN = 5
+
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-  """Returns the lines of a metrics.jsonl; a last line cut short by a crash is left out."""
-  lines = []
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        lines.append(json.loads(line))
-      except ValueError:
-        break
-  return lines
+  """Returns the lines of a metrics.jsonl; empty where there is none.
+
+  A last line cut short by a crash is left out; of other damaged lines, a UsageWarning tells.
+
+  Raises:
+    UsageError: it can't be read.
+  """
+  if not path.exists():
+    return []
+  try:
+    *lines, rest = read_bytes(path, MAX_TEXT).split(b'\n')
+  except OSError as e:
+    raise UsageError(f'{path}: cannot be read ({e.strerror})') from e
+  found = [_parse(line) for line in lines]
+  if damaged := [str(i) for i, line in enumerate(found, 1) if line is None]:
+    shown = ', '.join(damaged[:_MAX_SHOWN]) + (', ...' if len(damaged) > _MAX_SHOWN else '')
+    text = f'{path}: damaged, and left out: line {shown}'
+    warnings.warn(text, UsageWarning, stacklevel=2)
+  return [line for line in [*found, _parse(rest)] if line is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+  """Returns a line of metrics.jsonl: its step, and numbers by name; None of anything else."""
+  try:
+    found = json.loads(line)
+    is_line = type(found['step']) is int and all(map(math.isfinite, found.values()))
+    return found if is_line else None
+  except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OverflowError):
+    return None
 
 
 class Writer:
@@ -74,33 +102,46 @@ class TensorBoard(Writer):
 
   def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
     del config
-    self._folder, self._start_step = str(workdir / 'tensorboard'), start_step
+    self._folder, self._flush_time = workdir / directory.TENSORBOARD, 0.0
+    self._purge_step = start_step and start_step + 1
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-      self._writer.add_scalar(name, value, step)
+    if '_writer' not in vars(self):
+      status = _tensorboard().proto.event_pb2.SessionLog.START
+      self._add(self._purge_step, session_log={'status': status})
+    scalars = (_tensorboard().summary.scalar(name, value) for name, value in values.items())
+    self._add(step, summary={'value': [value for scalar in scalars for value in scalar.value]})
+    if time.monotonic() > self._flush_time:
+      self._writer.flush()
+      self._flush_time = time.monotonic() + _FLUSH_SECONDS
+
+  def _add(self, step: int, **fields: Any) -> None:
+    event = _tensorboard().proto.event_pb2.Event(wall_time=time.time(), step=step, **fields)
+    self._writer.write_event(event)
 
   @functools.cached_property
   def _writer(self) -> Any:
-    purge_step = self._start_step and self._start_step + 1
-    return _summary_writer()(self._folder, purge_step=purge_step, write_to_disk=True)
+    # Not a SummaryWriter, whose thread dies of a full disk, and who then waits for it.
+    self._folder.mkdir(exist_ok=True)
+    return _tensorboard().event_file_writer.EventsWriter(str(self._folder / 'events'))
 
   def close(self) -> None:
     if '_writer' in vars(self):
       self._writer.close()
 
 
-def _summary_writer() -> type:
+@functools.cache
+def _tensorboard() -> types.ModuleType:
   """Imports tensorboardX without PyTorch, which it would import for seconds, and needs not."""
   hides = 'torch' not in sys.modules
   if hides:
     sys.modules['torch'] = None
   try:
-    from tensorboardX import SummaryWriter
+    import tensorboardX
   finally:
     if hides:
       del sys.modules['torch']
-  return SummaryWriter
+  return tensorboardX
 
 
 class WeightsAndBiases(Writer):
@@ -124,7 +165,7 @@ class WeightsAndBiases(Writer):
       self._run = wandb.init(
         project=os.environ.get('WANDB_PROJECT', 'vit_jax'),
         name=workdir.resolve().name,
-        id=path.read_text(),
+        id=read_text(path),
         resume='allow',
         dir=str(workdir),
         config=json.loads(config.to_json_best_effort()),
@@ -220,9 +261,10 @@ class MetricWriter(contextlib.AbstractContextManager):
       return
     from vit_jax.run import plots  # Matplotlib, which takes half a second to import
 
-    (self._workdir / 'plots').mkdir(exist_ok=True)
+    folder = self._workdir / directory.PLOTS
+    folder.mkdir(exist_ok=True)
     figure = plots.curves(self.history, title, descriptions)
-    figure.savefig(self._workdir / 'plots' / 'curves.png', dpi=120)
+    figure.savefig(folder / 'curves.png', dpi=120)
 
   def __exit__(self, *unused):
     self._stack.close()
