@@ -17,7 +17,7 @@ from PIL import Image
 
 from vit_jax import models, weights
 from vit_jax.run import results
-from vit_jax.run.metrics import format_values, read_descriptions
+from vit_jax.run.metrics import format_values
 from vit_jax.run.writers import read_history
 
 KEPT = ROOT / 'tests' / 'kept_runs'
@@ -116,7 +116,7 @@ def test_fields_that_a_run_lacks_have_their_defaults(train, mode, flag, message)
 
 
 def test_results_that_record_no_units_are_formatted_by_the_metrics_names():
-  assert read_descriptions(KEPT / 'resnet') == {}
+  assert results.read_descriptions(KEPT / 'resnet') == {}
   folder = KEPT / 'resnet'
   table = results.table(json.loads((folder / 'results.json').read_text()), folder)
   assert 'test/accuracy 10.00 %  test/loss 6.568  test/top5_accuracy 50.00 %' in table

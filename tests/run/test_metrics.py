@@ -1,7 +1,5 @@
 """What is known of metrics: as a run recorded it, or by their names."""
 
-import json
-
 import pytest
 
 from vit_jax.run.metrics import (
@@ -9,7 +7,6 @@ from vit_jax.run.metrics import (
   format_classes,
   format_value,
   format_values,
-  read_descriptions,
 )
 
 RECORDED = {
@@ -49,20 +46,6 @@ def test_metrics_of_each_class_have_lines_of_their_own():
 def test_the_direction_by_name():
   names = ('test/loss', 'box_loss', 'accuracy', 'iou')
   assert [describe(name, {})['higher_is_better'] for name in names] == [False, False, True, True]
-
-
-def test_descriptions_are_read_where_there_are_some(tmp_path):
-  assert read_descriptions(tmp_path) == {}
-  path = tmp_path / 'results.json'
-  for content, expected in (
-    ({'metrics': RECORDED}, RECORDED),
-    ({'step': 3}, {}),
-    ([], {}),
-  ):
-    path.write_text(json.dumps(content))
-    assert read_descriptions(tmp_path) == expected
-  path.write_text('no JSON')
-  assert read_descriptions(tmp_path) == {}
 
 
 def test_names_from_files_are_printable():

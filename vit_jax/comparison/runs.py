@@ -8,8 +8,8 @@ from typing import Any
 
 from vit_jax.errors import MAX_NAME, UsageError, printable
 from vit_jax.run import directory
+from vit_jax.run import results as results_lib
 from vit_jax.run.metrics import format_value
-from vit_jax.run.results import against_reference, reported
 
 # What results.json of older versions lack.
 _NOT_THERE = {
@@ -26,7 +26,7 @@ _DASH = '—'
 
 def is_finished(workdir: str) -> bool:
   """Whether a run in `workdir` came to its end."""
-  return (Path(workdir) / 'results.json').exists()
+  return (Path(workdir) / results_lib.FILE).exists()
 
 
 def read(workdir: str) -> dict[str, Any]:
@@ -40,25 +40,22 @@ def read(workdir: str) -> dict[str, Any]:
     `forward` and `training`), `images_per_second` (training), `device`, `dtype` and `versions`.
 
   Raises:
-    UsageError: no finished run is there, or its results can't be read.
+    UsageError: no finished run is there, or its results can't be read or are damaged.
   """
-  path = Path(workdir) / 'results.json'
-  try:
-    results = _NOT_THERE | json.loads(path.read_text())
-    metrics = against_reference(results)
-    if not metrics:
-      metrics = {reported(results): (results['best'].get(reported(results)), None)}
-    return {
-      'run': Path(workdir).resolve().name,
-      'metrics': {k: {'ours': ours, 'published': value} for k, (ours, value) in metrics.items()},
-      'descriptions': results.get('metrics', {}),
-      'source': results['reference'].get('source'),
-      'images_per_second': results['training']['images_per_second'],
-    } | {name: results[name] for name in (*_NOT_THERE, *_ALWAYS) if name != 'reference'}
-  except OSError as e:
-    raise UsageError(f'--runs: {workdir} holds no finished run (no results.json)') from e
-  except (ValueError, LookupError, TypeError, AttributeError) as e:
-    raise UsageError(f"--runs: {path} is not what a run's end leaves ({e!r})") from e
+  if (found := results_lib.read(Path(workdir))) is None:
+    raise UsageError(f'--runs: {workdir} holds no finished run (no {results_lib.FILE})')
+  results = _NOT_THERE | found
+  metrics = results_lib.against_reference(results)
+  if not metrics:
+    name = results_lib.reported(results)
+    metrics = {name: (results['best'].get(name), None)}
+  return {
+    'run': Path(workdir).resolve().name,
+    'metrics': {k: {'ours': ours, 'published': value} for k, (ours, value) in metrics.items()},
+    'descriptions': results.get('metrics', {}),
+    'source': results['reference'].get('source'),
+    'images_per_second': results['training']['images_per_second'],
+  } | {name: results[name] for name in (*_NOT_THERE, *_ALWAYS) if name != 'reference'}
 
 
 def over_seeds(workdirs: Sequence[str]) -> list[dict[str, Any]]:

@@ -5,9 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig, fields
-from vit_jax.run import directory, metrics, plots, writers
+from vit_jax.run import directory, plots, results, writers
 from vit_jax.tasks import task_for
 
 
@@ -16,7 +15,7 @@ def curves(workdir: Path) -> Figure | str:
   history = writers.read_history(workdir / 'metrics.jsonl')
   if not history:
     return 'nothing is logged yet'
-  return plots.curves(history, f'Training of {workdir.name}', metrics.read_descriptions(workdir))
+  return plots.curves(history, f'Training of {workdir.name}', results.read_descriptions(workdir))
 
 
 def task_options(path: Path, config: ModelConfig) -> dict[str, Any]:
@@ -32,8 +31,5 @@ def task_options(path: Path, config: ModelConfig) -> dict[str, Any]:
   if not (path / 'model.json').exists():
     return {}
   names = fields.names(type(task_for(config)))  # earlier versions had other tasks' as well
-  try:
-    options = directory.read_config(path)['loss']
-    return {name: options[name] for name in names if name in options}
-  except (KeyError, TypeError) as e:
-    raise UsageError(f'{path} holds no run (config.json names no loss)') from e
+  options = directory.read_section(path, 'loss')
+  return {name: options[name] for name in names if name in options}

@@ -14,9 +14,10 @@ from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.models.variables import Variables
 from vit_jax.predictor import preparation
-from vit_jax.run import splits
+from vit_jax.run import directory, splits
+from vit_jax.run import results as results_lib
 from vit_jax.run.metrics import format_value
-from vit_jax.weights import files, hub
+from vit_jax.weights import files
 
 CARD, CURVES, ATTENTION = 'README.md', 'curves.png', 'attention.png'
 _SHOWN = 3  # images of the test split, with attention over them
@@ -55,8 +56,9 @@ def write(
   """
   run = Path(source)
   is_run = (run / 'model.json').exists()
-  experiment = _without_paths(_read(run / 'config.json')) if is_run else {}
-  results = _read(run / 'results.json') if is_run else {}
+  has_config = is_run and (run / directory.CONFIG).exists()
+  experiment = _without_paths(directory.read_config(run)) if has_config else {}
+  results = (results_lib.read(run) if is_run else None) or {}
   task = (
     f'{config.model.INPUT}-classification' if config.num_classes else 'image-feature-extraction'
   )
@@ -90,10 +92,6 @@ def write(
   text = '\n\n'.join(part for part in parts if part)
   files.write(folder / CARD, f'---\n{data.to_yaml()}\n---\n\n{text}\n'.encode())
   return remark and f'{folder / ATTENTION}: {remark}'
-
-
-def _read(path: Path) -> dict[str, Any]:
-  return hub.read_json(path, "a run's record") if path.exists() else {}
 
 
 def _without_paths(value: Any) -> Any:

@@ -1,10 +1,8 @@
 """Descriptions of metrics (unit, direction, label), and their values as text."""
 
-import json
 import re
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import MAX_NAME, printable
@@ -43,14 +41,6 @@ def _split(name: str, descriptions: Descriptions) -> tuple[str, str]:
     return name, ''
   metric, _, class_name = re.sub(r'^(train|val|test)/', '', name).partition('/')
   return metric, class_name
-
-
-def read_descriptions(workdir: Path) -> Descriptions:
-  """Returns the descriptions that a finished run recorded; empty where it didn't."""
-  try:
-    return json.loads((workdir / 'results.json').read_text()).get('metrics', {})
-  except (OSError, ValueError, AttributeError):
-    return {}
 
 
 def format_value(name: str, value: float, descriptions: Descriptions = _NONE) -> str:

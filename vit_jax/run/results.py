@@ -11,10 +11,82 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory, models
-from vit_jax.errors import printable
+from vit_jax.errors import UsageError, printable
+from vit_jax.regular_files import read_json
 from vit_jax.run.metrics import Descriptions, format_classes, format_value, format_values
 
+# In a run directory, once the run is finished.
+FILE = 'results.json'
+
+_Number, _Measured = int | float, int | float | None
+_Metrics = {str: _Number}
 _LONGEST = 50_000  # characters of a row, which may have a metric of each of 1,000 classes
+
+# Types of what is read of results.json; `str` stands for any other name.
+_REQUIRED = {
+  'step': int,
+  'stopped_early': bool,
+  'final': _Metrics,
+  'best': {'step': int, **_Metrics},
+  'monitor': str,
+  'parameters': int,
+  'training': {'steps_per_second': _Measured, 'images_per_second': _Measured},
+  'device': {'kind': str, 'count': int},
+  'dtype': str,
+  'versions': {str: str},
+}
+# Which runs of earlier versions lack.
+_LATER = {
+  'command': str,
+  'model': str,
+  'dataset': str,
+  'epochs': _Number,
+  'start': _Metrics,
+  'metrics': {str: {'unit': str, 'higher_is_better': bool, 'label': str}},
+  'reference': {str: _Number | str},
+  'flops_per_image': {str: _Measured},
+}
+
+
+def read(workdir: Path) -> dict[str, Any] | None:
+  """Returns the content of results.json, None where there is none.
+
+  Raises:
+    UsageError: it can't be read, or isn't what the end of a run leaves.
+  """
+  path = workdir / FILE
+  if not path.exists():
+    return None
+  found = read_json(path)
+  there = {name: kind for name, kind in _LATER.items() if name in found}
+  if name := _misfit(found, _REQUIRED | there):
+    raise UsageError(f"{path}: damaged: {name} is not what a run's end leaves")
+  return found
+
+
+def _misfit(value: Any, kind: Any) -> str:
+  """Returns the name of what is missing or not of its kind, '' where there is no such thing."""
+  if not isinstance(kind, dict):
+    return '' if isinstance(value, kind) else 'value'
+  if not isinstance(value, dict):
+    return 'value'
+  names = dict.fromkeys(name for name in kind if name is not str)
+  names |= dict.fromkeys(value if str in kind else ())
+  for name in names:
+    if name not in value:
+      return name
+    if inner := _misfit(value[name], kind.get(name, kind.get(str))):
+      return name if inner == 'value' else f'{name}.{inner}'
+  return ''
+
+
+def read_descriptions(workdir: Path) -> Descriptions:
+  """Returns the descriptions of metrics that a finished run recorded; empty where it didn't.
+
+  Raises:
+    UsageError: as `read` does.
+  """
+  return (read(workdir) or {}).get('metrics', {})
 
 
 def _versions() -> dict[str, str]:

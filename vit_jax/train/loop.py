@@ -4,7 +4,6 @@ import collections
 import contextlib
 import errno
 import functools
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -268,10 +267,13 @@ def _agreed(value: bool) -> bool:
 
 
 def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
-  """Returns the results of a run that ended after a step; None before that."""
-  path = workdir / 'results.json'
-  summary = json.loads(path.read_text()) if path.exists() else {'step': None}
-  return summary if summary['step'] == step else None
+  """Returns the results of a run that ended after a step; None before that, or if damaged."""
+  try:
+    summary = results.read(workdir)
+  except UsageError as e:
+    print(f'{e}; it is written anew', flush=True)
+    return None
+  return summary if summary and summary['step'] == step else None
 
 
 def _unset_values(config: ConfigDict, given: ConfigDict) -> dict[str, Any]:
@@ -304,7 +306,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       )
       stack.enter_context(claimed)
     # Decodes and compiles in the background; a run with results has likely nothing left to train.
-    is_new = not (workdir / 'results.json').exists()
+    is_new = not (workdir / results.FILE).exists()
     train_feed = experiment.train_feed() if is_new else None
     eval_feed = experiment.eval_feed(experiment.judged) if is_new else None
     run = Run(experiment, workdir)
@@ -322,7 +324,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       return summary
     if _is_main() and not is_complete:
       directory.write_configs(workdir, experiment.config, experiment.model_config)
-      (workdir / 'results.json').unlink(missing_ok=True)  # of a shorter run, which now goes on
+      (workdir / results.FILE).unlink(missing_ok=True)  # of a shorter run, which now goes on
     writer = stack.enter_context(
       writers.MetricWriter(workdir, run.config, run.step, _is_main(), run.keeps)
     )
@@ -354,7 +356,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     run.checkpointer.wait()
     summary = results.collect(run, writer.history, tested)
     if _is_main():
-      directory.write_json(workdir / 'results.json', summary)
+      directory.write_json(workdir / results.FILE, summary)
       progress.note(results.table(summary, workdir))
   return summary
 
