@@ -302,9 +302,11 @@ def _init_worker(worker_index: int, num_workers: int) -> None:
   """Has a worker process live exactly as long as its parent wants, and end with it."""
   del worker_index, num_workers
   host_memory.reuse_freed_memory()
-  # Ctrl-C and cluster managers signal all processes, and the parent still has a step to finish.
-  for signum in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(signum, signal.SIG_IGN)
+  # Ctrl-C, cluster managers and a terminal's end signal all processes, and the parent still has a
+  # step to finish.
+  for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+    if signum := getattr(signal, name, None):  # Windows has no SIGHUP
+      signal.signal(signum, signal.SIG_IGN)
 
   def follow():
     multiprocessing.parent_process().join()

@@ -292,7 +292,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
   Raises:
     UsageError: a mistake in the configuration or the folder.
-    Interrupted: SIGTERM or Ctrl-C; the run was saved.
+    Interrupted: SIGTERM, SIGHUP or Ctrl-C; the run was saved.
     NonFiniteError: loss or gradients weren't finite; the last good checkpoint is kept.
   """
   experiment = Experiment(config, workdir)

@@ -1,21 +1,32 @@
-"""Stopping on request: SIGTERM (preemption) and Ctrl-C, seen between steps by all processes."""
+"""Stopping on request, as all processes see it between steps.
+
+By SIGTERM (preemption), Ctrl-C, and SIGHUP (a terminal that is closed, a connection that is lost).
+"""
 
 import contextlib
+import os
 import signal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+# Which Windows has not.
+_SIGHUP = getattr(signal, 'SIGHUP', None)
+
 
 class StopSignal(contextlib.AbstractContextManager):
-  """Notes SIGTERM and Ctrl-C for the loop to see; a second Ctrl-C interrupts at once."""
+  """Notes SIGTERM, SIGHUP and Ctrl-C for the loop to see; a second Ctrl-C interrupts at once."""
 
   def __init__(self):
-    self._signum, self._previous = 0, {}
+    self._signum, self._previous, self._terminals = 0, {}, ()
 
   def __enter__(self):
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    signums = [signal.SIGTERM, signal.SIGINT]
+    if _SIGHUP and signal.getsignal(_SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it ignored
+      signums.append(_SIGHUP)
+    self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+    for signum in signums:
       with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
         self._previous[signum] = signal.signal(signum, self._note)
     return self
@@ -24,7 +35,16 @@ class StopSignal(contextlib.AbstractContextManager):
     del frame
     if self._signum == signal.SIGINT == signum:
       raise KeyboardInterrupt
+    if signum == _SIGHUP:
+      self._leave_terminals()
     self._signum = signum
+
+  def _leave_terminals(self):
+    """Has output go nowhere: to write to a terminal that is gone is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for fd in self._terminals:
+      os.dup2(nowhere, fd)
+    os.close(nowhere)
 
   def __exit__(self, *unused):
     for signum, handler in self._previous.items():
