@@ -79,7 +79,11 @@ def _check_finite(found: dict[str, float], step: int) -> None:
 
 
 class Run:
-  """A run's state, on devices and on the host, and the steps that change it."""
+  """A run's state, on devices and on the host, and the steps that change it.
+
+  Attributes:
+    moves: in words, what may make a step's bits others than where the run was before.
+  """
 
   def __init__(self, experiment: Experiment, workdir: Path):
     from vit_jax.run.checkpoints import Checkpointer  # Orbax, imported while the step is compiled
@@ -94,6 +98,21 @@ class Run:
       state = experiment.initial_state()
     self.state, self.step = feeds.put_on_devices(state, experiment.layout), int(state.step)
     self.window = metrics.Window(experiment.task.metrics, self.meta['window'])
+def _place(experiment: Experiment) -> dict[str, Any]:
+  """Returns what the order depends on in which a step's numbers are added up, beside the config."""
+  return {
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'processes': jax.process_count(),
+    'data': 'resident' if experiment.resident else 'streamed',
+    'shard': experiment.config.shard,
+  }
+
+
+def _moves(old: dict[str, Any], new: dict[str, Any]) -> str:
+  """Returns in words how the place of a run that goes on differs from that before; '' if not."""
+  return '; '.join(f'{n} {old[n]} before, {new[n]} now' for n in new if old[n] != new[n])
+
+
     self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
     if self.step < self.config.num_steps and 'best_if_longer' in self.meta:
       self.meta['best'] = self.meta.pop('best_if_longer')
@@ -108,6 +127,9 @@ class Run:
     periods = [c.log_every, c.eval_every, c.checkpoint_every]
     periods += self.experiment.evaluators.periods.values()
     ends = [(self.step // period + 1) * period for period in periods]
+    place = _place(experiment)
+    self.moves = _moves(self.meta.get('place', place), place)  # earlier versions recorded none
+    self.meta['place'] = place
     ends += [end for end in (c.profile and (c.profile[0] - 1, c.profile[1])) if end > self.step]
     return min(c.num_steps, *ends)
 
@@ -349,6 +371,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     except NonFiniteError as e:
       kept = run.checkpointer.latest_step()
       kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
+      if run.moves and not run.done:
+        progress.note(
+          f'{workdir}: {run.moves}: numbers may be added up in another order, and the end then '
+          "differs in some bits from an uninterrupted run's"
+        )
       raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
     finally:
       title = f'{run.config.model.name} on {experiment.data_title}'
