@@ -14,7 +14,7 @@ from PIL import Image
 from vit_jax import weights
 from vit_jax.errors import UsageError
 from vit_jax.run import directory
-from vit_jax.run.checkpoints import Checkpointer
+from vit_jax.run.checkpoints import Checkpointer, read_variables
 from vit_jax.run.ending import NonFiniteError
 from vit_jax.run.writers import read_history
 from vit_jax.train import loop
@@ -283,6 +283,87 @@ def test_mistakes_are_found_before_the_folder_is_made(tmp_path, changes, message
   with pytest.raises(UsageError, match=message):
     loop.train_and_evaluate(make_config(**changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def run_until_a_disk_fills(config, workdir, monkeypatch, limit, after):
+  """Trains, and lets no file grow beyond `limit` once `after` checkpoints are saved."""
+  resource = pytest.importorskip('resource')
+  limits, save, saved = resource.getrlimit(resource.RLIMIT_FSIZE), loop.Run.save, []
+
+  def limited_save(run):
+    save(run)
+    run.checkpointer.wait()
+    saved.append(run.step)
+    if len(saved) == after:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.Run, 'save', limited_save)
+    try:
+      with pytest.raises(UsageError) as error:
+        loop.train_and_evaluate(config, workdir)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  return str(error.value)
+
+
+def test_a_disk_that_fills_is_one_line_and_costs_no_bit(finished, tmp_path, monkeypatch, capfd):
+  config, expected, _ = finished
+  workdir = tmp_path / 'run'
+  message = run_until_a_disk_fills(config, workdir, monkeypatch, limit=3000, after=2)
+  assert message.startswith(f'--workdir: {workdir}')
+  assert message.endswith('cannot be written (File too large); what was saved before is intact')
+  assert '\n' not in message
+  assert capfd.readouterr().err == ''
+  assert max(directory.checkpoint_steps(workdir / 'checkpoints')) == 8
+  results = loop.train_and_evaluate(config, workdir)
+  assert 'going on after step 8' in capfd.readouterr().out
+  assert results['final'] == json.loads((expected / 'results.json').read_text())['final']
+  found, wanted = (read_variables(path / 'checkpoints') for path in (workdir, expected))
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_results_that_are_damaged_are_written_anew(finished, tmp_path, capsys):
+  config, workdir, results = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  path = tmp_path / 'run' / 'results.json'
+  path.write_text(path.read_text()[:99])
+  again = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert f'{path}: damaged: not valid JSON' in capsys.readouterr().out
+  assert json.loads(path.read_text()) == again
+  assert again['final'] == results['final']
+  assert again['best'] == results['best']
+
+
+def test_a_damaged_meta_falls_back_and_is_set_aside(finished, tmp_path, capsys):
+  """A flipped digit of the best value, say, which would make another checkpoint the best."""
+  config, workdir, results = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  folder = tmp_path / 'run' / 'checkpoints'
+  meta = folder / '12' / 'meta' / 'metadata'
+  meta.write_text(re.sub(r'("value": 0\.)\d', r'\g<1>9', meta.read_text()))
+  evaluated = loop.evaluate(config, tmp_path / 'run')
+  out = capsys.readouterr().out
+  assert f'{folder}/12: damaged checkpoint (ValueError: meta differs from its checksum)' in out
+  assert evaluated['step'] < 12
+  assert meta.exists(), 'evaluation changes nothing'
+  again = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert 'going on after step 8' in capsys.readouterr().out
+  assert (folder / 'damaged_12').is_dir()
+  assert again['final'] == results['final']
+  assert again['best'] == results['best']
+
+
+def test_another_place_is_told_where_a_run_goes_on(tmp_path, capsys):
+  config = make_config(num_steps=2, **{'schedule.name': 'constant'})
+  for num_steps, resident, expected in ((2, 'yes', 0), (4, 'no', 1), (6, 'no', 0)):
+    config.num_steps, config.data.resident = num_steps, resident
+    loop.train_and_evaluate(config, tmp_path)
+    out = capsys.readouterr().out
+    line = (
+      f'{tmp_path}: data resident before, streamed now: numbers may be added up in another order'
+    )
+    assert out.count(line) == out.count('another order') == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,10 @@ from vit_jax.train.state import make_plateau
 # What the shapes of a checkpoint depend on.
 _READ_BACK = ('model', 'task', 'optimizer', 'plateau', 'ema_decay', 'freeze', 'grad_clip_norm')
 
+# Of writing alone, which Orbax's errors name in words; and of a file that is open.
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG
+_DISK_ERRORS = *_FULL, errno.EIO, errno.EACCES
+
 # What examples are no part of training depends on.
 _HELD_OUT = ('data.train_split', 'data.val_split', 'seed')
 
@@ -43,16 +48,27 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
   """Turns a full or broken disk, as Python or Orbax report it, into a UsageError."""
   try:
     yield
-  except (OSError, ValueError, RuntimeError) as e:
-    codes = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
-    about = getattr(e, 'filename', None)
-    elsewhere = about is not None and workdir.resolve() not in Path(about).resolve().parents
-    if (getattr(e, 'errno', None) in codes and not elsewhere) or 'No space left' in str(e):
-      reason = getattr(e, 'strerror', None) or 'No space left on device'
-      raise UsageError(
-        f'--workdir: {workdir} cannot be written ({reason}); what was saved before is intact'
-      ) from e
+  except UsageError:
     raise
+  except OSError as e:
+    file = e.filename and Path(os.fsdecode(e.filename))
+    ours = workdir.resolve()
+    if file and ours != file.resolve() and ours not in file.resolve().parents:
+      raise
+    if not file and e.errno not in _DISK_ERRORS:
+      raise
+    raise _unwritable(file or workdir, e.strerror) from e
+  except (ValueError, RuntimeError) as e:
+    reason = next((text for text in map(os.strerror, _FULL) if text in str(e)), None)
+    if reason is None:
+      raise
+    raise _unwritable(workdir, reason) from e
+
+
+def _unwritable(path: Path, reason: str) -> UsageError:
+  return UsageError(
+    f'--workdir: {path} cannot be written ({reason}); what was saved before is intact'
+  )
 
 
 def _metrics_of(
@@ -78,26 +94,6 @@ def _check_finite(found: dict[str, float], step: int) -> None:
       raise NonFiniteError(f'{name} after step {step} is not finite')
 
 
-class Run:
-  """A run's state, on devices and on the host, and the steps that change it.
-
-  Attributes:
-    moves: in words, what may make a step's bits others than where the run was before.
-  """
-
-  def __init__(self, experiment: Experiment, workdir: Path):
-    from vit_jax.run.checkpoints import Checkpointer  # Orbax, imported while the step is compiled
-
-    self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
-    self.checkpointer = Checkpointer(workdir / 'checkpoints')
-    # What a checkpoint holds besides the state: the best evaluation, evaluations since, ...
-    self.meta = {'best': None, 'waited': 0, 'stopped': False, 'window': {}}
-    if found := self.checkpointer.restore(experiment.state_shapes):
-      state, self.meta = found
-    else:
-      state = experiment.initial_state()
-    self.state, self.step = feeds.put_on_devices(state, experiment.layout), int(state.step)
-    self.window = metrics.Window(experiment.task.metrics, self.meta['window'])
 def _place(experiment: Experiment) -> dict[str, Any]:
   """Returns what the order depends on in which a step's numbers are added up, beside the config."""
   return {
@@ -113,6 +109,29 @@ def _moves(old: dict[str, Any], new: dict[str, Any]) -> str:
   return '; '.join(f'{n} {old[n]} before, {new[n]} now' for n in new if old[n] != new[n])
 
 
+class Run:
+  """A run's state, on devices and on the host, and the steps that change it.
+
+  Attributes:
+    moves: in words, what may make a step's bits others than where the run was before.
+  """
+
+  def __init__(self, experiment: Experiment, workdir: Path):
+    from vit_jax.run.checkpoints import Checkpointer  # Orbax, imported while the step is compiled
+
+    self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
+    self.checkpointer = Checkpointer(workdir / directory.CHECKPOINTS)
+    # What a checkpoint holds besides the state: the best evaluation, evaluations since, ...
+    self.meta = {'best': None, 'waited': 0, 'stopped': False, 'window': {}}
+    if found := self.checkpointer.restore(experiment.state_shapes):
+      state, self.meta = found
+    else:
+      state = experiment.initial_state()
+    place = _place(experiment)
+    self.moves = _moves(self.meta.get('place', place), place)  # earlier versions recorded none
+    self.meta['place'] = place
+    self.state, self.step = feeds.put_on_devices(state, experiment.layout), int(state.step)
+    self.window = metrics.Window(experiment.task.metrics, self.meta['window'])
     self.seconds, self.timed_steps = 0.0, 0  # of training, compilation left out
     if self.step < self.config.num_steps and 'best_if_longer' in self.meta:
       self.meta['best'] = self.meta.pop('best_if_longer')
@@ -127,9 +146,6 @@ def _moves(old: dict[str, Any], new: dict[str, Any]) -> str:
     periods = [c.log_every, c.eval_every, c.checkpoint_every]
     periods += self.experiment.evaluators.periods.values()
     ends = [(self.step // period + 1) * period for period in periods]
-    place = _place(experiment)
-    self.moves = _moves(self.meta.get('place', place), place)  # earlier versions recorded none
-    self.meta['place'] = place
     ends += [end for end in (c.profile and (c.profile[0] - 1, c.profile[1])) if end > self.step]
     return min(c.num_steps, *ends)
 
@@ -355,6 +371,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     progress.note(experiment.describe())
     if run.step:
       progress.note(f'{workdir}: going on after step {run.step}')
+      if run.moves and not run.done:
+        progress.note(
+          f'{workdir}: {run.moves}: numbers may be added up in another order, and the end then '
+          "differs in some bits from an uninterrupted run's"
+        )
     try:
       if not run.done:
         steps = run.config.profile if _is_main() else ()
@@ -371,12 +392,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     except NonFiniteError as e:
       kept = run.checkpointer.latest_step()
       kept = 'nothing was saved yet' if kept is None else f'the checkpoint of step {kept} is kept'
-      if run.moves and not run.done:
-        progress.note(
-          f'{workdir}: {run.moves}: numbers may be added up in another order, and the end then '
-          "differs in some bits from an uninterrupted run's"
-        )
-      raise NonFiniteError(f'{e}; {kept} in {workdir / "checkpoints"}') from e
+      raise NonFiniteError(f'{e}; {kept} in {workdir / directory.CHECKPOINTS}') from e
     finally:
       title = f'{run.config.model.name} on {experiment.data_title}'
       writer.draw(title, experiment.descriptions)
@@ -399,6 +415,7 @@ def evaluate(config: ConfigDict, workdir: Path, path: str | None = None) -> dict
   Raises:
     UsageError: no run or checkpoint there, or all are damaged; `path` can't be written.
   """
+  directory.check_folders(workdir)
   experiment = Experiment(config, workdir)
   with predictions.writer(experiment, path) as write:
     if _is_main():
@@ -413,7 +430,7 @@ def _evaluate_best(
 ) -> dict[str, Any]:
   from vit_jax.run.checkpoints import Checkpointer
 
-  checkpointer = Checkpointer(workdir / 'checkpoints', read_only=True)
+  checkpointer = Checkpointer(workdir / directory.CHECKPOINTS, read_only=True)
   template = experiment.state_shapes
   found = checkpointer.restore(template)
   if found and found[1]['best']:
