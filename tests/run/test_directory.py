@@ -223,3 +223,11 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, content, problem):
   path.mkdir() if content is None else path.write_text(content)
   with pytest.raises(UsageError, match=problem):
     directory.read_section(tmp_path, 'data')
+
+
+def test_a_length_that_is_damaged_is_another_configuration(there):
+  workdir = there(num_steps=4)
+  path = workdir / 'config.json'
+  path.write_text(path.read_text().replace('"num_steps": 4', '"num_steps": "4"'))
+  with pytest.raises(UsageError, match=r"configuration \(num_steps '4' there, 5 now"):
+    directory.check(workdir, tiny_config(num_steps=5), depending=lambda old, done: [])

@@ -190,7 +190,8 @@ def check(
     return
   differing = '; '.join(f'{name} {old[name]!r} there, {new[name]!r} now' for name in names)
   problem = f'holds a run of another configuration ({differing})'
-  if depending and {'log_every'} < {*names, 'log_every'} <= _LENGTH:
+  has_length = isinstance(old.get('num_steps'), int)
+  if depending and has_length and {'log_every'} < {*names, 'log_every'} <= _LENGTH:
     done = max(checkpoint_steps(workdir / CHECKPOINTS), default=0)
     if 'num_steps' not in names:
       return
