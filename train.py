@@ -4,17 +4,20 @@ Before it is trained, --mode=preview draws its data as the model gets them, and 
 what it will be: layers, parameters, operations, memory, schedule.
 """
 
+import vit_jax  # noqa: F401 -- first, since from there on Ctrl-C is a line
+
+# isort: split
 import os
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vit_jax import cli
+from vit_jax import cli, interrupts
 from vit_jax.errors import UsageError
 
 # Nothing else is imported before it is needed: JAX and the rest take seconds, for which --help
-# would wait, and in which Ctrl-C would be a traceback.
+# would wait.
 
 _CONFIG = cli.DEFINE_experiment(
   'config', 'Experiment, as configs/digits.py or configs/vit.py:Ti/4,cifar10.'
@@ -84,6 +87,8 @@ def start_distributed() -> None:
 
 def train(config: ConfigDict, workdir: Path) -> None:
   """Trains, or goes on where a run stopped."""
+  # Until there are steps to be saved, and after them, a run has nothing that a kill would harm.
+  interrupts.end_with_a_line()
   from vit_jax.train import loop
 
   loop.train_and_evaluate(config, workdir)

@@ -26,7 +26,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from vit_jax import host_memory, requirements
+from vit_jax import host_memory, interrupts, requirements
 from vit_jax.errors import (
   UsageError,
   UsageWarning,
@@ -258,10 +258,8 @@ def missing(name: str, doc: str) -> str:
 
 def _line(message: object) -> str:
   """Returns a message, which may have names from files in it, after the name of the command."""
-  path = Path(sys.argv[0])
-  name = path.parent.name if path.name == '__main__.py' else path.name  # of a package
   lines = message.lines if isinstance(message, UsageError) else [message]
-  return f'{name}: ' + '\n'.join(map(printable, lines))
+  return f'{interrupts.command_name()}: ' + '\n'.join(map(printable, lines))
 
 
 def _format_warning(
@@ -353,6 +351,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
     absl_logging.get_absl_handler().addFilter(_escape)
     # Orbax tells its every move to absl's logger, and raises its errors besides.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
+    interrupts.raise_exceptions()
     return command(*argv[1:])
 
   with _endings():
