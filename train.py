@@ -7,6 +7,7 @@ what it will be: layers, parameters, operations, memory, schedule.
 import vit_jax  # noqa: F401 -- first, since from there on Ctrl-C is a line
 
 # isort: split
+import contextlib
 import os
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def _several_processes() -> bool:
   return slurm or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
 
 
-def start_distributed() -> None:
-  """Connects the processes of a run, where there are several; must come before any use of JAX."""
+def peers() -> contextlib.AbstractContextManager:
+  """Returns the connection of the processes of a run, to be entered before any use of JAX."""
   given = [flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)]
   if any(given) and not all(given):
     raise UsageError('--coordinator, --num_processes and --process_id go together')
@@ -75,14 +76,12 @@ def start_distributed() -> None:
   if wanted is None:
     wanted = any(given) or _several_processes()
   if not wanted:
-    return
-  import jax
+    return contextlib.nullcontext()
+  from vit_jax.train.peers import Peers, found
 
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  try:
-    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  except (RuntimeError, ValueError) as e:
-    raise UsageError(f'--distributed: {str(e).splitlines()[0]}') from e
+  if not all(given):
+    return Peers(*found(), end=cli.fail)
+  return Peers(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, end=cli.fail)
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -136,10 +135,10 @@ def main() -> None:
   for flag, mode in given:
     if flag.value is not None and _MODE.value != mode:
       raise UsageError(f'--{flag.name}: only with --mode={mode}')
-  start_distributed()
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)
-  _MODES[_MODE.value](_CONFIG.value, workdir)
+  with peers():
+    _MODES[_MODE.value](_CONFIG.value, workdir)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,7 @@ SWEEPS = (
   'train/test_label_runs.py::test_several_classes_an_image_of_tfds',
   'train/test_loop.py::test_named_configs_train',
   'train/test_model_state.py::test_eight_devices_train_a_mobilevit',
+  'train/test_peers.py::test_killed_while_training',
   'train/test_point_runs.py::test_a_run_is_explained',
   'train/test_segmentation_runs.py::test_eight_devices',
   'train/test_shard.py::test_a_run_goes_on_with_another_number_of_devices',
@@ -174,6 +176,13 @@ def start_training(*args, tiny=True, devices=1, quick=True):
   if not quick:
     environment['XLA_FLAGS'] = environment['XLA_FLAGS'].replace(os.environ['QUICK_XLA_FLAGS'], '')
   return TrainingProcess([*(TINY if tiny else ()), *map(str, args)], environment, cwd=ROOT)
+
+
+def free_port():
+  """A port of this machine at which nobody serves."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
 
 
 _FILES = itertools.count(1)

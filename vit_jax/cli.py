@@ -232,22 +232,22 @@ def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[st
   try:
     rest = flags.FLAGS(argv)
   except flags.IllegalFlagValueError as e:
-    _fail(_explain_value(e))
+    fail(_explain_value(e))
   except (flags.Error, ValueError) as e:
-    _fail(' '.join(str(e).split()))
+    fail(' '.join(str(e).split()))
   for flag in (flag for own in flags.FLAGS.flags_by_module_dict().values() for flag in own):
     if flag.present and flag.value == '' and flag.default is None:
-      _fail(f'--{flag.name}: empty; give a value, or leave it out')
+      fail(f'--{flag.name}: empty; give a value, or leave it out')
     if isinstance(flag.value, float) and math.isnan(flag.value):  # which no bound keeps out
-      _fail(f'--{flag.name}: nan is not a number')
+      fail(f'--{flag.name}: nan is not a number')
   if '' in rest:
-    _fail("'' is not a name; give one, or leave it out")
+    fail("'' is not a name; give one, or leave it out")
   given, open_ended = rest[1:], bool(arguments) and arguments[-1].rstrip(']').endswith('...')
   required = [name for name in arguments if not name.startswith('[')]
   if len(given) > len(arguments) and not open_ended:
-    _fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
+    fail(f'{given[len(arguments)]!r} is not a flag; flags are given as --name=value')
   if len(given) < len(required):
-    _fail(missing(required[len(given)], doc))
+    fail(missing(required[len(given)], doc))
   return rest
 
 
@@ -278,7 +278,8 @@ def _escape(record: logging.LogRecord) -> bool:
   return True
 
 
-def _fail(message: object, code: int = 2) -> NoReturn:
+def fail(message: object, code: int = 2) -> NoReturn:
+  """Ends the process with a line, from any thread."""
   print(_line(message), file=sys.stderr, flush=True)
   sys.stdout.flush()
   # All is closed. A normal exit would wait for other processes, which wait for this one, and run
@@ -301,17 +302,17 @@ def _endings() -> Iterator[None]:
   try:
     yield
   except UsageError as e:
-    _fail(e)
+    fail(e)
   except ModuleNotFoundError as e:
     if advice := requirements.advice(e.name or ''):
-      _fail(advice)
+      fail(advice)
     raise
   except NonFiniteError as e:
-    _fail(e, 1)
+    fail(e, 1)
   except Interrupted as e:
-    _fail(f'{e}; to go on: {shlex.join(["python", *sys.argv])}', 128 + e.signum)
+    fail(f'{e}; to go on: {shlex.join(["python", *sys.argv])}', 128 + e.signum)
   except KeyboardInterrupt:
-    _fail('interrupted', 128 + signal.SIGINT)
+    fail('interrupted', 128 + signal.SIGINT)
   except BrokenPipeError:
     if not _nobody_reads():
       raise
@@ -336,8 +337,8 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   of its module, which --help shows with all flags, says how it is called: 'python ...'.
 
   Exit codes: what `command` returns, 2 for mistakes (UsageError), 1 for a loss that isn't finite,
-  128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe. Everything unforeseen keeps
-  its traceback.
+  128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe, 75 where another process of
+  the run was lost. Everything unforeseen keeps its traceback.
   """
   # Names of files and classes may be none that the terminal's encoding has.
   sys.stdout.reconfigure(errors='backslashreplace')

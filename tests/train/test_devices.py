@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, start_training
+from conftest import ROOT, free_port, start_training
 
 RUN = (
   '--config.num_steps=20',
@@ -29,12 +28,6 @@ RUN = (
 def column(workdir, name):
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   return np.array([line[name] for line in lines if name in line])
-
-
-def free_port():
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
