@@ -142,7 +142,16 @@ def number(data, rng):
 def text(data, rng):
   """Replaces all by something else."""
   del data
-  known = (b'', b'\0' * 100, b'hello\n', b'[' * 50_000, b'{}', b'null', b'\x89PNG\r\n\x1a\n', b'PK\3\4')
+  known = (
+    b'',
+    b'\0' * 100,
+    b'hello\n',
+    b'[' * 50_000,
+    b'{}',
+    b'null',
+    b'\x89PNG\r\n\x1a\n',
+    b'PK\3\4',
+  )
   chosen = rng.choice(known)
   return chosen, repr(chosen[:10])
 
@@ -211,8 +220,27 @@ def yaml_text(data, rng):
   i = rng.randrange(len(rows))
   key = rows[i].partition(':')[0]
   deep = '[' * 3000 + ']' * 3000
-  values = (deep, '&a [*a]', '999999999', '-1', '.nan', 'null', '[]', '{a: 1}', '!!python/name:os.x')
-  values += ('"' + '\\e[31m\\n' + '"', "''", '[1, 2]', '[[1]]', '../../..', '/', '1e400', '2024-01-01')
+  values = (
+    deep,
+    '&a [*a]',
+    '999999999',
+    '-1',
+    '.nan',
+    'null',
+    '[]',
+    '{a: 1}',
+    '!!python/name:os.x',
+  )
+  values += (
+    '"' + '\\e[31m\\n' + '"',
+    "''",
+    '[1, 2]',
+    '[[1]]',
+    '../../..',
+    '/',
+    '1e400',
+    '2024-01-01',
+  )
   chosen = rng.choice(values)
   rows[i] = f'{key}: {chosen}'
   if rng.random() < 0.15:
@@ -225,7 +253,19 @@ def table(data, rng):
   """Changes a cell."""
   rows = list(csv.reader(io.StringIO(data.decode())))
   row = rng.choice(rows)
-  cells = ('', LONG, ESCAPES, '../../../etc/passwd', '/dev/zero', '\0', '"', '-1', 'nan', 'a;b', 'é' * 9)
+  cells = (
+    '',
+    LONG,
+    ESCAPES,
+    '../../../etc/passwd',
+    '/dev/zero',
+    '\0',
+    '"',
+    '-1',
+    'nan',
+    'a;b',
+    'é' * 9,
+  )
   column = rng.randrange(len(row))
   row[column] = rng.choice(cells)
   if rng.random() < 0.2:
@@ -241,7 +281,22 @@ def lines(data, rng):
   rows = data.decode(errors='replace').splitlines() or ['']
   i = rng.randrange(len(rows))
   words = rows[i].split() or ['']
-  new = ('', 'x', '-1', 'nan', 'inf', '1e300', '9' * 5000, ESCAPES, LONG, 'null', '[]', '{', '\0', '2.5')
+  new = (
+    '',
+    'x',
+    '-1',
+    'nan',
+    'inf',
+    '1e300',
+    '9' * 5000,
+    ESCAPES,
+    LONG,
+    'null',
+    '[]',
+    '{',
+    '\0',
+    '2.5',
+  )
   words[rng.randrange(len(words))] = rng.choice(new)
   rows[i] = ' '.join(words)
   return '\n'.join(rows).encode(), f'{i}: {rows[i]!r:.40}'
@@ -268,7 +323,9 @@ def zip_member(file, rng, marker):
     members = {name: archive.read(name) for name in archive.namelist()}
   name = rng.choice(list(members))
   pickles = [n for n in members if n.endswith('.pkl')]
-  what = rng.choice(('bomb', 'new bomb', 'pickle', 'pickle', 'shape', 'drop', 'bits', 'name', 'twice'))
+  what = rng.choice(
+    ('bomb', 'new bomb', 'pickle', 'pickle', 'shape', 'drop', 'bits', 'name', 'twice')
+  )
   bomb = None
   if what == 'bomb':
     bomb = name
@@ -286,7 +343,9 @@ def zip_member(file, rng, marker):
     members[name] = bits.__wrapped__(members[name], rng)[0]
   elif what == 'name':
     members[rng.choice((ESCAPES, LONG[:60_000], '../../x', '', 'a' * 300))] = members.pop(name)
-  with zipfile.ZipFile(file, 'w', rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+  with zipfile.ZipFile(
+    file, 'w', rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+  ) as archive:
     for member, data in members.items():
       if member != bomb:
         archive.writestr(member, data)
@@ -364,7 +423,9 @@ def image_size(data, rng):
 
 def replace(path, rng):
   """Puts something else in the place of a file or folder."""
-  what = rng.choice(('folder', 'pipe', 'device', 'loop', 'nothing', 'dangling', 'pipe link', 'name'))
+  what = rng.choice(
+    ('folder', 'pipe', 'device', 'loop', 'nothing', 'dangling', 'pipe link', 'name')
+  )
   if what == 'name':
     path.rename(path.with_name(f'{ESCAPES.replace("/", "")}{path.suffix}'))
     return 'renamed'
