@@ -2,10 +2,11 @@
 
     python tests/fuzz.py weights|images|folders|commands [--seed=N] [--count=N] [--verbose]
 
-Case i of a seed N is the first of the seed N + i: --seed=N+i --count=1 --verbose makes it again. A case is clean where the command succeeds, or ends with a documented exit code and one
-line that names the file or the field, within the time and the memory below, without a traceback or
-control characters in what it writes, and having executed nothing. Those that aren't are printed,
-and the exit code is then 1. A few of each kind are a test.
+Case i of a seed N is the first of the seed N + i: --seed=N+i --count=1 --verbose makes it again. A
+case is clean where the command succeeds, or ends with a documented exit code and one line that
+names the file or the field, within the time and the memory below, without a traceback or control
+characters in what it writes, and having executed nothing. Those that aren't are printed, and the
+exit code is then 1. A few of each kind are a test.
 """
 
 import argparse

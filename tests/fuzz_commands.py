@@ -8,22 +8,21 @@ from conftest import TINY as _TINY
 from vit_jax.cli import _fields
 
 TINY = _TINY[1:]
+_FEW = ('--config.data.train_split=train[:4]', '--config.data.test_split=test[:4]')
 _CONFIGS = (
   'digits.py',
   'digits.py',
   'vit.py:Ti/4,digits',
   'token_learner.py:Ti/4,digits',
   'resnet.py:digits',
-  'swin.py',
-  'mae.py',
-  'simmim.py',
-  'dino.py',
+  'swin.py:T,digits',
+  'mae.py:Ti/4,digits',
+  'simmim.py:Ti/4,digits',
+  'dino.py:Ti/4,digits',
   'segmentation.py:linear,small,MASKS',
-  'asl_letters.py:vit-small',
   'vivit.py',
   'point_transformer.py',
-  'linear_probe.py',
-  'finetune.py',
+  'linear_probe.py:Ti/4,digits',
 )
 _VALUES = (
   *('', ' ', 'x', 'X' * 3000, '-', '=', '*', '(', '[', '{', '[]', '()', '{}', "('a',)", "'"),
@@ -47,7 +46,15 @@ _VALUES = (
   *('é', '\udcff', 'hf:', 'hf:x', 'hf:a/b/c', 'gs://', 'os:getcwd', 'os:', ':', 'no.such:thing'),
   *('(?P<x', '.*', 'vit', 'swin', 'digits', 'yolo', 'segmentation', 'adamw', 'bfloat16'),
 )
-_CONFIG_SHARE = 0.6
+# Those that the parser takes, by the type of the field.
+_OF_TYPE = {
+  int: ('0', '1', '-1', '2', '3', '7', '10000000000', '18446744073709551616', '-9' * 9, '9' * 5000),
+  float: ('0', '-1', '0.5', '2', 'nan', 'inf', '-inf', '1e300', '1e-300', '1e400', '-1e-9'),
+  tuple: ('()', '(1,2)', '(0,0)', '(-1,4)', '(nan,1)', '(0.5,)', '1,2,3', "('x',)", '((1,),2)'),
+  bool: ('true', 'false'),
+}
+_OF_TYPE[tuple] += ('(10000000000,10000000000)', '(None,)', "('.*',)", '(True,)', '(1e300,2.5)')
+_CONFIG_SHARE, _TYPE_SHARE = 0.6, 0.7
 
 
 def _lines(originals, folder):
@@ -77,13 +84,13 @@ def _lines(originals, folder):
 
 
 @functools.cache
-def _names(config):
-  """The names of a config's fields, dotted."""
+def _config_fields(config):
+  """The fields of a config: dotted name -> value."""
   import importlib
 
   name, _, arg = config.partition(':')
   module = importlib.import_module(f'configs.{name.removesuffix(".py")}')
-  return tuple(_fields(module.get_config(arg) if arg else module.get_config(), '--config'))
+  return _fields(module.get_config(arg) if arg else module.get_config(), 'config')
 
 
 def mutated(rng, originals, folder):
@@ -92,23 +99,22 @@ def mutated(rng, originals, folder):
   (folder / 'FILE').write_text('words\n')
   (folder / 'DEVICE').symlink_to('/dev/full')
   module, args, others = rng.choice(_lines(originals, folder))
-  args, names, done = list(args), list(others), []
+  args, names, fields, done = list(args), list(others), {}, []
   if module in ('train', 'vit_jax.benchmark'):
     config = rng.choice(_CONFIGS).replace('MASKS', str(originals / 'folders' / 'masks'))
-    fields = _names(config)
-    tiny = [flag for flag in TINY if flag.partition('=')[0] in fields]
-    args += [f'--config=configs/{config}', *tiny, '--config.num_steps=2']
+    fields = _config_fields(config)
+    tiny = [flag for flag in TINY if flag.partition('=')[0].removeprefix('--') in fields]
+    args += [f'--config=configs/{config}', *tiny, '--config.num_steps=2', *_FEW]
     if module == 'train':
       # What may be a long run is only described.
       args.append(f'--mode={rng.choice(("describe", "describe", "preview", "train", "eval"))}')
     names += fields
-  names = [name.removeprefix('--') for name in names]
   for _ in range(rng.choice((1, 1, 1, 2, 3))):
     what = rng.random()
     if what < 0.65 or not args:
-      in_config = [name for name in names if name.startswith('config.')]
-      pool = in_config if in_config and rng.random() < _CONFIG_SHARE else names
-      done.append(f'--{rng.choice(pool)}={rng.choice(_VALUES)}')
+      name = rng.choice(list(fields) if fields and rng.random() < _CONFIG_SHARE else names)
+      fitting = _OF_TYPE.get(type(fields.get(name)), _VALUES)
+      done.append(f'--{name}={rng.choice(fitting if rng.random() < _TYPE_SHARE else _VALUES)}')
       args.append(done[-1])
     elif what < 0.75:
       done.append(f'without {args.pop(rng.randrange(len(args)))}')

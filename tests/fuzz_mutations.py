@@ -69,8 +69,11 @@ def damage(path, rng, marker):
   elif suffix in ('.jpg', '.gif', '.bmp', '.webp'):
     makers += [image_size] * 4
   maker = rng.choice(makers)
-  name = getattr(maker, 'func', maker).__name__
-  return f'{name}: {maker(file, rng)}', file
+  try:
+    words = maker(file, rng)
+  except (ValueError, LookupError, zipfile.BadZipFile):  # of a file that is damaged already
+    maker, words = bits, bits(file, rng)
+  return f'{getattr(maker, "func", maker).__name__}: {words}', file
 
 
 def _changed(change):
