@@ -12,7 +12,6 @@ exit code is then 1. A few of each kind are a test.
 import argparse
 import collections
 import functools
-import os
 import random
 import re
 import shutil
@@ -81,15 +80,18 @@ def weights_case(rng, originals, folder):
 
 def images_case(rng, originals, folder):
   """Returns a command that reads a damaged image."""
-  path = copy(rng.choice(sorted((originals / 'images').iterdir())), folder / 'cat')
+  original, trains = rng.choice(sorted((originals / 'images').iterdir())), rng.random() < 0.2
+  place = folder / 'cat'
+  if trains:
+    data = Path(shutil.copytree(originals / 'folders' / 'classes', folder / 'data'))
+    place = data / rng.choice(('train', 'test')) / 'cat'
+  path = copy(original, place)
   what, _ = fuzz_mutations.damage(path, rng, folder / 'executed')
-  run = originals / 'weights' / 'run_run'
-  if rng.random() < 0.2:
-    data = shutil.copytree(originals / 'folders' / 'classes', folder / 'data')
-    for there in (folder / 'cat').iterdir():
-      os.rename(there, data / rng.choice(('train', 'test')) / 'cat' / there.name)
+  what = f'{path.name}: {what}'
+  if trains:
     mode = rng.choice(('describe', 'preview', 'train', 'train'))
     return Case('train', experiment('classes', data, folder, mode, rng), what, ('cat', path.name))
+  run = originals / 'weights' / 'run_run'
   given = [path if rng.random() < 0.7 else path.parent]
   if rng.random() < 0.3:
     given.append(originals / 'images' / 'colour.png')
