@@ -93,6 +93,8 @@ SWEEPS = (
   'models/test_naflex.py',
   'models/test_swin.py::test_any_image_goes_through_and_has_gradients',
   'run/test_checkpoints.py::test_any_flipped_byte',
+  'test_attacks.py::test_what_is_damaged',
+  'test_attacks.py::test_a_killed_run',
   'test_benchmark.py::test_a_model_without_logits_has_no_twin',
   'test_benchmark.py::test_the_time_to_the_first_step',
   'test_benchmark.py::test_virtual_devices',

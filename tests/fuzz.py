@@ -176,7 +176,9 @@ def problem(case, ending, marker):
   if ending.code == 2:
     if not own or (own[-1] != lines[-1] and not is_table):
       return f'ends with: {lines[-1][:120]}'
-    if not any(name in own[-1] for name in case.names) and not re.search(r'--\w|config\.', own[-1]):
+    if not any(name in ending.errors for name in case.names) and not re.search(
+      r'--\w|config\.', own[-1]
+    ):
       return f'names nothing: {own[-1][:160]}'
   return None
 

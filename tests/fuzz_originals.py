@@ -1,7 +1,5 @@
 """Small, valid weights, images and folders of data, which tests/fuzz.py damages."""
 
-import functools
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -66,8 +64,8 @@ def make(root):
   """Makes all, in folders named as the kinds; in a process of its own, for it starts JAX."""
   weights(root / 'weights')
   images(root / 'images')
-  for name in EXPERIMENTS:
-    globals()[name](root / 'folders' / name)
+  for name, maker in MAKERS.items():
+    maker(root / 'folders' / name)
 
 
 def weights(root):
@@ -136,11 +134,6 @@ def _comment():
   return info
 
 
-def classes(root):
-  """A folder for each class."""
-  make_folder(root)
-
-
 def yolo(root):
   """Images with boxes."""
   yolo_folders.write(root, {'train': 6, 'valid': 3, 'test': 3})
@@ -172,8 +165,7 @@ def videos(root):
 def tfds(root):
   """A data set that TFDS has prepared."""
   examples = [{'image': png(pixels(8, 8, seed=i)), 'label': [i % 3]} for i in range(8)]
-  features = {'image': image_feature(None, None, 3), 'label': label_feature(3)}
-  features['image'] = image_feature(8, 8, 3)
+  features = {'image': image_feature(8, 8, 3), 'label': label_feature(3)}
   write_tfds(root, examples, features, keys=('image', 'label'))
 
 
@@ -196,7 +188,13 @@ def modelnet40(root):
   make_modelnet(root)
 
 
-@functools.cache
-def config_fields(path):
-  """Returns the names of all fields of a config file, dotted."""
-  return tuple(json.loads(Path(path).read_text()))
+MAKERS = {
+  'classes': make_folder,
+  'yolo': yolo,
+  'csv': csv,
+  'masks': masks,
+  'videos': videos,
+  'tfds': tfds,
+  'points': points,
+  'modelnet40': modelnet40,
+}
