@@ -3,11 +3,11 @@
     python tests/kills.py [--count=N] [--seed=N]
 
 kills N times in turns: in the first second; while data are read; while a checkpoint is written;
-with worker processes that make the batches; in fine-tuning. Every kill is SIGKILL to a run and the
-processes that it has started, and is done up to three times before the run may end. Parameters, all else
-in the last checkpoint, metrics.jsonl and results.json are compared bit for bit with those of a run
-of the same flags. It prints how many runs of each class were killed and are equal, and exits 1
-where one isn't.
+with worker processes that make the batches; in fine-tuning. A kill is SIGKILL to a run and the
+processes that it has started, up to three times before the run may end. Parameters, all else in
+the last checkpoint, metrics.jsonl and results.json are compared bit for bit with those of a run
+that had the same flags. It prints how many runs of each class were killed and are equal, and exits
+1 where one isn't.
 """
 
 import argparse
