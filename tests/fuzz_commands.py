@@ -78,7 +78,7 @@ def _lines(originals, folder):
     ('vit_jax.explain', [f'--workdir={run}', '--pictures=filters', f'--out={folder}/o'], explain),
     ('vit_jax.features', [run, image, folder / 'f.npz'], ('pooling', 'layer', 'split', 'k', 'map')),
     ('vit_jax.export', [model, folder / 'm.stablehlo', '--platforms=cpu'], ('dtype', 'normalize')),
-    ('vit_jax.compare', ['--runs', run], compare),
+    ('vit_jax.compare', ['--runs', weights / 'run_resnet'], compare),
     ('vit_jax.benchmark', ['--turns=1', '--seconds=0.01'], ('what', 'devices', 'against', 'json')),
   )
 
@@ -104,6 +104,8 @@ def mutated(rng, originals, folder):
     config = rng.choice(_CONFIGS).replace('MASKS', str(originals / 'folders' / 'masks'))
     fields = _config_fields(config)
     tiny = [flag for flag in TINY if flag.partition('=')[0].removeprefix('--') in fields]
+    if config.startswith('vivit'):  # whose patches have frames
+      tiny = [flag for flag in tiny if 'patches' not in flag]
     args += [f'--config=configs/{config}', *tiny, '--config.num_steps=2', *_FEW]
     if module == 'train':
       # What may be a long run is only described.
