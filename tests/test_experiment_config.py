@@ -88,7 +88,10 @@ def test_fields_that_are_missing_or_of_the_user_s_own_are_left_alone():
     ({'model.posemb_init_stddev': math.nan}, 'model.posemb_init_stddev: nan is not'),
     ({'model.layer_scale': math.inf}, 'model.layer_scale: inf is not'),
     ({'model.patches.size': (10**10, 4)}, 'model.patches.size: 10000000000 is not'),
-    ({'model.rotary': {'type': 'axial', 'temperature': math.nan}}, 'model.rotary.temperature: nan'),
+    (
+      {'model.rotary.type': 'axial', 'model.rotary.grid_offset': math.nan},
+      'model.rotary.grid_offset: nan is not a finite number',
+    ),
     (
       {'data.image_size': (2**13, 2**13), 'data.channels': 3, 'data.num_frames': 100},
       'data: an example .* has 20,132,659,200 bytes, more than the 2,147,483,648',

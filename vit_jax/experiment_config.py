@@ -7,7 +7,7 @@ documented in `vit_jax.models` and `vit_jax.tasks`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
@@ -67,7 +67,7 @@ class Data:
   # or 'module:function' of your own
   name: str = 'digits'
   # Of the data set; see `OPTIONS` in its file in data/sources/
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  options: Mapping = dataclasses.field(default_factory=dict)
   dir: str = ''  # of images, or where TFDS keeps its data; '' = $TFDS_DATA_DIR or its default
   train_split: str = 'train'
   # To choose by: a split, or a share of the training split, as '10%', which is taken out of it by
@@ -308,9 +308,9 @@ class ExperimentConfig:
   init_options: InitOptions = InitOptions()
 
   # Of the backbone, with `head` where the task has one; None in a field stands for its default
-  model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  model: Mapping = dataclasses.field(default_factory=dict)
   task: str = 'classification'
-  loss: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the task's options
+  loss: Mapping = dataclasses.field(default_factory=dict)  # the task's options
 
   data: Data = Data()
   augment: Augment = Augment()
@@ -334,7 +334,7 @@ class ExperimentConfig:
 
   # Published values that results are printed beside: metric -> value, and 'source' -> text. Metrics
   # are named as in metrics.jsonl (test/accuracy); or steps_per_second.
-  reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reference: Mapping = dataclasses.field(default_factory=dict)
 
 
 def default_config(model: str, task: str) -> ConfigDict:

@@ -29,6 +29,7 @@ class Outer:
   size: Size = ()
   weights: tuple[Fraction, ...] = ()
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  own: Mapping = dataclasses.field(default_factory=dict)
   inner: Inner = Inner()
 
 
@@ -46,7 +47,7 @@ def test_defaults_are_of_groups_and_of_types_in_a_range():
     {'count': np.int64(3), 'free': np.float32(2.5)},
     {'size': [8, 8], 'weights': (0, 0.5, 1.0)},
     {'optional': None, 'size': (8,), 'inner': {'rate': 0}},
-    {'unknown': 3, 'inner': {'unknown': 4}},
+    {'unknown': 3, 'inner': {'unknown': 4}, 'own': {'bytes': 2**40}},
   ],
 )
 def test_what_is_allowed(given):

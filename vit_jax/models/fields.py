@@ -2,7 +2,8 @@
 
 A type is a plain one, a union, a tuple, a dict, a dataclass for a group of fields, or a number in a
 range, `typing.Annotated` with a `ranges.Range`. Every number is finite and no larger than arrays
-hold, wherever in a dict or tuple it stands.
+hold, wherever in a dict or tuple it stands, but for a `Mapping` of no type: what is in it is
+another's.
 """
 
 import dataclasses
@@ -134,7 +135,11 @@ def check_given(cls: type, given: Mapping[str, Any]) -> None:
 @functools.cache
 def _ranged(cls: type) -> dict[str, Any]:
   """Returns name -> type of the fields that have a range in it."""
-  return {name: hint for name, (_, hint) in _fields(cls).items() if 'Range(' in repr(hint)}
+
+  def has_range(hint):
+    return _split(hint)[1] is not None or any(map(has_range, typing.get_args(hint)))
+
+  return {name: hint for name, (_, hint) in _fields(cls).items() if has_range(hint)}
 
 
 def check_ranges(instance: Any) -> None:
@@ -163,7 +168,7 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
       check_given(hint, value)
     return
   _, allowed = _split(hint)
-  if allowed is None or allowed.high == math.inf:
+  if hint is not Mapping and (allowed is None or allowed.high == math.inf):
     _check_numbers(name, value)
   if not _conforms(value, hint):
     raise FieldError(name, f'{value!r} is not {_describe(hint)}')
