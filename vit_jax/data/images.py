@@ -172,7 +172,7 @@ def decode_mask(file: Path | BinaryIO) -> np.ndarray:
     UnreadableFile: it has neither, but colours, or it is damaged.
   """
   is_open = hasattr(file, 'read')
-  with decoding.reading('a mask' if is_open else file):
+  with decoding.reading(getattr(file, 'name', 'a mask') if is_open else file):
     image = _open(file.read() if is_open else decoding.read_file(file), ('BMP', 'GIF', 'PNG'))
     if image.mode not in ('1', 'L', 'P'):
       raise UsageError(f'it is {image.mode}, neither grey of 8 bits nor with a palette')
