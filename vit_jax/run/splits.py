@@ -27,16 +27,13 @@ def read_split(workdir: Path, split: str) -> tuple[Source, str]:
   Raises:
     UsageError: it holds no run, the run has no such split, or the data can't be read.
   """
-  config = directory.read_config(workdir)
-  data, seed = config.get('data'), config.get('seed')
-  if not isinstance(data, dict):
-    raise UsageError(f'{workdir} holds no run (config.json names no data)')
+  data, seed = directory.read_section(workdir, 'data'), directory.read_config(workdir).get('seed')
   given = {name: data[name] for name in _TYPES if name in data}
   wrong = [name for name, kind in _TYPES.items() if not isinstance(given.get(name, kind()), kind)]
   wrong += [name for name in _TYPES if name not in given and name not in _LATER]
   if wrong or type(seed) is not int:
     what = f'data.{wrong[0]}' if wrong else 'seed'
-    raise UsageError(f'{workdir / "config.json"}: damaged: {what} is missing or of a wrong type')
+    raise UsageError(f'{workdir / directory.CONFIG}: damaged: {what} is missing or of a wrong type')
   with field_prefix('config.'):
     found = open_splits(given, seed, (split,))
   if not found:
