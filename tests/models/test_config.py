@@ -3,7 +3,7 @@
 import pytest
 
 from vit_jax.errors import FieldError
-from vit_jax.models import Preprocessing
+from vit_jax.models import ModelConfig, Preprocessing
 
 
 def test_a_field_that_has_its_default_is_not_written():
@@ -27,6 +27,10 @@ def test_a_field_that_has_its_default_is_not_written():
     ({'crop': 'centre'}, "^crop: 'centre' is not one of resize, central, .* mean 'central'"),
     ({'interpolation': 'random'}, "^interpolation: 'random' is not one of bicubic, "),
     ({'rounding': ['down']}, r"^rounding: \['down'\] is not one of down, nearest"),
+    ({'mean': (1e300,)}, r'^mean: \(1e\+300,\) is not a number per channel'),
+    ({'mean': (10**400,)}, r'^mean: \(1000+,\) is not a number per channel'),
+    ({'mean': (float('nan'),)}, r'^mean: \(nan,\) is not a number per channel'),
+    ({'std': (1e-300,)}, r'^std: \(1e-300,\) has a value that is not positive'),
     ({'crop': 'cut', 'crop_fraction': 0.9}, "^crop_fraction: crop 'cut' has none"),
     ({'crop': 'border', 'spatial_crops': 3}, "^spatial_crops: crop 'border' has one"),
   ],
@@ -34,3 +38,22 @@ def test_a_field_that_has_its_default_is_not_written():
 def test_mistakes(fields, message):
   with pytest.raises(FieldError, match=message):
     Preprocessing(**fields)
+
+
+@pytest.mark.parametrize('value', [3, 'abc', {'a': 1}, ['a', None], [[['a']]], 0.5, True])
+def test_names_of_classes_and_sizes_of_other_types(value):
+  entries = {**SMALL, 'num_classes': 3}
+  with pytest.raises(FieldError, match=r'^class_names: .* is not a list of texts$'):
+    ModelConfig.from_dict({**entries, 'class_names': value})
+  with pytest.raises(FieldError, match=r'^image_size: .* is not \(height, width\)$'):
+    ModelConfig.from_dict({**entries, 'image_size': value})
+
+
+SMALL = {
+  'name': 'vit',
+  'patches': {'size': (4, 4)},
+  'hidden_size': 8,
+  'num_layers': 1,
+  'num_heads': 2,
+  'mlp_dim': 8,
+}

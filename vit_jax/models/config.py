@@ -1,9 +1,10 @@
 """`ModelConfig`: the model that a set of weights belongs to, and the inputs that it takes."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
+
+import numpy as np
 
 from vit_jax.errors import FieldError, check_choice, field_prefix
 from vit_jax.models import fields as fields_lib
@@ -18,6 +19,8 @@ CROPS = ('resize', 'central', 'squash', 'border', 'cut', 'none')
 MARGIN_CROPS = ('central', 'squash', 'border')  # those with a crop_fraction
 INTERPOLATIONS = ('bicubic', 'bilinear', 'nearest', 'lanczos', 'box', 'hamming')
 ROUNDINGS = ('down', 'nearest')
+# Of float32, in which pixels are computed with.
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Preprocessing:
       if not isinstance(values, Sequence) or not values or not all(map(_is_finite, values)):
         raise FieldError(name, f'{values!r} is not a number per channel, or one for all')
       object.__setattr__(self, name, tuple(map(float, values)))
-    if min(self.std) <= 0:
+    if min(self.std) < _SMALLEST:
       raise FieldError('std', f'{self.std} has a value that is not positive')
     for name, choices in (
       ('crop', CROPS),
@@ -106,7 +109,7 @@ class Preprocessing:
 
 
 def _is_finite(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which NaN is not
+  return type(value) in (int, float) and abs(value) <= _LARGEST  # which NaN is not
 
 
 def check_image_size(value: Any) -> tuple[int, int]:
