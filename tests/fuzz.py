@@ -118,7 +118,8 @@ def folders_case(rng, originals, folder):
 def commands_case(rng, originals, folder):
   """Returns a command with flags that are wrong."""
   module, args, what = fuzz_commands.mutated(rng, originals, folder)
-  return Case(module, args, what, tuple(re.findall(r'\w+', ' '.join(map(str, args)))))
+  values = [arg.rpartition('=')[2] for arg in args]
+  return Case(module, args, what, (*filter(None, values), *re.findall(r'\w+', ' '.join(args))))
 
 
 CASES = {

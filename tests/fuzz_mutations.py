@@ -337,7 +337,7 @@ def zip_member(file, rng, marker):
     bomb = name = f'{name.partition("/")[0]}/data/999' if pickles else 'surprise.npy'
   elif what == 'pickle':
     name = pickles[0] if pickles else name
-    members[name] = _pickle(marker, rng) if pickles else _object_array(marker)
+    members[name] = _pickle(marker, rng) if pickles else object_array(marker)
   elif what == 'shape':
     shape = rng.choice(('(1000000000000,)', '(0,)', '(-1,)', '()', '(2,' * 9, '(9999999,9999999)'))
     members[name] = _npy_header(shape)
@@ -384,7 +384,8 @@ def _npy_header(shape):
   return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text.encode()
 
 
-def _object_array(marker):
+def object_array(marker):
+  """Returns a .npy file with a pickle that would make a folder."""
   file = io.BytesIO()
   array = np.empty(1, object)
   array[0] = _Marker(marker)

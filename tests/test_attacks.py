@@ -1,8 +1,12 @@
 """A few cases of the commands that attack: tests/fuzz.py and tests/kills.py."""
 
+import pickle
+import random
 import subprocess
 import sys
 
+import fuzz_mutations
+import numpy as np
 import pytest
 from conftest import ROOT
 from forked_commands import Ending
@@ -53,3 +57,23 @@ def test_an_unclean_ending_is_seen(tmp_path, changes, says):
 def test_what_is_executed_is_seen(tmp_path):
   case = Case('vit_jax.predict', [], 'pickle')
   assert problem(case, Ending(0, None, '', '', 0, 1.0), tmp_path) == 'EXECUTED'
+
+
+def test_what_would_be_executed_is_where_it_is_unpickled(tmp_path):
+  fuzz_mutations.pickled(tmp_path / 'a.pth', random.Random(0), tmp_path / 'first')
+  pickle.loads((tmp_path / 'a.pth').read_bytes())
+  assert (tmp_path / 'first').exists()
+  (tmp_path / 'a.npy').write_bytes(fuzz_mutations.object_array(tmp_path / 'second'))
+  np.load(tmp_path / 'a.npy', allow_pickle=True)
+  assert (tmp_path / 'second').exists()
+
+
+def test_equal_seeds_damage_alike(tmp_path):
+  outcomes = []
+  for name in ('first', 'second'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'a.json').write_text('{"a": [1, 2, {"b": "c"}], "d": 3}')
+    rng = random.Random(4)
+    done = [fuzz_mutations.damage(tmp_path / name, rng, tmp_path / 'x')[0] for _ in range(3)]
+    outcomes.append((done, sorted(p.name for p in (tmp_path / name).iterdir())))
+  assert outcomes[0] == outcomes[1]
