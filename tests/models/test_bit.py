@@ -126,7 +126,7 @@ def test_weights_for_another_epsilon_are_refused():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'depths': ()}, r'^depths: \(\) is not'),
+    ({'depths': ()}, r'^depths: \(\) has no stage'),
     ({'depths': (1, 0)}, r'^depths: '),
     ({'width_factor': 0.3}, r'^width_factor: 0\.3 gives 19\.2 filters'),
     ({'width_factor': 0.25}, r'^width_factor: 0\.25 gives 16 filters'),
