@@ -302,9 +302,8 @@ class ExperimentConfig:
   metrics: tuple[str, ...] = ()
   early_stopping_patience: Number = 0  # evaluations without a better monitor; 0 = never stops
 
-  init_from: str = (
-    ''  # weights to start from: a file, a folder, hf:NAME, a run directory; '' = none
-  )
+  # Weights to start from: a file, a folder, hf:NAME, a run directory; '' = none
+  init_from: str = ''
   init_options: InitOptions = InitOptions()
 
   # Of the backbone, with `head` where the task has one; None in a field stands for its default
