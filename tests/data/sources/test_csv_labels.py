@@ -244,12 +244,12 @@ def test_thirty_thousand_columns_are_read_at_once(tmp_path):
   assert source.labels().shape == (2, 30_000)
 
 
-@pytest.mark.parametrize('bound', ['_MOST_ROWS', '_MOST_BYTES', '_MOST_MEMORY'])
+@pytest.mark.parametrize('bound', ['_MOST_VALUES', '_MOST_BYTES', '_MOST_MEMORY'])
 def test_tables_beyond_the_bounds_are_refused(tmp_path, monkeypatch, bound):
   root = write(tmp_path, FILES, labels='id,labels\na,x;y\nb,x\n')
   assert len(load(root)) == 2
   monkeypatch.setattr(csv_labels, bound, 3)
-  with pytest.raises(UsageError, match=r'labels\.csv: .*(more than|rows or more)'):
+  with pytest.raises(UsageError, match=r'labels\.csv: .*(more than|are read)'):
     load(root)
 
 
