@@ -343,6 +343,8 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   # Names of files and classes may be none that the terminal's encoding has.
   sys.stdout.reconfigure(errors='backslashreplace')
   warnings.formatwarning = functools.partial(_format_warning, others=warnings.formatwarning)
+  # Pillow's, of images that are within the bound that `vit_jax.data.decoding` sets.
+  warnings.filterwarnings('ignore', 'Image size .* exceeds limit')
 
   def main(argv):
     from vit_jax import compilation_cache  # imports JAX, which --help needs not

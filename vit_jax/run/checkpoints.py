@@ -21,7 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, printable
 from vit_jax.regular_files import read_json
 from vit_jax.run.directory import checkpoint_steps
 
@@ -138,11 +138,8 @@ def _first_intact(
       damaged[step] = f'{type(e).__name__}: {e}'.splitlines()[0][:120]
       continue
     for bad, reason in damaged.items():
-      print(
-        f'{directory / str(bad)}: damaged checkpoint ({reason}); '
-        f'falling back to that of step {step}',
-        flush=True,
-      )
+      line = f'{directory / str(bad)}: damaged checkpoint ({reason}); '
+      print(printable(f'{line}falling back to that of step {step}'), flush=True)
     return found, list(damaged)
   if damaged:
     reasons = '; '.join(f'step {step}: {reason}' for step, reason in damaged.items())
