@@ -329,6 +329,12 @@ def _compile_faster() -> None:
     os.environ['XLA_FLAGS'] = f'{given} --xla_backend_optimization_level=2'.strip()
 
 
+def _quieten_tracker() -> None:
+  """Has Python not warn of semaphores of workers, which it frees, where a command ends early."""
+  given = os.environ.get('PYTHONWARNINGS')
+  os.environ['PYTHONWARNINGS'] = ','.join(filter(None, (given, 'ignore:resource_tracker')))
+
+
 def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> None:
   """Runs `command`, with every way to end that a person can cause as a line.
 
@@ -345,6 +351,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   warnings.formatwarning = functools.partial(_format_warning, others=warnings.formatwarning)
   # Pillow's, of images that are within the bound that `vit_jax.data.decoding` sets.
   warnings.filterwarnings('ignore', 'Image size .* exceeds limit')
+  _quieten_tracker()
 
   def main(argv):
     from vit_jax import compilation_cache  # imports JAX, which --help needs not
