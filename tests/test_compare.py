@@ -154,7 +154,7 @@ MISTAKES = {
   'pre-logits': (['--weights=pre_logits.npz'], r'pre_logits.npz: representation_size 5 has no'),
   'no such data set': (
     ['--weights=good.npz', '--dataset=digts'],
-    r"--dataset: 'digts' is not .*did you mean 'digits'\?",
+    r"--dataset: there is no data set 'digts'; did you mean 'digits'\?",
   ),
   'a wrong flag': (
     ['--weights=good.npz', '--dtype=float16'],

@@ -100,7 +100,7 @@ def test_a_card_that_fails_leaves_no_folder(convert, tmp_path):
   (run / 'results.json').write_text('{')
   result = convert(run, tmp_path / 'new', '--to=huggingface')
   assert result.returncode == 2
-  assert "run/results.json: cannot be read as a run's record" in result.stderr
+  assert 'run/results.json: damaged: not valid JSON' in result.stderr
   assert result.stderr.count('\n') == 1
   assert not (tmp_path / 'new').exists()
 

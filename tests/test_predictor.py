@@ -8,6 +8,7 @@ from PIL import Image
 from small_vits import SQUARE, WIDE, logits, random_variables
 
 from vit_jax.data import augment, decode_image
+from vit_jax.data.decoding import UnreadableFile
 from vit_jax.data.images import find_images
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig, Preprocessing
@@ -140,7 +141,7 @@ def test_damaged_files_leave_the_others_as_they_are(tmp_path):
     if i in good:
       np.testing.assert_allclose(outcome, next(expected_rows), atol=1e-6)
     else:
-      assert isinstance(outcome, OSError)
+      assert isinstance(outcome, UnreadableFile)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_a_folder_of_images_is_resized_and_cropped(tmp_path):
 @pytest.mark.parametrize(
   ('dataset', 'split', 'message'),
   [
-    ('digts', 'test', r"^--dataset: 'digts' is not .*did you mean 'digits'"),
+    ('digts', 'test', r"^--dataset: there is no data set 'digts'; did you mean 'digits'"),
     ('digits', 'tset', r"^--split: 'tset' is not one of train, test"),
     ('./no/such', 'test', r"^--dataset: './no/such' is not a folder"),
     ('mnist', 'test', r"^--dataset: 'mnist' is not prepared.*export TFDS_DATA_DIR=/nowhere "),

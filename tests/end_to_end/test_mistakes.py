@@ -52,7 +52,7 @@ MISTAKES = {
   ),
   'no number of epochs': (
     [DIGITS, '--config.num_epochs=nan'],
-    r'config.num_epochs: nan is not a finite number',
+    r'config.num_epochs: nan is not a number',
   ),
   'a shift beyond the image': (
     [DIGITS, '--config.augment.shift=8'],
@@ -150,7 +150,7 @@ MISTAKES = {
   'foreign workdir': ([DIGITS, f'--workdir={FOREIGN}'], r'--workdir: .*foreign is not empty and'),
   'unwritable workdir': (
     [DIGITS, f'--workdir={READ_ONLY}'],
-    r'--workdir: .*read_only.* cannot be written',
+    r'--workdir: .*read_only is not a folder',
   ),
   'nothing to evaluate': (
     [DIGITS, '--mode=eval', f'--workdir={EMPTY}'],

@@ -14,7 +14,7 @@ def test_a_run_of_an_earlier_version_had_options_of_other_tasks(tmp_path):
   (tmp_path / 'model.json').write_text('{}')
   (tmp_path / 'config.json').write_text('{"loss": {"name": "sigmoid", "box": "l1"}}')
   assert runs.task_options(tmp_path, config) == {'name': 'sigmoid'}
-  (tmp_path / 'config.json').write_text('[]')
+  (tmp_path / 'config.json').write_text('{"loss": 3}')
   with pytest.raises(UsageError, match=r'holds no run \(config\.json names no loss\)'):
     runs.task_options(tmp_path, config)
 

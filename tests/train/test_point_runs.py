@@ -230,7 +230,7 @@ def test_models_and_data_that_do_not_fit_are_refused(folder):
   assert message(**stored) == (
     'config.data.num_points: 0 leaves points as they are stored, and their number differs; give one'
   )
-  assert 'config.data.num_points: -1 is not a whole number from 0 on' in message(
+  assert 'config.data.num_points: -1 is not a whole number from 0 to ' in message(
     **{'data.num_points': -1}
   )
   assert message(**{'data.image_size': (8, 8)}) == (

@@ -8,6 +8,14 @@ import pytest
 from vit_jax.train.signals import StopSignal
 
 
+@pytest.fixture(autouse=True)
+def hangs_up():
+  """Has SIGHUP heard, also where the tests themselves run under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_it_is_seen_between_steps(signum):
   before = signal.getsignal(signum)
@@ -26,13 +34,10 @@ def test_a_second_ctrl_c_interrupts_at_once():
 
 
 def test_what_nohup_ignores_stays_ignored():
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-  try:
-    with StopSignal() as stop_signal:
-      os.kill(os.getpid(), signal.SIGHUP)
-      assert stop_signal.agreed(at_boundary=False) == 0
-  finally:
-    signal.signal(signal.SIGHUP, before)
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  with StopSignal() as stop_signal:
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop_signal.agreed(at_boundary=False) == 0
 
 
 def test_what_is_written_to_a_terminal_that_is_closed_goes_nowhere():

@@ -225,7 +225,7 @@ def test_a_description_says_what_chooses():
     ({'data.val_split': 'valid'}, r"^config\.data\.val_split: 'valid' is not one of"),
     ({'data.val_split': 'train[90%:]'}, r"^config\.data\.val_split: .* config\.data\.train_split="),
     ({'data.val_split': 'test[:9]'}, r"^config\.data\.val_split: .* config\.data\.test_split="),
-    ({'seed': -1}, r'^config\.seed: -1 is less than 0'),
+    ({'seed': -1}, r'^config\.seed: -1 is not a whole number from 0 to'),
   ],
 )  # fmt: skip
 def test_mistakes(changes, message):

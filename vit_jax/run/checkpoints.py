@@ -308,6 +308,7 @@ class Checkpointer:
     """Restores `first`, else the newest, else the one before it, and so on."""
     if self._manager is None:
       return None
+    self.wait()
     steps = _in_turn(self._manager.all_steps(), first)
     found, damaged = _first_intact(self._directory, steps, lambda step: self._read(step, template))
     if damaged and not self._read_only:

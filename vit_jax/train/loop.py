@@ -189,7 +189,6 @@ class Run:
     found = {'final': self._test(eval_feed, self.state.eval_variables, self.step)}
     if best == self.step:
       return found | {'best': found['final']}
-    self.checkpointer.wait()
     state, _ = self.checkpointer.restore(self.experiment.state_shapes, best)
     if state.step == best:
       variables = feeds.put_on_devices(state.eval_variables, self.experiment.layout)
