@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax import host_memory
 from vit_jax.data import images
 from vit_jax.data.sources.folders import FolderSource
 from vit_jax.data.sources.records import check_num_classes
@@ -41,9 +42,9 @@ _PARTS_OF_NAMES = {' ': 'words', ',': 'parts'}  # or separators: which, can't be
 _MANY = 50  # characters of a value in a message
 _LISTED = 8  # names of columns, likewise
 _DIGITS = 18  # of a name that is sorted as a number
-# Bytes of a file, the values in it, which take some 60 bytes each beside their text, and the bytes
-# of labels where images have several.
-_MOST_BYTES, _MOST_VALUES, _MOST_MEMORY = 2**30, 2**26, 2**31
+_MOST_BYTES = 2**30  # of a file
+_MOST_MEMORY = 2**31  # bytes of labels where images have several; and of rows, on small machines
+_BYTES_PER_ROW, _BYTES_PER_VALUE = 250, 60  # in memory, beside their text
 
 
 @dataclasses.dataclass(slots=True)
@@ -233,29 +234,32 @@ def _read(path: Path, needed: Sequence[str] = ()) -> _Table:
   """Reads a table, which has the `needed` columns, separated by commas, semicolons or tabs."""
   with reading(path, 'CSV in UTF-8'):
     content = read_bytes(path, _MOST_BYTES)
-    if (count := sum(map(content.count, b',;\t\n\r'))) > _MOST_VALUES:
-      raise UsageError(f'{path}: {count:,} separators and lines; up to {_MOST_VALUES:,} are read')
     file = io.TextIOWrapper(io.BytesIO(content), 'utf-8-sig', newline='')
     first = file.readline()
     file.seek(0)
-    reader = csv.reader(file, delimiter=max(',;\t', key=first.count), strict=True)
+    delimiter = max(',;\t', key=first.count)
+    num_rows = max(map(content.count, (b'\n', b'\r'))) + 1
+    num_bytes = num_rows * _BYTES_PER_ROW + content.count(delimiter.encode()) * _BYTES_PER_VALUE
+    if num_bytes > (most := max(_MOST_MEMORY, (host_memory.total() or 0) // 4)):
+      raise UsageError(f'{path}: may take {num_bytes:,} bytes of memory, more than {most:,}')
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
     lines = ((reader.line_num, tuple(map(str.strip, values))) for values in reader)
-    lines = [line for line in lines if any(line[1])]
-  if len(lines) < 2:
+    lines = (line for line in lines if any(line[1]))
+    _, names = next(lines, (0, ()))
+    columns = {name: i for i, name in enumerate(names)}
+    table = _Table(path, columns, [])
+    table.rows.extend(_Row(table, number, values) for number, values in lines)
+  if not table.rows:
     raise UsageError(f'{path}: needs a line of the names of columns, and a row for each image')
-  (_, names), *lines = lines
-  columns = {name: i for i, name in enumerate(names)}
   for column in needed:
     if column not in columns:
       raise UsageError(f'{path}: no column {column!r}, as train has; {_list(columns)}')
   for i, column in enumerate(names):
     if column and columns[column] != i:
       raise UsageError(f'{path}: two columns are called {column!r}')
-  for number, values in lines:
-    if len(values) != len(names):
-      raise UsageError(f'{path}:{number}: {len(values)} values in {len(names)} columns')
-  table = _Table(path, columns, [])
-  table.rows.extend(_Row(table, number, values) for number, values in lines)
+  for row in table.rows:
+    if len(row.values) != len(names):
+      raise UsageError(f'{row.place}: {len(row.values)} values in {len(names)} columns')
   return table
 
 
