@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,24 +46,48 @@ def total() -> int | None:
   return min((limit for limit in limits if limit > 0), default=None)
 
 
+class _AddressSpace:
+  """The limit that all who are inside `bounded` share; the last to leave lifts it."""
+
+  def __init__(self):
+    self._lock, self._inside, self._before = threading.Lock(), 0, None
+
+  def enter(self, num_bytes: int) -> None:
+    with self._lock:
+      soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+      if not self._inside:
+        self._before = soft, hard
+      self._inside += 1
+      pages = int(Path('/proc/self/statm').read_text().split()[0])
+      limit = pages * resource.getpagesize() + num_bytes
+      limits = (n for n in (limit, soft, hard) if n != resource.RLIM_INFINITY)
+      resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+
+  def leave(self) -> None:
+    with self._lock:
+      self._inside -= 1
+      if not self._inside:
+        resource.setrlimit(resource.RLIMIT_AS, self._before)
+
+
+_address_space = _AddressSpace()
+
+
 @contextlib.contextmanager
 def bounded(num_bytes: int) -> Iterator[None]:
   """Lets this process take so much more address space inside the context, where Linux counts it.
 
-  Beyond that, what allocates raises MemoryError, or what a library makes of it.
+  Beyond that, what allocates raises MemoryError, or what a library makes of it. This holds for all
+  threads: use it where no other one is at work that mustn't fail.
   """
   if sys.platform != 'linux':
     yield
     return
-  before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-  pages = int(Path('/proc/self/statm').read_text().split()[0])
-  limit = pages * resource.getpagesize() + num_bytes
-  limits = [limit, *(bound for bound in before if bound != resource.RLIM_INFINITY)]
-  resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+  _address_space.enter(num_bytes)
   try:
     yield
   finally:
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    _address_space.leave()
 
 
 def runs_on_cpu() -> bool:

@@ -298,6 +298,14 @@ def test_memory_is_bounded_and_then_no_more():
       with pytest.raises(OSError, match='Cannot allocate memory'):
         mmap.mmap(-1, 2**29)  # not malloc, which may have so much that was freed
   mmap.mmap(-1, 2**29).close()
+  first, second = host_memory.bounded(2**28), host_memory.bounded(2**28)
+  first.__enter__()
+  second.__enter__()
+  first.__exit__(None, None, None)  # as where two threads read
+  with pytest.raises(OSError, match='Cannot allocate memory'):
+    mmap.mmap(-1, 2**29)
+  second.__exit__(None, None, None)
+  mmap.mmap(-1, 2**29).close()
   message = '^a: takes more memory than is given to a file of 8 bytes$'
   with pytest.raises(UsageError, match=message), files.bounded_reading('a', 'x', 8):
     np.zeros(2**33, np.uint8)
