@@ -11,6 +11,7 @@ import zipfile
 import zlib
 
 import flax
+import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
@@ -288,6 +289,16 @@ def test_a_config_without_end(tmp_path):
     file.truncate(8 * GIB)
   with host_memory.bounded(GIB), pytest.raises(UsageError, match='more than the 33,554,432 bytes'):
     weights.load(tmp_path / 'f')
+
+
+def test_weights_that_deflate_well_are_no_bomb(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, '_MAX_INFLATED', 0)  # as if they were large
+  values = np.random.default_rng(0).standard_normal(10_000, np.float32)
+  values = values.astype(ml_dtypes.bfloat16).astype(np.float32)
+  np.savez_compressed(tmp_path / 'w.npz', a=values)
+  data = (tmp_path / 'w.npz').read_bytes()
+  assert values.nbytes > 2 * len(data)
+  np.testing.assert_array_equal(files.parse_npz(data, 'w')[0]['a'], values)
 
 
 def test_memory_is_bounded_and_then_no_more():

@@ -33,8 +33,9 @@ CONFIG_KEY = 'vit_jax'
 _ENTRIES = ('state_dict', 'model', 'teacher')
 
 # Opening a file takes at most 2 GiB of memory over the size of the model in it. Half precision is
-# widened, so what is in an archive may take a quarter of that before, or twice the archive's size.
-_MAX_MEMORY, _MAX_INFLATED = 2**31, 2**29
+# widened, so what is in an archive may take a quarter of that before. Weights that are stored wider
+# than they are deflate to less than half, and so a large archive may inflate to several times more.
+_MAX_MEMORY, _MAX_INFLATED, _MAX_RATIO = 2**31, 2**29, 5
 _MAX_MEMBERS = 100_000  # of an archive, whose directory takes far more memory than the file
 _ZIP_ENTRY = b'PK\x01\x02'  # which each of a zip directory's begins with
 
@@ -107,7 +108,7 @@ def bounded_reading(path: object, what: str, size: int) -> Iterator[None]:
 
 def check_size(path: object, needed: int, size: int) -> None:
   """Raises UsageError where what is in a file of `size` bytes takes too many, `needed`."""
-  if needed > (allowed := size + max(size, _MAX_INFLATED)):
+  if needed > (allowed := max(_MAX_RATIO * size, size + _MAX_INFLATED)):
     raise UsageError(
       f'{path}: what is in it takes {needed:,} bytes; of a file of {size:,} bytes, at most '
       f'{allowed:,} are read'
