@@ -49,3 +49,12 @@ def test_whole_json_is_read_and_a_missing_file_named(tmp_path):
     regular_files.read_json(path)
   path.write_text('[1, 2]')
   assert regular_files.read_json(path, of=list) == [1, 2]
+
+
+def test_numbers_are_bounded_and_a_byte_order_mark_is_none(tmp_path):
+  path = tmp_path / 'config.json'
+  path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+  assert regular_files.read_json(path) == {'a': 1}
+  path.write_text('{"a": 1' + '0' * 30 + '}')
+  with pytest.raises(UsageError, match='damaged: not valid JSON .*is too large a number'):
+    regular_files.read_json(path)

@@ -14,6 +14,7 @@ from vit_jax.errors import FieldError, UsageError
 from vit_jax.models import ModelConfig
 from vit_jax.models.heads.zero_shot import ZeroShot
 from vit_jax.models.variables import Variables
+from vit_jax.regular_files import reading
 from vit_jax.weights import files, formats
 from vit_jax.weights.formats import augreg
 
@@ -48,7 +49,7 @@ def read(path: str | os.PathLike) -> ClassEmbeddings:
   """
   if files.is_safetensors(path):
     data = files.read(path)
-    with files.reading(path, 'a .safetensors file'):
+    with reading(path, 'a .safetensors file'):
       tensors, metadata = files.parse_safetensors(data)
       names = json.loads(metadata['names']) if 'names' in metadata else None
   elif augreg.holds(os.fspath(path)):

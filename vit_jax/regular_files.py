@@ -80,7 +80,7 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> str:
     UsageError: it can't be read, or isn't UTF-8; the message names the file.
   """
   try:
-    return read_bytes(path, max_bytes).decode()
+    return read_bytes(path, max_bytes).decode('utf-8-sig')
   except OSError as e:
     raise UsageError(f'{os.fspath(path)}: cannot be read ({e.strerror})') from e
   except UnicodeDecodeError as e:
@@ -99,10 +99,26 @@ def read_json(path: str | os.PathLike, of: type = dict) -> Any:
   """
   text = read_text(path, MAX_JSON)
   try:
-    content = json.loads(text)
+    content = parse_json(text)
   except (ValueError, RecursionError) as e:
     raise UsageError(f'{os.fspath(path)}: damaged: not valid JSON ({e})') from e
   if not isinstance(content, of):
     wanted = {dict: 'an object', list: 'a list'}[of]
     raise UsageError(f'{os.fspath(path)}: damaged: holds a {type(content).__name__}, not {wanted}')
   return content
+
+
+def parse_json(data: str | bytes) -> Any:
+  """Returns what JSON holds.
+
+  Raises:
+    ValueError: it isn't JSON, or has a whole number that takes more than 64 bits.
+  """
+  return json.loads(data, parse_int=_parse_int)
+
+
+def _parse_int(text: str) -> int:
+  number = int(text)
+  if not -(2**63) <= number < 2**63:
+    raise ValueError(f'{text[:20]}... is too large a number')
+  return number

@@ -292,22 +292,6 @@ def arrays_in(tree: Mapping[Any, Any]) -> Tensors:
   return {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
 
 
-def parse_json(data: str | bytes) -> Any:
-  """Returns what JSON holds.
-
-  Raises:
-    ValueError: it isn't JSON, or has a whole number that takes more than 64 bits.
-  """
-  return json.loads(data, parse_int=_parse_int)
-
-
-def _parse_int(text: str) -> int:
-  number = int(text)
-  if not -(2**63) <= number < 2**63:
-    raise ValueError(f'{text[:20]}... is too large a number')
-  return number
-
-
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
   """Writes an object; errors are those of `write`."""
   write(path, json.dumps(content, indent=2).encode())

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import FieldError, UsageError
-from vit_jax.regular_files import MAX_JSON, reading
+from vit_jax.regular_files import MAX_JSON, parse_json, reading
 from vit_jax.weights import files
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
@@ -110,7 +110,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
   """
   data = files.read(path, max_size=MAX_JSON)
   with reading(path, what):
-    content = files.parse_json(data)
+    content = parse_json(data)
   if not isinstance(content, dict):
     raise UsageError(f'{path}: cannot be read as {what} (not an object)')
   return content

@@ -24,6 +24,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Shape
 from vit_jax.models.config import check_class_names, check_image_size
 from vit_jax.models.variables import Variables
+from vit_jax.regular_files import parse_json, reading
 from vit_jax.weights import files, rules
 from vit_jax.weights.rules import Module
 
@@ -495,8 +496,8 @@ def read_own_config(text: object, path: object) -> dict[str, Any]:
   """
   if text is None:
     return {}
-  with files.reading(path, 'a file with a model config'):
-    entries = files.parse_json(text)
+  with reading(path, 'a file with a model config'):
+    entries = parse_json(text)
   if not isinstance(entries, dict):
     raise UsageError(f'{path}: its model config is not an object')
   return {'name': None, **entries}

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.models import ModelConfig
+from vit_jax.regular_files import reading
 from vit_jax.weights import files
 from vit_jax.weights.table import Source, Table, read_own_config
 
@@ -35,7 +36,7 @@ def read(path: str | os.PathLike) -> Source:
     UsageError: it can't be read.
   """
   data = files.read(path)
-  with files.reading(path, 'an .npz file of arrays'):
+  with reading(path, 'an .npz file of arrays'):
     tensors, comment = files.parse_npz(data, path)
     comment = comment.decode()
   tensors = {name: _recover_bfloat16(array) for name, array in tensors.items()}
