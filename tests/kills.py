@@ -56,6 +56,8 @@ _WORKERS = (
 )
 _ENVIRONMENT = {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace(os.environ['QUICK_XLA_FLAGS'], '')}
 _SECONDS, _MEMORY = 300, 4 * 2**30  # that a run may take
+# Of results.json: speed and memory, and the command, in which the run's folder is named.
+_OF_THIS_TIME = ('training', 'peak_host_memory_mib', 'command')
 
 
 class Class(NamedTuple):
@@ -154,19 +156,9 @@ def check_equal(workdir, expected):
 
 
 def results(workdir):
-  """Returns what results.json has, without times and memory."""
-  return _without_times(json.loads((workdir / 'results.json').read_text()))
-
-
-def _without_times(content):
-  if not isinstance(content, dict):
-    return content
-  drop = ('second', 'memory', 'command')  # which names the run
-  return {
-    key: _without_times(value)
-    for key, value in content.items()
-    if not any(word in key for word in drop)
-  }
+  """Returns what results.json has that a run's end decides."""
+  found = json.loads((workdir / 'results.json').read_text())
+  return {name: value for name, value in found.items() if name not in _OF_THIS_TIME}
 
 
 def killed(kind, folder, workdir, seconds, rng):

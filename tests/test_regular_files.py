@@ -56,5 +56,5 @@ def test_numbers_are_bounded_and_a_byte_order_mark_is_none(tmp_path):
   path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
   assert regular_files.read_json(path) == {'a': 1}
   path.write_text('{"a": 1' + '0' * 30 + '}')
-  with pytest.raises(UsageError, match='damaged: not valid JSON .*is too large a number'):
+  with pytest.raises(UsageError, match=r'damaged: not valid JSON .*is too large a number'):
     regular_files.read_json(path)
