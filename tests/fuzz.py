@@ -28,6 +28,8 @@ import fuzz_mutations  # noqa: E402
 import fuzz_originals  # noqa: E402
 from forked_commands import Command, all_endings, in_child, preload  # noqa: E402
 
+from vit_jax.errors import printable  # noqa: E402
+
 COUNTS = {'weights': 500, 'images': 400, 'folders': 100, 'commands': 300}
 SECONDS, MEMORY = 120, 2 * 2**30  # of a command, at most; memory beyond what imports take
 _DATA = 8 * 2**30  # more is refused by the system, for the sake of the machine
@@ -119,8 +121,8 @@ def folders_case(rng, originals, folder):
 def commands_case(rng, originals, folder):
   """Returns a command with flags that are wrong."""
   module, args, what = fuzz_commands.mutated(rng, originals, folder)
-  values = (arg.rpartition('=')[2] for arg in args)
-  return Case(module, args, what, tuple(value for value in values if len(value) > 2))
+  values = (printable(arg.rpartition('=')[2]) for arg in args)
+  return Case(module, args, what, tuple(v if len(v) > 2 else f': {v}: ' for v in values))
 
 
 CASES = {
