@@ -94,6 +94,17 @@ def assert_predictions(line, probabilities, names, top=5):
   np.testing.assert_allclose(values, probabilities[order], atol=1e-5)
 
 
+def test_weights_with_nan_are_named(predict, tmp_path, folder):
+  variables = random_variables(SQUARE)
+  variables['params']['cls'] = np.full_like(variables['params']['cls'], np.nan)
+  weights.save(variables, SQUARE, tmp_path / 'w.npz', format='augreg')
+  result = predict(f'--weights={tmp_path / "w.npz"}', folder / 'one.gif')
+  assert result.returncode == 2
+  warning, error = result.stderr.splitlines()
+  assert warning.endswith(f'{tmp_path / "w.npz"}: numbers that are not finite in cls')
+  assert error.endswith('the model gives numbers that are not finite; its weights are damaged')
+
+
 def test_a_folder_in_json(predict, flags, folder):
   result = predict(flags, '--json', folder, '--batch_size=4')
   assert result.returncode == 1, 'some were damaged'

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from vit_jax import models, weights
-from vit_jax.errors import FieldError, UsageError, field_prefix
+from vit_jax.errors import FieldError, UsageError, UsageWarning, field_prefix
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.models.config import CROPS, INTERPOLATIONS, MARGIN_CROPS, ROUNDINGS
 from vit_jax.models.layers import ACTIVATIONS
@@ -85,6 +87,7 @@ def load(path: str, adapt: Callable[..., Loaded] | None = None) -> Loaded:
     variables, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
     if _ALLOW.value is not None:
       _check_whole(variables, config, path)
+    _warn_of_nonfinite(variables, path)
     if adapt is not None:
       variables, config = adapt(variables, config)
     if pixels or crop:
@@ -105,6 +108,13 @@ def _check_whole(variables: Variables, config: ModelConfig, path: str) -> None:
       f'{path}: without {", ".join(missing[:3])}{more} nothing is computed; only training '
       '(config.init_options.allow) starts what is missing anew',
     )
+
+
+def _warn_of_nonfinite(variables: Variables, path: str) -> None:
+  """Warns of arrays of which not all numbers are finite, as bits that flipped leave them."""
+  if bad := [n for n, array in models.flatten(variables).items() if not np.isfinite(array).all()]:
+    names = ', '.join([*bad[:3], *['...'][: len(bad) - 3]])
+    warnings.warn(f'{path}: numbers that are not finite in {names}', UsageWarning, stacklevel=3)
 
 
 def _with_preprocessing(config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
