@@ -101,15 +101,17 @@ def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, in
   return height, width
 
 
-_MOST_ENTRIES = 2**26  # of a table, 2 GiB while it is computed
+_MOST_BYTES = 2**31  # of a table, which is computed in each process
 
 
-def _check_table(entries: int) -> None:
-  """Raises FieldError for a fixed table so large that to compute it would fill the memory."""
-  if entries > _MOST_ENTRIES:
+def _empty_table(*shape: int) -> np.ndarray:
+  """Returns float32 of `shape`; FieldError for a fixed table so large that it fills the memory."""
+  size = 4 * math.prod(shape)
+  if size > _MOST_BYTES:
     raise FieldError(
-      'positional_embedding', f'a table of {entries:,} entries, more than {_MOST_ENTRIES:,}'
+      'positional_embedding', f'a table of {size:,} bytes, more than {_MOST_BYTES:,}'
     )
+  return np.empty(shape, np.float32)
 
 
 def sinusoidal_1d(length: int, channels: int, temperature: float = 10_000.0) -> np.ndarray:
@@ -117,10 +119,11 @@ def sinusoidal_1d(length: int, channels: int, temperature: float = 10_000.0) -> 
 
   `channels` must be even. FieldError as `sinusoidal_2d`.
   """
-  _check_table(length * channels)
+  table = _empty_table(length, channels)
   omega = temperature ** -(np.arange(0, channels, 2) / channels)
-  angles = np.arange(length)[:, None] * omega
-  return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, channels).astype(np.float32)
+  for i, f in enumerate((np.sin, np.cos)):
+    table[:, i::2] = f(np.arange(length)[:, None] * omega)
+  return table
 
 
 def sinusoidal_2d(
@@ -134,11 +137,13 @@ def sinusoidal_2d(
   Raises:
     FieldError: the table would fill the memory.
   """
-  _check_table(height * width * channels)
+  table = _empty_table(height, width, channels)
   omega = temperature ** -(np.arange(channels // 4) / (channels // 4))
-  rows, columns = np.mgrid[:height, :width][..., None]
-  parts = [f(position * omega) for position in (columns, rows) for f in (np.sin, np.cos)]
-  return np.concatenate(parts, axis=-1).astype(np.float32)
+  parts = iter(np.split(table, 4, axis=-1))
+  for positions in (np.arange(width)[:, None], np.arange(height)[:, None, None]):
+    for f in (np.sin, np.cos):
+      next(parts)[:] = f(positions * omega)
+  return table
 
 
 class AddFixedSinCosPositionEmbedding(nn.Module):
