@@ -15,6 +15,7 @@ from vit_jax import config_fields
 from vit_jax.data.augment.randaugment import MAX_MAGNITUDE
 from vit_jax.errors import field_prefix
 from vit_jax.models import fields
+from vit_jax.models.fields import Section
 from vit_jax.ranges import (
   Count,
   Fraction,
@@ -24,25 +25,29 @@ from vit_jax.ranges import (
   PositiveFraction,
   Range,
   Rate,
+  Real,
   Seed,
   Side,
   Size,
 )
 
-# Of what is made one by one, far more than anybody takes.
-_Some = Annotated[int, Range(1, 1000)]
-_Processes = Annotated[int, Range(0, 1000)]
+# A process or thread is started for each, a batch, clip, frame or point is held in memory: the most
+# are far more than any machine has or any data set needs.
+_Workers = Annotated[int, Range(0, 1000)]
+_Threads = Annotated[int, Range(1, 1000)]
+_BatchesAhead = Annotated[int, Range(1, 1000)]
+_Clips = Annotated[int, Range(1, 1000)]
 _Frames = Annotated[int, Range(0, 10_000)]
 _Points = Annotated[int, Range(0, 10_000_000)]
+_Sigma = Annotated[float, Range(0, 128, above=True)]  # each pixel of its reach is an operation
 
-# (low, high), whose order those check who draw between them.
-_Area = tuple[PositiveFraction, PositiveFraction]
-_Interval = tuple[Positive, Positive]
-_Deviation = Annotated[float, Range(0, 32, above=True)]
+# (least, most) of what is drawn between them. That they are in this order is checked where it is.
+_Areas = tuple[PositiveFraction, PositiveFraction]
+_AspectRatios = tuple[Positive, Positive]
 
 
 @dataclasses.dataclass(frozen=True)
-class InitOptions:
+class InitOptions(Section):
   """How weights to start from are read: `config.init_options`."""
 
   head: str = 'auto'  # auto: kept where the classes are the same; or keep, new
@@ -54,12 +59,12 @@ class InitOptions:
   num_frames: Count | None = None
   classifier: str | None = None
   activation: str | None = None
-  norm_epsilon: Positive | None = None
+  norm_epsilon: NonNegative | None = None
   resize: str = 'big_vision'  # of position embeddings: linear; or timm: bicubic
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Section):
   """What is learnt from, and how it comes to the device: `config.data`."""
 
   # digits, moving_mnist, digits_in_space, tfds_masks, one of TFDS, or a folder's: folder,
@@ -83,7 +88,7 @@ class Data:
   crop: str = 'resize'  # resize, central, or inception or scale (random at training time)
   # Of the resized image's sides, what central keeps, and inception to evaluate; None: 0.875
   crop_fraction: PositiveFraction | None = None
-  crop_area: _Area | None = None  # of the image, what inception takes; None: (0.08, 1.0)
+  crop_area: _Areas | None = None  # of the image, what inception takes; None: (0.08, 1.0)
   # exact; or reduced: trains on JPEGs decoded at 1/2, 1/4 or 1/8 of their size where what is taken
   # of them still has at least image_size; faster for photographs that are far larger than that
   decoding: str = 'exact'
@@ -91,28 +96,28 @@ class Data:
   # middle; 0 = as stored. A video that is too short starts again at its end.
   num_frames: _Frames = 0
   frame_stride: Count = 1  # of the video's frames, from each of these to the next
-  temporal_views: _Some = 1  # clips of each video whose outputs evaluation averages
+  temporal_views: _Clips = 1  # clips of each video whose outputs evaluation averages
   num_points: _Points = 0  # that the model sees of a cloud, at random to train; 0 = as stored
   spatial_crops: Count = 1  # 3: and of each, crops in the middle and at both ends
   test_rotation: str = 'none'  # of points in evaluation, as config.augment.rotation to train
-  mean: tuple[float, ...] | None = (0.5,)  # per channel, or one for all; of pixels in [0, 1]
+  mean: tuple[Real, ...] | None = (0.5,)  # per channel, or one for all; of pixels in [0, 1]
   std: tuple[Positive, ...] | None = (0.5,)
   resident: str = 'auto'  # keep the decoded set on the device: yes, no, auto = where it fits
-  num_workers: _Processes = 0  # worker processes of a streamed set; 0 = threads
-  num_threads: _Some = 8
-  prefetch: _Some = 4  # batches made ahead
+  num_workers: _Workers = 0  # worker processes of a streamed set; 0 = threads
+  num_threads: _Threads = 8
+  prefetch: _BatchesAhead = 4  # batches made ahead
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizedCrop:
+class ResizedCrop(Section):
   """A random part, resized: `config.augment.resized_crop`."""
 
-  area: tuple[()] | _Area = ()  # (smallest, largest) fraction of the image; () = off
+  area: tuple[()] | _Areas = ()  # (smallest, largest) fraction of the image; () = off
   size: tuple[()] | tuple[Side, Side] = ()  # (height, width); () = the image's
 
 
 @dataclasses.dataclass(frozen=True)
-class RandAugment:
+class RandAugment(Section):
   """Operations on colours and geometry, drawn at random: `config.augment.rand_augment`."""
 
   num_ops: Annotated[int, Range(0, 20)] = 0
@@ -120,7 +125,7 @@ class RandAugment:
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(Section):
   """Changes of colours by random factors: `config.augment.color_jitter`."""
 
   brightness: NonNegative = 0.0
@@ -131,15 +136,15 @@ class ColorJitter:
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianBlur:
+class GaussianBlur(Section):
   """A blur of a random width: `config.augment.gaussian_blur`."""
 
   probability: Fraction = 0.0
-  sigma: tuple[_Deviation, _Deviation] = (0.1, 2.0)  # in pixels
+  sigma: tuple[_Sigma, _Sigma] = (0.1, 2.0)  # in pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Solarize:
+class Solarize(Section):
   """Bright pixels inverted: `config.augment.solarize`."""
 
   probability: Fraction = 0.0
@@ -147,16 +152,16 @@ class Solarize:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomErasing:
+class RandomErasing(Section):
   """A random rectangle of noise: `config.augment.random_erasing`."""
 
   probability: Fraction = 0.0
-  area: _Area = (0.02, 1 / 3)
-  aspect: _Interval = (0.3, 10 / 3)
+  area: _Areas = (0.02, 1 / 3)
+  aspect: _AspectRatios = (0.3, 10 / 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment:
+class Augment(Section):
   """Augmentation on the device, in this order: `config.augment`. 0, False and () are off."""
 
   resized_crop: ResizedCrop = ResizedCrop()
@@ -180,7 +185,7 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class Optimizer(Section):
   """What makes updates of gradients: `config.optimizer`."""
 
   # sgd, adam, adamw, lion, lamb; or another of optax or your own, as 'optax:nadamw'
@@ -199,7 +204,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(Section):
   """How the learning rate changes: `config.schedule`."""
 
   # constant, linear, cosine, rsqrt; or 'module:function' of (peak, steps after the warmup)
@@ -210,7 +215,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plateau:
+class Plateau(Section):
   """Reduction on a plateau, on top of the schedule: `config.plateau`."""
 
   factor: PositiveFraction = 1.0  # the learning rate is multiplied by it; 1 = off
@@ -221,7 +226,7 @@ class Plateau:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluatorData:
+class EvaluatorData(Section):
   """What an evaluator reads: `config.evaluators.NAME.data`."""
 
   name: str = ''  # '' here and in dir: as the run's data
@@ -231,7 +236,7 @@ class EvaluatorData:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluator:
+class Evaluator(Section):
   """What every evaluator has: `config.evaluators.NAME`."""
 
   enabled: bool = False  # before the first step, after the last, and
@@ -258,7 +263,7 @@ class Linear(Evaluator):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluators:
+class Evaluators(Section):
   """Judges of the backbone's features, whatever the task, on labelled data: `config.evaluators`.
 
   Each gives an accuracy (knn/accuracy, linear/accuracy), which `monitor` may name.

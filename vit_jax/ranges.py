@@ -5,16 +5,17 @@
 
 import dataclasses
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-# What arrays hold: no number of a configuration is beyond, but where a range says so.
+# What arrays hold: no number in a range is beyond, but where the range says so.
 MAX_INT = 2**31 - 1
 MAX_FLOAT = 3.4028234663852886e38
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Numbers from `low` to `high`, to annotate int or float with.
+  """Numbers from `low` to `high`, to annotate int, float or a dict of such with.
 
   Attributes:
     low: the least.
@@ -34,6 +35,8 @@ class Range:
     return least and most and value <= MAX_FLOAT
 
   def __str__(self) -> str:
+    if self.low == -math.inf:
+      return ''
     if self.high == math.inf:
       return f'above {self.low}' if self.above else f'from {self.low} on'
     if self.above:
@@ -41,6 +44,10 @@ class Range:
     return f'from {self.low} to {"below " if self.below else ""}{self.high}'
 
 
+_ANY = Range(-math.inf)  # that arrays hold
+
+Real = Annotated[float, _ANY]
+Entries = Annotated[Mapping[str, Any], _ANY]
 Count = Annotated[int, Range(1)]
 Number = Annotated[int, Range(0)]  # which for 0 means nothing, or something else
 Seed = Annotated[int, Range(0, 2**63 - 1)]
@@ -48,7 +55,7 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 Width = Annotated[int, Range(1, 2**24)]
 # Layers are traced one by one, and no known model has as many.
 Layers = Annotated[int, Range(1, 1000)]
-Side = Annotated[int, Range(1, 2**13)]  # of an image, in pixels
+Side = Annotated[int, Range(1, 2**16)]  # of an image, in pixels; larger than any that is trained on
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Factor = Annotated[float, Range(0, 1000, above=True)]  # of a width

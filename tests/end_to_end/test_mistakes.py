@@ -44,7 +44,7 @@ MISTAKES = {
   ),
   'no size': (
     [DIGITS, '--config.data.image_size=8x8'],
-    r"config.data.image_size: \('8x8',\) is not \(\) or a tuple of 1, of each item ",
+    r"config.data.image_size: \('8x8',\) is not \(\) or 1 or 2 whole numbers from 1 ",
   ),
   'a seed beyond 64 bits': (
     [DIGITS, '--config.seed=9223372036854775808'],

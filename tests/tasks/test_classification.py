@@ -408,7 +408,7 @@ def test_data_that_a_task_cannot_learn_from_are_refused(name, labels, problem):
   [
     ((1, 2), '2 numbers for 7 classes'),
     ((0,) * 7, r'\(0, .* has no number above 0'),
-    ((1,) * 6 + (-1,), '.* is not a tuple, of each item a number from 0 on or a text'),
+    ((1,) * 6 + (-1,), '.* is not a tuple of items, each a number from 0 on or a text'),
     (('balance',), r"\('balance',\) is neither numbers nor 'balanced' alone"),
     ((1.0, float('nan')), 'nan is not a finite number'),
   ],

@@ -236,11 +236,11 @@ def test_bfloat16_logits_are_float32_and_near():
     ({'local_area': (0.5, 0.1)}, r'local_area: \(0\.5, 0\.1\) is not \(low, high\)'),
     (
       {'blur': (1.0, 0.5)},
-      r'blur: \(1\.0, 0\.5\) is not a tuple of 3, of each item',
+      r'blur: \(1\.0, 0\.5\) is not 3 numbers from 0 to 1',
     ),
     (
       {'solarize': (0.0, 2.0, 0.0)},
-      'solarize: .* is not a tuple of 3, of each item',
+      'solarize: .* is not 3 numbers from 0 to 1',
     ),
   ],
 )

@@ -53,7 +53,7 @@ def test_the_loss_is_a_mean_over_hidden_pixels_of_all_examples():
   [
     ({'mask_ratio': 0.0}, r'^mask_ratio: 0\.0 is not a number above 0 and below 1'),
     ({'mask_ratio': 1.0}, r'^mask_ratio: 1\.0 is not a number above 0 and below 1'),
-    ({'mask_patch_size': 0}, r'^mask_patch_size: 0 is not a whole number from 1 to 8192'),
+    ({'mask_patch_size': 0}, r'^mask_patch_size: 0 is not a whole number from 1 to 65536'),
   ],
 )
 def test_options_out_of_range(options, message):

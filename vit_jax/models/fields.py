@@ -1,9 +1,9 @@
 """A module's dataclass fields as the fields of `config.model`: names, defaults, types, ranges.
 
-A type is a plain one, a union, a tuple, a dict, a dataclass for a group of fields, or a number in a
-range, `typing.Annotated` with a `ranges.Range`. Every number is finite and no larger than arrays
-hold, wherever in a dict or tuple it stands, but for a `Mapping` of no type: what is in it is
-another's.
+A type is a plain one, a union, a tuple, a dict, a `Section`, or `typing.Annotated` with a
+`ranges.Range`, of a number or of all numbers in a dict. Every number is finite, and where there is
+a range also no larger than arrays hold, wherever in a dict or tuple it stands. What is in a
+`Mapping` of no type is another's.
 """
 
 import dataclasses
@@ -23,6 +23,10 @@ from vit_jax.errors import FieldError, field_prefix, nearest
 from vit_jax.ranges import MAX_FLOAT, MAX_INT, Range
 
 _FLAX = ('name', 'parent')
+
+
+class Section:
+  """A dataclass that a field has as its type, and its fields are a dict there: `config.data`."""
 
 
 @functools.cache
@@ -50,7 +54,7 @@ def defaults(cls: type, *, all_open: bool = False) -> ConfigDict:
   own, config = getattr(cls, 'CONFIG_DEFAULTS', {}), ConfigDict()
   for name, (field, hint) in _fields(cls).items():
     default = own.get(name, _default(field))
-    if dataclasses.is_dataclass(default):
+    if isinstance(default, Section):
       config[name] = defaults(type(default), all_open=all_open)
     elif isinstance(default, Mapping):
       # A placeholder is a reference; each config has its own.
@@ -70,7 +74,12 @@ def _default(field: dataclasses.Field) -> Any:
   """Returns a field's default, None where it has none."""
   if field.default_factory is not dataclasses.MISSING:
     return field.default_factory()
-  return None if field.default is dataclasses.MISSING else field.default
+  return field.default if has_default(field) else None
+
+
+def has_default(field: dataclasses.Field) -> bool:
+  """Whether a field has a default, or a function that makes it."""
+  return not field.default is field.default_factory is dataclasses.MISSING
 
 
 def _type(value: Any) -> type:
@@ -117,7 +126,7 @@ def check(cls: type, given: Mapping[str, Any], besides: Collection[str] = ()) ->
     values[name] = plain(value)
     _check_value(name, values[name], known[name][1])
   for name, (field, _) in known.items():
-    if name not in {*values, *besides} and field.default is dataclasses.MISSING:
+    if name not in {*values, *besides} and not has_default(field):
       raise FieldError(name, 'not set, and nothing else gives it')
   return values
 
@@ -135,11 +144,11 @@ def check_given(cls: type, given: Mapping[str, Any]) -> None:
 @functools.cache
 def _ranged(cls: type) -> dict[str, Any]:
   """Returns name -> type of the fields that have a range in it."""
+  return {name: hint for name, (_, hint) in _fields(cls).items() if _has_range(hint)}
 
-  def has_range(hint):
-    return _split(hint)[1] is not None or any(map(has_range, typing.get_args(hint)))
 
-  return {name: hint for name, (_, hint) in _fields(cls).items() if has_range(hint)}
+def _has_range(hint: Any) -> bool:
+  return _split(hint)[1] is not None or any(map(_has_range, typing.get_args(hint)))
 
 
 def check_ranges(instance: Any) -> None:
@@ -161,7 +170,7 @@ def plain(value: Any) -> Any:
 
 def _check_value(name: str, value: Any, hint: Any) -> None:
   """Raises FieldError unless a plain value is of a type and within its range."""
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and issubclass(hint, Section):
     if not isinstance(value, Mapping):
       raise FieldError(name, f'{value!r} is not a dict of {", ".join(names(hint))}')
     with field_prefix(f'{name}.'):
@@ -169,23 +178,25 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     return
   _, allowed = _split(hint)
   if hint is not Mapping and (allowed is None or allowed.high == math.inf):
-    _check_numbers(name, value)
+    _check_numbers(name, value, _has_range(hint))
   if not _conforms(value, hint):
     raise FieldError(name, f'{value!r} is not {_describe(hint)}')
 
 
-def _check_numbers(name: str, value: Any) -> None:
-  """Raises FieldError for a number that is not finite, or larger than arrays hold."""
+def _check_numbers(name: str, value: Any, is_bounded: bool) -> None:
+  """Raises FieldError for a number that is not finite, or, if bounded, larger than arrays hold."""
   if isinstance(value, Mapping):
     for key, item in value.items():
-      _check_numbers(f'{name}.{key}', item)
+      _check_numbers(f'{name}.{key}', item, is_bounded)
   elif isinstance(value, tuple):
     for item in value:
-      _check_numbers(name, item)
-  elif isinstance(value, float) and not abs(value) <= MAX_FLOAT:  # which NaN is not, either
-    raise FieldError(name, f'{value!r} is not a finite number of at most {MAX_FLOAT:.2g}')
-  elif isinstance(value, int) and abs(value) > MAX_INT:
-    raise FieldError(name, f'{value!r} is not a whole number of at most {MAX_INT}')
+      _check_numbers(name, item, is_bounded)
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise FieldError(name, f'{value!r} is not a finite number')
+  elif is_bounded and isinstance(value, int | float):
+    most = MAX_INT if isinstance(value, int) else MAX_FLOAT
+    if abs(value) > most:
+      raise FieldError(name, f'{value!r} is larger than arrays hold, which is {most:.10g}')
 
 
 def _conforms(value: Any, hint: Any) -> bool:
@@ -207,20 +218,32 @@ def _conforms(value: Any, hint: Any) -> bool:
   return isinstance(value, origin or hint)
 
 
-_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text'}
+_WORDS = {int: 'whole number', float: 'number', str: 'text'}
 
 
 def _describe(hint: Any) -> str:
-  """Returns a type in words."""
-  hint, allowed = _split(hint)
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin in (types.UnionType, typing.Union):
-    return ' or '.join(map(_describe, args))
-  if hint is types.NoneType:
-    return 'None'
-  if origin is tuple:
-    if args[-1:] == (Ellipsis,):
-      return f'a tuple, of each item {_describe(args[0])}'
-    return f'a tuple of {len(args)}, of each item {_describe(args[0])}' if args else '()'
-  words = _WORDS.get(hint, 'a dict')
-  return words if allowed is None else f'{words} {allowed}'
+  """Returns a type in words, as 'None or 1 or 2 whole numbers from 1 on'."""
+  counts = {}  # what there may be -> how many of it, in words
+  for option in _options(hint):
+    args = typing.get_args(option)
+    if typing.get_origin(option) is tuple and args:
+      count = 'a tuple of' if args[-1] is Ellipsis else str(len(args))
+      counts.setdefault(_describe_several(args[0]), []).append(count)
+    else:
+      counts[_describe_one(option)] = []
+  return ' or '.join(' '.join([' or '.join(n), what]).strip() for what, n in counts.items())
+
+
+def _describe_one(hint: Any) -> str:
+  plain_type, allowed = _split(hint)
+  if plain_type in _WORDS:
+    return f'a {_WORDS[plain_type]} {allowed or ""}'.strip()
+  words = {types.NoneType: 'None', bool: 'True or False', tuple[()]: '()'}
+  return words.get(plain_type, 'a dict')
+
+
+def _describe_several(hint: Any) -> str:
+  plain_type, allowed = _split(hint)
+  if plain_type in _WORDS:
+    return f'{_WORDS[plain_type]}s {allowed or ""}'.strip()
+  return f'items, each {_describe(hint)}'

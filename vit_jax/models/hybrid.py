@@ -19,7 +19,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models.backbone import Fitted, Layout, Shape
 from vit_jax.models.layers.standardized import StdConv
 from vit_jax.models.vit import ViT
-from vit_jax.ranges import Factor, Layers
+from vit_jax.ranges import Entries, Factor, Layers
 
 # name -> `resnet.num_layers` of the models that are published, the ViT's size, and its patches.
 SIZES = {
@@ -152,7 +152,7 @@ class HybridViT(ViT, kw_only=True):
     numerics: whose small numbers stand beside variances, a key of `NUMERICS`.
   """
 
-  resnet: Mapping[str, Any]
+  resnet: Entries
   numerics: str = 'vision_transformer'
 
   CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {

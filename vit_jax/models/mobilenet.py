@@ -21,7 +21,7 @@ from vit_jax.errors import FieldError
 from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Backbone, Features
-from vit_jax.ranges import Factor, Rate
+from vit_jax.ranges import Count, Factor, Rate
 
 # PyTorch's momentum of 0.01.
 _norm = functools.partial(layers.BatchNorm, momentum=0.99, epsilon=1e-3)
@@ -158,7 +158,7 @@ class MobileNetV3(Backbone, kw_only=True):
   blocks: tuple[Block, ...]
   pre_logits: int
   width_multiplier: Factor = 1.0
-  strides: tuple[int, ...] | None = None
+  strides: tuple[Count, ...] | None = None
   dropout_rate: Rate = 0.2
   dtype: Any = jnp.float32
   axis_name: str | None = None

@@ -31,7 +31,7 @@ from vit_jax.models.backbone import (
   Positions,
   Shape,
 )
-from vit_jax.ranges import Count, Factor, Layers, NonNegative, Number, Rate, Width
+from vit_jax.ranges import Count, Entries, Factor, Layers, NonNegative, Number, Rate, Width
 
 WINDOWINGS = ('microsoft', 'timm')
 
@@ -386,7 +386,7 @@ class Swin(Backbone, kw_only=True):
   depths: tuple[Layers, ...] = (2, 2, 6, 2)
   num_heads: tuple[Count, ...] = (3, 6, 12, 24)
   window_size: Count | tuple[Count, ...] = 7
-  patches: Mapping[str, Any] | None = None
+  patches: Entries | None = None
   mlp_ratio: Factor = 4.0
   qkv_bias: bool = True
   absolute_positions: bool = False

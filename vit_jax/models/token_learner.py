@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from vit_jax.errors import FieldError
 from vit_jax.models import vit
 from vit_jax.models.layers import TokenFuser, TokenLearnerModule, TokenLearnerModuleV11
+from vit_jax.ranges import Entries
 
 __all__ = [
   'EncoderMod',
@@ -67,8 +68,8 @@ class TokenLearnerViT(vit.ViT, kw_only=True):
       patches: {'size': (height, width)} in pixels, where `patches` doesn't give it, as in scenic.
   """
 
-  tokenizer: Mapping[str, Any] = dataclasses.field()  # which in `vit.ViT` has a default
-  patches: Mapping[str, Any] | None = None
+  tokenizer: Entries = dataclasses.field()  # which in `vit.ViT` has a default
+  patches: Entries | None = None
 
   CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
     **vit.ViT.CONFIG_DEFAULTS,

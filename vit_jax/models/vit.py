@@ -42,7 +42,7 @@ from vit_jax.models.backbone import (
 from vit_jax.models.blocks import BlockOptions, Encoder1DBlock
 from vit_jax.models.encoder import POSITIONAL_EMBEDDINGS, Encoder
 from vit_jax.models.sizes import SIZES
-from vit_jax.ranges import Count, Layers, NonNegative, Number, Rate, Width
+from vit_jax.ranges import Count, Entries, Layers, NonNegative, Number, Rate, Real, Width
 
 __all__ = [
   'CLASSIFIERS',
@@ -231,7 +231,7 @@ class ViT(Backbone, kw_only=True):
   num_layers: Layers
   num_heads: Count
   hidden_size: Width
-  patches: Mapping[str, Any]
+  patches: Entries
   positional_embedding: str = 'learned_1d'
   representation_size: Width | None = None
   dropout_rate: Rate = 0.1
@@ -249,10 +249,10 @@ class ViT(Backbone, kw_only=True):
   scan: bool = False
   class_token: bool | None = None
   fc_norm: bool = False
-  tokenizer: Mapping[str, Any] | None = None
+  tokenizer: Entries | None = None
   norm: str = 'layernorm'
   block: str = 'pre'
-  layer_scale: float | None = None
+  layer_scale: Real | None = None
   layer_scale_mlp: bool = True
   qkv_bias: bool | str = True
   use_bias: bool = True
@@ -262,13 +262,13 @@ class ViT(Backbone, kw_only=True):
   mlp_norm: bool = False
   differential: bool = False
   num_kv_heads: Count | tuple[Count, ...] | None = None
-  rotary: Mapping[str, Any] | None = None
-  relative_positions: Mapping[str, Any] | None = None
+  rotary: Entries | None = None
+  relative_positions: Entries | None = None
   window_size: Count | None = None
   global_layers: tuple[Number, ...] = ()
   neck: Width | None = None
   drop_remainder: bool = False
-  position_table: Mapping[str, Any] | None = None
+  position_table: Entries | None = None
   patch_bias: bool = True
   patch_norm: bool = False
   pre_norm: bool = False

@@ -44,7 +44,7 @@ from vit_jax.models.backbone import (
   TokenMaps,
   trace_shapes,
 )
-from vit_jax.ranges import Count, Layers, NonNegative, Positive, Rate, Width
+from vit_jax.ranges import Count, Entries, Layers, NonNegative, Positive, Rate, Width
 
 CLASSIFIERS = ('token', '0', 'gap', 'gmp', 'gsp')
 TEMPORAL_ENCODINGS = ('3d_conv', 'temporal_sampling')
@@ -259,7 +259,7 @@ class Encoder(vit.Encoder):
     attention_config: as of `ViViT`; None attends over all tokens at once.
   """
 
-  attention_config: Mapping[str, Any] | None = None
+  attention_config: Entries | None = None
 
   @nn.nowrap
   def block(self, layer: int) -> nn.Module:
@@ -326,9 +326,9 @@ class VideoTransformer(Backbone, kw_only=True):
 
   num_classes: int
   hidden_size: Width
-  patches: Mapping[str, Any]
-  temporal_encoding_config: Mapping[str, Any]
-  attention_config: Mapping[str, Any]
+  patches: Entries
+  temporal_encoding_config: Entries
+  attention_config: Entries
   representation_size: Width | None = None
   dropout_rate: Rate = 0.1
   attention_dropout_rate: Rate = 0.1
@@ -342,7 +342,7 @@ class VideoTransformer(Backbone, kw_only=True):
   remat: bool = False
   remat_policy: str | None = None
   scan: bool = False
-  tokenizer: Mapping[str, Any] | None = None
+  tokenizer: Entries | None = None
 
   INPUT: ClassVar[str] = 'video'
   NOT_CONFIG: ClassVar[tuple[str, ...]] = (*Backbone.NOT_CONFIG, 'return_prelogits')

@@ -174,7 +174,7 @@ def _check_complete(config: ConfigDict) -> None:
   all_open = not any(_is_set(config.model.get(name)) for name in kind.WEIGHT_FIELDS)
   for field in dataclasses.fields(kind):
     name, default = field.name, defaults.get(field.name)
-    is_needed = field.default is dataclasses.MISSING or isinstance(default, ConfigDict)
+    is_needed = not fields_lib.has_default(field) or isinstance(default, ConfigDict)
     if name in config.model and (is_needed or (all_open and name in kind.WEIGHT_FIELDS)):
       _check_set(config.model[name], default, f'config.model.{name}')
 
