@@ -250,8 +250,8 @@ class Evaluator(Section):
 class KNN(Evaluator):
   """Nearest neighbours vote, weighted by exp(cosine similarity / temperature), as DINO's."""
 
-  k: Count = 20
-  temperature: Positive = 0.07
+  k: Count = 20  # neighbours that vote
+  temperature: Positive = 0.07  # the lower, the less the farther ones count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +259,7 @@ class Linear(Evaluator):
   """Logistic regression on standardised features."""
 
   l2: NonNegative = 1e-3  # times half of the kernel's squared norm
-  max_steps: Count = 100
+  max_steps: Count = 100  # of L-BFGS; it ends before where the gradient vanishes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from vit_jax import experiment_config
 from vit_jax.errors import FieldError
 from vit_jax.train import knn
 
@@ -44,7 +45,9 @@ def test_votes_are_scikit_learns_in_blocks_too(monkeypatch, reference, rows):
 
 def test_accuracy_counts_each_test_example_once(monkeypatch, reference):
   monkeypatch.setattr(knn, '_QUERIES', 50)  # 333 are no whole number of batches
-  accuracy = knn.KNN(K, TEMPERATURE).accuracy(*BANK, *TEST, CLASSES)
+  accuracy = knn.KNN(experiment_config.KNN(k=K, temperature=TEMPERATURE)).accuracy(
+    *BANK, *TEST, CLASSES
+  )
   assert accuracy == pytest.approx(reference.score(TEST[0].astype(np.float64), TEST[1]))
   assert 0.3 < accuracy < 0.95
 
@@ -56,4 +59,4 @@ def test_at_a_low_temperature_the_nearest_decides():
 
 def test_more_neighbours_than_examples():
   with pytest.raises(FieldError, match='k: 151, but the training split has 150 examples'):
-    knn.KNN(151, 0.07).check(150)
+    knn.KNN(experiment_config.KNN(k=151)).check(150)

@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from vit_jax.experiment_config import Linear
 from vit_jax.train import linear_probe
 from vit_jax.train.linear_probe import LinearProbe
 
@@ -31,7 +32,7 @@ def softmax(logits):
 @pytest.mark.parametrize(('l2', 'rows'), [(1e-1, 1000), (1e-3, 100)])
 def test_it_solves_scikit_learns_problem_in_blocks_too(monkeypatch, l2, rows):
   monkeypatch.setattr(linear_probe, '_BLOCK', rows)
-  probe = LinearProbe(l2, max_steps=200)
+  probe = LinearProbe(Linear(l2=l2, max_steps=200))
   logits = probe.fit(*TRAIN, CLASSES)(TEST[0])
   features, test_features = TRAIN[0].astype(np.float64), TEST[0].astype(np.float64)
   scaler = StandardScaler().fit(features)
@@ -45,6 +46,8 @@ def test_it_solves_scikit_learns_problem_in_blocks_too(monkeypatch, l2, rows):
 
 
 def test_it_is_the_same_each_time_and_ends_after_its_steps():
-  logits = [LinearProbe(1e-3, steps).fit(*TRAIN, CLASSES)(TEST[0]) for steps in (3, 3, 4)]
+  logits = [
+    LinearProbe(Linear(max_steps=steps)).fit(*TRAIN, CLASSES)(TEST[0]) for steps in (3, 3, 4)
+  ]
   np.testing.assert_array_equal(logits[0], logits[1])
   assert np.abs(logits[2] - logits[0]).max() > 1e-4

@@ -186,8 +186,7 @@ class Evaluators:
     return self.model_config.model.INPUT
 
   def _add(self, name: str, options: ConfigDict) -> None:
-    kind = EVALUATORS[name]
-    judge = kind(**{n: options[n] for n in fields_lib.names(kind)})
+    judge = EVALUATORS[name](options)
     check_choice('pooling', options.pooling, POOLING)
     reading = _Reading.of(self.config.data, options)
     if reading not in self._readers:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from vit_jax import neighbors
+from vit_jax import experiment_config, neighbors
 from vit_jax.data.loader import Plan
 from vit_jax.errors import FieldError
 from vit_jax.train import feeds, step
@@ -22,17 +22,15 @@ class KNN:
   """Votes of the nearest training examples, weighted by exp(cosine similarity / temperature).
 
   Attributes:
-    k: neighbours that vote.
-    temperature: above 0; the lower, the less the farther ones count.
+    options: `config.evaluators.knn`.
   """
 
-  k: int
-  temperature: float
+  options: experiment_config.KNN
 
   def check(self, num_examples: int) -> None:
     """Raises FieldError where the training split has fewer examples than vote."""
-    if self.k > num_examples:
-      raise FieldError('k', f'{self.k}, but the training split has {num_examples} examples')
+    if self.options.k > num_examples:
+      raise FieldError('k', f'{self.options.k}, but the training split has {num_examples} examples')
 
   def accuracy(
     self,
@@ -55,7 +53,7 @@ class KNN:
       num_classes: that labels are below.
     """
     bank = feeds.put_on_devices(_blocks(features, labels))
-    count = _count_hits(self.k, self.temperature, num_classes)
+    count = _count_hits(self.options.k, self.options.temperature, num_classes)
     devices = jax.local_device_count()
     plan = Plan(
       num_examples=len(test_labels),

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vit_jax import experiment_config
+
 _BLOCK = 2**14  # examples whose logits are in memory at a time
 _TOLERANCE = 1e-6  # of the gradient's norm, at which the fit ends
 
@@ -23,12 +25,10 @@ class LinearProbe:
   LogisticRegression has the same solution with C = 1 / (l2 * number of examples).
 
   Attributes:
-    l2: strength of the regularisation, 0 or more.
-    max_steps: of L-BFGS, over all examples each; it ends before where the gradient vanishes.
+    options: `config.evaluators.linear`.
   """
 
-  l2: float
-  max_steps: int
+  options: experiment_config.Linear
 
   def check(self, num_examples: int) -> None:
     """Any number of training examples will do."""
@@ -67,7 +67,7 @@ class LinearProbe:
     features, weights = standardize(features), np.ones(len(labels), np.float32)
     arrays = np.pad(features, (padding, (0, 0))), np.pad(labels, padding), np.pad(weights, padding)
     blocks = [array.reshape(count, -1, *array.shape[1:]) for array in arrays]
-    found = _minimize(*blocks, self.l2, self.max_steps, num_classes)
+    found = _minimize(*blocks, self.options.l2, self.options.max_steps, num_classes)
     kernel, bias = (np.asarray(array) for array in found)
     return lambda features: standardize(features) @ kernel + bias
 
