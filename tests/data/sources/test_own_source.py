@@ -9,7 +9,7 @@ from vit_jax.errors import FieldError, UsageError
 
 def load(split, dir, count=3, note='a'):
   images = np.full((count, 4, 4, 1), len(dir) + len(split), np.uint8)
-  return ArraySource({'image': images, 'label': np.arange(count) % 2}, [note, 'b'])
+  return ArraySource({'image': images, 'label': np.arange(count) % 2}, [str(note), 'b'])
 
 
 def load_without_names(split, dir):
@@ -36,6 +36,11 @@ def test_a_function_gets_split_dir_and_options():
   source = load_source(f'{__name__}:load', 'test', 'abc', {'count': 5})
   assert (len(source), source.class_names, source[4]['label']) == (5, ('a', 'b'), 0)
   assert (source[0]['image'] == 7).all()
+
+
+def test_options_of_another_type_than_their_default_are_the_functions_to_judge():
+  source = load_source(f'{__name__}:load', 'test', '', {'count': np.int64(2), 'note': None})
+  assert (len(source), source.class_names) == (2, ('None', 'b'))
 
 
 @pytest.mark.parametrize(

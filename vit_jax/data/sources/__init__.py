@@ -91,7 +91,7 @@ def load_source(
       raise FieldError(
         f'options.{option}', f'no such option of {name!r}{nearest(option, defaults)}'
       )
-    if not _is_like(value, defaults[option]):
+    if not (user_code.is_reference(name) or _is_like(value, defaults[option])):
       raise FieldError(f'options.{option}', f'{value!r} is not such as {defaults[option]!r}')
   if user_code.is_reference(name):
     source = _own(name)[0](split, dir, **defaults | given)
