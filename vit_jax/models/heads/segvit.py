@@ -117,9 +117,6 @@ class SegViT(Segmenter, kw_only=True):
   num_layers: Layers = 3
   dropout_rate: Rate = 0.1
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
-
   @nn.compact
   def segment(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
     found = self.backbone.features(x, train=train, layers=self._layers())
