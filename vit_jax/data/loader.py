@@ -180,7 +180,7 @@ def _decode_all(
     return len(indices)
 
   bar = tqdm(total=len(source), desc='Decoding', unit='image', delay=2, disable=None, leave=False)
-  with bar, ThreadPoolExecutor(max(num_threads, 1)) as pool:
+  with bar, ThreadPoolExecutor(num_threads) as pool:
     for done in pool.map(decode, range(0, len(source), _READ_AT_ONCE)):
       bar.update(done)
   return arrays
@@ -257,7 +257,7 @@ class StreamedLoader:
 
     plan = self.plan
     # Chunks come in order, and whoever is done early takes another: two for each thread.
-    taken = 2 * max(self.num_threads, 1) * max(self.num_workers, 1)
+    taken = 2 * self.num_threads * max(self.num_workers, 1)
     most = min(_MAX_CHUNK, max(plan.rows * self.prefetch // taken, 1))
     size = max(n for n in range(1, most + 1) if plan.rows % n == 0)
     per_batch = plan.rows // size
@@ -287,7 +287,7 @@ class StreamedLoader:
 
     workers = max(self.num_workers, 1)
     ahead = math.ceil(self.prefetch * per_batch / workers)
-    threads = min(max(self.num_threads, 1), ahead)
+    threads = min(self.num_threads, ahead)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     chunks = chunks.to_iter_dataset(options)
     if self.num_workers:
@@ -335,22 +335,21 @@ def train_loader(
   Args:
     source: the records.
     preprocess: for training; not a random one where `resident`.
-    batch_size: of the global batch.
-    seed: of the order of examples and of what `preprocess` draws.
+    batch_size: of the global batch, 1 or more.
+    seed: 0 or more; of the order of examples and of what `preprocess` draws.
     num_devices: of this process.
     process_index: of this process.
     process_count: how many share the global batch.
     resident: decode the whole set now, to stay on the device; else make batches on the host.
     num_workers: processes that make batches; 0: threads of this process.
-    num_threads: that decode images, in each process.
-    prefetch: batches made ahead.
+    num_threads: that decode images, in each process, 1 or more.
+    prefetch: batches made ahead, 1 or more.
     sampling: how often classes are drawn, a key of `sampling.SAMPLING`.
 
   Raises:
     FieldError: a `batch_size` that doesn't divide over the devices, images of different sizes and
-      no `image_size`, a number out of range, or a `sampling` that needs other labels.
+      no `image_size`, or a `sampling` that needs other labels.
   """
-  _check_at_least('seed', seed, 0)
   _check_batch_size('batch_size', batch_size, num_devices * process_count)
   sampler = make_sampler(sampling, source)
   plan = Plan(len(source), batch_size, seed, num_devices, process_index, process_count, sampler)
@@ -389,9 +388,6 @@ def _make_loader(
   num_threads: int,
   prefetch: int,
 ) -> ResidentLoader | StreamedLoader:
-  _check_at_least('num_workers', num_workers, 0)
-  _check_at_least('num_threads', num_threads, 1)
-  _check_at_least('prefetch', prefetch, 1)
   if not preprocess.resizes and None in source.image_shape:
     raise FieldError(
       'image_size',
@@ -410,13 +406,7 @@ def _make_loader(
   return StreamedLoader(source, preprocess, plan, num_workers, num_threads, prefetch)
 
 
-def _check_at_least(field: str, given: int, least: int) -> None:
-  if given < least:
-    raise FieldError(field, f'{given} is less than {least}')
-
-
 def _check_batch_size(field: str, given: int, num_devices: int) -> None:
-  _check_at_least(field, given, 1)
   if given % num_devices:
     raise FieldError(field, f'{given} does not divide over {num_devices} devices')
 
