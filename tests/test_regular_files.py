@@ -26,6 +26,13 @@ def test_no_more_than_allowed_is_read(tmp_path):
     regular_files.read_bytes(path, 4)
 
 
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='a file without a size')
+def test_files_that_do_not_tell_their_size_are_read():
+  assert b'VmPeak' in regular_files.read_bytes('/proc/self/status', 2**20)
+  with pytest.raises(OSError, match='more than the 10'):
+    regular_files.read_bytes('/proc/self/status', 10)
+
+
 @pytest.mark.parametrize(
   ('content', 'problem'),
   [

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from vit_jax.errors import UsageError
@@ -59,18 +59,28 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
   return file
 
 
-def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
+def read_bytes(
+  path: str | os.PathLike, max_bytes: int, take: Callable[[int], object] = lambda size: None
+) -> bytes:
   """Returns what is in a regular file.
+
+  Args:
+    path: of the file.
+    max_bytes: that it may have.
+    take: called with its size, before as much memory is taken.
 
   Raises:
     OSError: as for `open_regular`, or it has more than `max_bytes`.
   """
   with open_regular(path) as file:
-    size = os.fstat(file.fileno()).st_size
-    if size > max_bytes:
-      problem = f'{size:,} bytes, more than the {max_bytes:,} that are read of such a file'
+    size, content = os.fstat(file.fileno()).st_size, bytearray()
+    while not size and len(content) <= max_bytes and (piece := file.read(_MIB)):
+      content += piece  # of a file system that doesn't tell the size, as /proc and some of FUSE
+    if (found := max(size, len(content))) > max_bytes:
+      problem = f'{found:,} bytes, more than the {max_bytes:,} that are read of such a file'
       raise OSError(errno.EFBIG, problem, os.fspath(path))
-    return file.read(size)  # it may be growing; memory is taken for as much as is asked for
+    take(size)
+    return bytes(content) or file.read(size)  # it may be growing, and memory is taken for `size`
 
 
 def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> str:
