@@ -47,7 +47,7 @@ def decode_points(file: str | Path | BinaryIO) -> np.ndarray:
   if isinstance(file, str | Path):
     with decoding.reading(file), open_regular(file) as opened:
       size = os.fstat(opened.fileno()).st_size
-      decoding.take(min(_MEMORY_PER_BYTE * size, decoding.MEMORY))
+      decoding.take(_MEMORY_PER_BYTE * size)
       return decode_points(opened)
   content = file.read(_MOST_BYTES + 1)
   if len(content) > _MOST_BYTES:

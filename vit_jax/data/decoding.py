@@ -6,20 +6,23 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from vit_jax import host_memory
 from vit_jax.errors import UsageError
 from vit_jax.regular_files import read_bytes
 
-MEMORY = 2**31  # bytes that all threads of a process decode into at once
-_UNCOUNTED = 2**24  # bytes of pixels, and
-_UNCOUNTED_FILE = 2**26  # of a file, that a thread may have besides; photographs have no more
+_HOST = host_memory.total() or 0
+# Bytes that all threads of a process decode into at once, and that one may take, alone.
+MEMORY, MOST = max(2**31, _HOST // 8), max(2**31, _HOST // 2)
+_UNCOUNTED = 2**24  # bytes of pixels, those of 1.4 megapixels, and
+_UNCOUNTED_FILE = 2**26  # of a file, that a thread may have besides
 _MOST_OF_A_FILE = 2**30  # bytes that are read of one whose pixels come all at once
 
 _T = TypeVar('_T')
 _R = TypeVar('_R')
 
 
-class UnreadableFile(UsageError):
-  """A file that can't be read or decoded.
+class Undecoded(UsageError):
+  """A file that isn't decoded.
 
   Attributes:
     path: of the file.
@@ -35,7 +38,11 @@ class UnreadableFile(UsageError):
     return (f'{self.path}: {self.reason}',)
 
 
-class TooLittleMemory(UsageError):
+class UnreadableFile(Undecoded):
+  """A file that can't be read or decoded."""
+
+
+class TooLittleMemory(Undecoded):
   """A file could be decoded if there were more memory: it is no damaged one."""
 
 
@@ -49,37 +56,47 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
   """
   try:
     yield
-  except (UnreadableFile, TooLittleMemory):
+  except Undecoded:
     raise
   except MemoryError as e:
-    raise TooLittleMemory(f'{path}: not enough memory to decode it') from e
+    raise TooLittleMemory(path, 'not enough memory to decode it') from e
   except Exception as e:
     raise UnreadableFile(path, reason(e)) from e
 
 
 def reason(error: Exception) -> str:
   """Returns in one line, without the path, why a file can't be read."""
-  if isinstance(error, UnreadableFile):
+  if isinstance(error, Undecoded):
     return error.reason
-  message = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-  return message.splitlines()[0]
+  lines = (getattr(error, 'strerror', None) or str(error)).splitlines()
+  return next(filter(None, map(str.strip, lines)), type(error).__name__)
 
 
 class _Shared:
-  """Memory that threads share: who finds too little free waits, in the order of asking."""
+  """Memory that threads share: who finds too little free waits, with what it has already.
+
+  Where nobody is left who could give some back, one goes on: as the only one that decodes.
+  """
 
   def __init__(self):
-    self._free, self._queue, self._changed = MEMORY, threading.Lock(), threading.Condition()
+    self._taken = self._waiting = 0  # by all, and by those of them that wait for more
+    self._queue, self._changed = threading.Lock(), threading.Condition()
 
-  def take(self, num_bytes: int, waits: bool) -> None:
-    with self._queue if waits else contextlib.nullcontext(), self._changed:
-      if waits:
-        self._changed.wait_for(lambda: self._free >= num_bytes)
-      self._free -= num_bytes
+  def take(self, num_bytes: int, has: int) -> None:
+    self._add(0, waiting=has)
+    with self._queue, self._changed:  # one at a time, or large ones would wait for all small ones
+      self._changed.wait_for(
+        lambda: self._taken + num_bytes <= MEMORY or self._taken == self._waiting
+      )
+      self._add(num_bytes, waiting=-has)
 
   def give_back(self, num_bytes: int) -> None:
+    self._add(-num_bytes)
+
+  def _add(self, num_bytes: int, waiting: int = 0) -> None:
     with self._changed:
-      self._free += num_bytes
+      self._taken += num_bytes
+      self._waiting += waiting
       self._changed.notify_all()
 
 
@@ -101,8 +118,11 @@ def turn() -> Iterator[None]:
   """Counts the memory that this thread takes, until the end, which gives it back.
 
   What is decoded inside must be done with by then. Outside of turns nothing is counted: only where
-  several threads decode do they have to share.
+  several threads decode do they have to share. A turn inside of another is a part of it.
   """
+  if _turn.taken is not None:
+    yield
+    return
   _turn.taken, _turn.endings = 0, []
   try:
     yield
@@ -121,6 +141,7 @@ def in_turn(records: Iterable[_T], prepare: Callable[[_T], _R]) -> Iterator[_R]:
     with turn():
       for record in records:
         prepared = prepare(record)
+        del record  # with the bytes of its file
         break
       else:
         return
@@ -130,32 +151,28 @@ def in_turn(records: Iterable[_T], prepare: Callable[[_T], _R]) -> Iterator[_R]:
 def take(num_bytes: int, give_up: Callable[[], None] | None = None) -> None:
   """Waits until so much of the threads' memory is free to decode into, and takes it.
 
-  A thread that has some already takes more at once: it would wait for others that wait for it.
+  More than `MEMORY` is free once no other thread decodes.
 
   Args:
-    num_bytes: up to `MEMORY`.
+    num_bytes: how much.
     give_up: called at the end of the turn, to let go of what was decoded.
   """
   if num_bytes > _UNCOUNTED and _turn.taken is not None:
-    _shared.take(num_bytes, waits=not _turn.taken)
+    _shared.take(num_bytes, _turn.taken)
     _turn.taken += num_bytes
     _turn.endings += [give_up] if give_up else []
 
 
 def check_size(num_bytes: int, what: str) -> None:
   """Raises UsageError where no thread may take so much; `what` it is for, is in the message."""
-  if num_bytes > MEMORY:
-    raise UsageError(
-      f'{what}: takes {num_bytes:,} bytes to decode, of {MEMORY:,} that may be taken'
-    )
+  if num_bytes > MOST:
+    raise UsageError(f'{what}: takes {num_bytes:,} bytes to decode, of {MOST:,} that may be taken')
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-  """Returns what is in a regular file; of large ones, threads read one after the other.
+  """Returns what is in a regular file; large ones take of the threads' memory.
 
   Raises:
     OSError: it can't be read, is no regular file, or is too large.
   """
-  if os.stat(path).st_size > _UNCOUNTED_FILE:
-    take(MEMORY)
-  return read_bytes(path, _MOST_OF_A_FILE)
+  return read_bytes(path, _MOST_OF_A_FILE, lambda size: size > _UNCOUNTED_FILE and take(size))

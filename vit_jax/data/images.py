@@ -31,7 +31,7 @@ _UPRIGHT = {
   8: Image.Transpose.ROTATE_90,
 }
 
-MOST_PIXELS = decoding.MEMORY // 12  # of an image, as Pillow allows, or of a frame
+MOST_PIXELS = 2**31 // 12  # of a frame of a video; Pillow allows as many of an image
 _MOST_OF_A_SIDE = 2**20  # pixels: what resizes them needs up to 48 bytes for each
 
 _SCAN = b'\xff\xda'  # begins a scan of a progressive JPEG: a few bytes that go over all its pixels
@@ -191,10 +191,9 @@ def _open(file: bytes, formats: Sequence[str] = _FORMATS) -> Image.Image:
     image = Image.open(io.BytesIO(file), formats=formats)
   except UnidentifiedImageError as e:
     raise UsageError(f'not an image in {", ".join(formats[:-1])} or {formats[-1]}') from e
-  size = '{}x{} pixels'.format(*image.size)
   if max(image.size) > _MOST_OF_A_SIDE:
+    size = '{}x{} pixels'.format(*image.size)
     raise UsageError(f'{size}; a side may have {_MOST_OF_A_SIDE:,}')
-  decoding.check_size(math.prod(image.size) * _bytes_per_pixel(image), size)
   if image.info.get('progressive') and (count := file.count(_SCAN)) > _MOST_SCANS:
     raise UsageError(f'{count:,} scans of its pixels; {_MOST_SCANS} are decoded')
   return image
@@ -359,12 +358,12 @@ def check_files(
     for block in pool.map(check, blocks):
       results += block
       bar.update(len(block))
-  damaged = [(file, reason) for file, _, reason in results if reason]
+  damaged = [(file, reason) for file, shape, reason in results if shape is None]
   for file, reason in damaged:
     _log.warning('%s cannot be decoded and is skipped: %s', root / file, reason)
   if damaged:
     _log.warning('%d of %d %ss in %s are skipped', len(damaged), len(files), unit, root)
-  good = [(file, shape) for file, shape, reason in results if not reason]
+  good = [(file, shape) for file, shape, _ in results if shape is not None]
   return Checked([f for f, _ in good], {s for _, s in good}, [f for f, _ in damaged])
 
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import struct
+import weakref
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from image_files import make_folder, one_line, pixels, save, smooth
 from PIL import Image, ImageFile
 
-from vit_jax.data import decode_image, load_source, title
+from vit_jax.data import decode_image, decoding, images, load_source, title
 from vit_jax.data.decoding import UnreadableFile
 from vit_jax.data.sources import folders
 from vit_jax.errors import FieldError, UsageError
@@ -157,13 +158,13 @@ def test_what_must_not_be_opened_or_decoded_is_skipped_and_named(tmp_path, caplo
   (tmp_path / 'cat/link.jpg').symlink_to(tmp_path / 'cat/pipe.png')
   (tmp_path / 'dog/device.gif').symlink_to('/dev/zero')
   header_alone(tmp_path / 'dog/strip.png', 2**20 + 1, 1)
-  header_alone(tmp_path / 'dog/area.png', 12_000, 12_000, mode=6)
+  header_alone(tmp_path / 'dog/area.png', 14_000, 14_000)
   expected = {
     'cat/pipe.png': 'not a regular file',
     'cat/link.jpg': 'not a regular file',
     'dog/device.gif': 'not a regular file',
     'dog/strip.png': '1048577x1 pixels; a side may have 1,048,576',
-    'dog/area.png': '12000x12000 pixels: takes 2,304,000,000 bytes to decode, of 2,147,483,648',
+    'dog/area.png': 'Image size (196000000 pixels) exceeds limit of 178956970 pixels',
   }
   with caplog.at_level(logging.WARNING):
     source = load_source('folder', 'train', root)
@@ -173,6 +174,27 @@ def test_what_must_not_be_opened_or_decoded_is_skipped_and_named(tmp_path, caplo
     assert any(message.startswith(told) for message in caplog.messages), file
     with pytest.raises(UnreadableFile, match=re.escape(reason)):
       decode_image(tmp_path / file)
+
+
+def test_damage_without_a_reason_is_damage_all_the_same(tmp_path):
+  def probe(path):
+    if path.name == 'bad':
+      raise UnreadableFile(path, '')
+    return (4, 4, 3)
+
+  checked = images.check_files(tmp_path, ('bad', 'good'), (0, 0), probe, 'image')
+  assert checked == (['good'], {(4, 4, 3)}, ['bad'])
+
+
+def test_files_do_not_stay_in_memory_after_their_turn(tmp_path):
+  source = load_source('folder', 'train', make_folder(tmp_path, splits=('.',), count=2))
+  files = []
+
+  def prepare(record):
+    files.append(weakref.ref(record['image']))
+
+  for _ in decoding.in_turn(source.read(range(len(source))), prepare):
+    assert files[-1]() is None
 
 
 def test_files_that_could_be_decoded_with_more_memory_are_not_skipped(tmp_path, monkeypatch):

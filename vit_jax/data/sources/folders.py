@@ -61,11 +61,10 @@ class FolderSource(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      image = images.EncodedImage(self._root / self.files[i], self.image_shape[2])
       label = self._labels[i]
-      yield {'image': image} | (
-        {'label': label if label.ndim else int(label)} if self.class_names else {}
-      )
+      labels = {'label': label if label.ndim else int(label)} if self.class_names else {}
+      # No name holds the image, whose file would stay in memory until the next is asked for.
+      yield {'image': images.EncodedImage(self._root / self.files[i], self.image_shape[2])} | labels
 
 
 def load(split: str, directory: str, labels: str = 'auto') -> FolderSource:

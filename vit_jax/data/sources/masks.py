@@ -47,9 +47,11 @@ class MaskSource(Source):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      image = images.EncodedImage(self._root / self.files[i], self.image_shape[2])
-      mask = KINDS['mask'].decode(self._root / self._masks[i])
-      yield {'image': image, 'mask': self._labels[mask]}
+      # No name holds the image, whose file would stay in memory until the next is asked for.
+      yield {
+        'image': images.EncodedImage(self._root / self.files[i], self.image_shape[2]),
+        'mask': self._labels[KINDS['mask'].decode(self._root / self._masks[i])],
+      }
 
 
 def load(split: str, directory: str) -> MaskSource:

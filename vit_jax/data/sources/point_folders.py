@@ -31,8 +31,8 @@ class PointFolderSource(FolderSource):
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
     for i in indices:
-      points = KINDS['points'].decode(self._root / self.files[i])
-      yield {'points': points, 'label': int(self._labels[i])}
+      points = KINDS['points'].decode
+      yield {'points': points(self._root / self.files[i]), 'label': int(self._labels[i])}
 
 
 def load(split: str, directory: str) -> PointFolderSource:

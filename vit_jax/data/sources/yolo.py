@@ -36,8 +36,9 @@ class YoloSource(FolderSource):
     self._boxes = np.stack(boxes)
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    for i, record in zip(indices, super().read(indices), strict=True):
-      yield record | {'box': self._boxes[i]}
+    records = super().read(indices)
+    for i in indices:
+      yield next(records) | {'box': self._boxes[i]}
 
 
 def load(split: str, directory: str) -> YoloSource:
