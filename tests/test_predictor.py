@@ -8,7 +8,7 @@ from PIL import Image
 from small_vits import SQUARE, WIDE, logits, random_variables
 
 from vit_jax.data import augment, decode_image
-from vit_jax.data.decoding import UnreadableFile
+from vit_jax.data.decoding import TooLittleMemory, UnreadableFile
 from vit_jax.data.images import find_images
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig, Preprocessing
@@ -142,6 +142,22 @@ def test_damaged_files_leave_the_others_as_they_are(tmp_path):
       np.testing.assert_allclose(outcome, next(expected_rows), atol=1e-6)
     else:
       assert isinstance(outcome, UnreadableFile)
+
+
+def test_faults_of_code_are_no_damage_and_lack_of_memory_is_told(monkeypatch):
+  predictor, (image,) = Predictor(random_variables(SQUARE), SQUARE), photographs(1)
+
+  def read(error):
+    if error:
+      raise error
+    return image
+
+  errors = [TooLittleMemory('a.png', 'too little'), OSError('no')]
+  outcomes = [outcome for _, outcome in predictor.map(read, [*errors, None])]
+  assert outcomes[:2] == errors
+  assert outcomes[2].shape == (3,)
+  with pytest.raises(ZeroDivisionError):
+    list(predictor.map(read, [ZeroDivisionError()]))
 
 
 @pytest.mark.parametrize(

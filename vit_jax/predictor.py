@@ -150,6 +150,7 @@ class Predictor:
   ) -> Iterator[tuple[Any, Prediction | Exception]]:
     """Yields, in order, each item with the prediction of its input, or why `read` failed.
 
+    That is a UsageError, as the decoders here raise, or an OSError; what else is raised ends it.
     Batches are as in a call; threads read ahead of the devices.
 
     Args:
@@ -202,6 +203,8 @@ def map_batches(
 ) -> Iterator[tuple[Any, Any | Exception]]:
   """Yields, in order, each item with what is computed of its input, or why it can't be read.
 
+  That is a UsageError, as of damaged files, or an OSError; what else is raised ends it.
+
   Args:
     read: item to input; threads call it, and `prepare`, ahead of the devices.
     prepare: input to what `compute` takes.
@@ -214,7 +217,7 @@ def map_batches(
     try:
       with decoding.turn():
         return item, prepare(read(item))
-    except Exception as e:  # Pillow raises many types on damaged files
+    except (UsageError, OSError) as e:  # anything else is a fault of this code, or of `read`
       return item, e
 
   pool = ThreadPoolExecutor()

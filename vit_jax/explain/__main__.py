@@ -191,7 +191,7 @@ def _read(files: Sequence[Path], config: ModelConfig) -> list[dict[str, Any]]:
   for file in chosen:
     try:
       value = kind.decode(file)
-    except decoding.UnreadableFile as e:
+    except decoding.Undecoded as e:
       print(printable(f'{file}: cannot be decoded ({e.reason})'), file=sys.stderr)
       continue
     folder = file.absolute().parent.name
