@@ -1,11 +1,13 @@
 """Pictures of what a model is trained on: what is drawn of an example, and how classes count."""
 
+import time
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
-from vit_jax.data import ArraySource
+from vit_jax.data import ArraySource, decoding
 from vit_jax.data.kinds import VOID
 from vit_jax.explain import training_data
 
@@ -125,6 +127,25 @@ def test_pixels_of_masks_are_counted_in_percent_of_those_that_have_a_class(monke
   monkeypatch.setattr(training_data, '_MOST_READ', 10)
   np.testing.assert_allclose(training_data.count_classes(source).counts, found.counts)
   assert training_data.count_classes(source)[1:] == ('% of pixels', 10, 100)
+
+
+def test_records_are_counted_in_turns_for_memory(monkeypatch):
+  decoded, most = [], []
+
+  class Large(ArraySource):
+    def read(self, indices):
+      for record in super().read(indices):
+        decoding.take(decoding.MEMORY)
+        decoded.append(record)
+        most.append(len(decoded))
+        time.sleep(0.001)
+        decoded.pop()
+        yield record
+
+  source = Large({'mask': np.zeros((20, 1, 1), np.uint8)}, NAMES)
+  monkeypatch.setattr(training_data, '_READ_AT_ONCE', 2)
+  assert training_data.count_classes(source).counts[0] == 100
+  assert max(most) == 1
 
 
 @pytest.mark.parametrize('count', [3, 24, 200])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from vit_jax.data import Source, clouds, kinds
+from vit_jax.data import Source, clouds, decoding, kinds
 from vit_jax.explain import boxes, masks, panels
 
 MOST_EXAMPLES = 24  # of a figure
@@ -224,7 +224,8 @@ def _count_elements(source: Source, entry: str, num_threads: int) -> ClassCounts
   indices = np.unique(np.linspace(0, total - 1, min(total, _MOST_READ)).round().astype(int))
 
   def count(chunk):
-    ids = (record[entry].reshape(-1) for record in source.read(chunk.tolist()))
+    read = source.read(chunk.tolist())
+    ids = decoding.in_turn(read, lambda record: record[entry].reshape(-1))
     return sum(np.bincount(i[i < num_classes], minlength=num_classes) for i in ids), len(chunk)
 
   chunks = np.array_split(indices, -(-len(indices) // _READ_AT_ONCE))
