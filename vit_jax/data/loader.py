@@ -143,8 +143,8 @@ class ResidentLoader:
   @functools.cached_property
   def arrays(self) -> Arrays:
     """The whole set on the host, as `kinds.stack` of all N preprocessed records."""
-    decoding, self._decoding = self._decoding, None  # which would keep them, once deleted here
-    return decoding.result()
+    decoded, self._decoding = self._decoding, None  # which would keep them, once deleted here
+    return decoded.result()
 
   def indices(self, start_step: int = 0, num_steps: int | None = None) -> Arrays:
     """Returns what batches `start_step` on are made of, D local devices with R rows of each.

@@ -26,8 +26,8 @@ _MOST_BYTES, _MOST_RATIO, _SMALL = 2**31, 100, 2**24
 class Hdf5Points(Source):
   """Records from the files of some splits; a file's arrays stay in memory once they are read.
 
-  Records have `points` and `label`; with `parts`, what each point belongs to as well, and then the
-  label is float32 [num_classes], with a 1 for each part that objects of the category have.
+  Records have `points` and `label`; with `categories` also `parts`, what each point belongs to, and
+  then the label is float32 [num_classes], with a 1 for each part that the category's objects have.
   """
 
   def __init__(
