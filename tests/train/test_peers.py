@@ -12,7 +12,7 @@ from training_process import serving_process
 
 # A process of several, which does what a line says, and then waits as for an exchange.
 MEMBER = """
-import os, sys, time
+import atexit, os, sys, time
 from vit_jax.errors import UsageError
 from vit_jax.train import peers
 
@@ -29,6 +29,12 @@ try:
   print('left', flush=True)
 except UsageError as e:
   end(e, 2)
+except Exception as e:
+  print(repr(e), flush=True)
+leave = os._exit
+os._exit = lambda code: (print('exit', code, flush=True), leave(code))
+atexit._run_exitfuncs()  # as the interpreter does, which here isn't all that runs
+os._exit(0)
 """
 WAIT = 'time.sleep(60)'
 
@@ -117,11 +123,28 @@ def test_a_mistake_that_one_finds_ends_all(start):
   assert {m.says() for m in members[:2]} == {'2 process 2 of 3 ended with exit code 2'}
 
 
+@pytest.mark.parametrize(
+  ('failing', 'error', 'wait'), [(0, 'KeyError(3)', 60), (2, 'ValueError(3)', 0.1)]
+)
+def test_an_error_of_one_s_own_ends_all_with_its_code(start, failing, error, wait):
+  """It waits for no other first, unless it's such as an exchange with a lost process raises."""
+  members = start(3, _FAREWELL=0.5, _PATIENCE_AFTER_ERROR=wait, _BEAT=0.1)
+  others = [m for i, m in enumerate(members) if i != failing]
+  for member in others:
+    member.does(WAIT)
+  members[failing].does(f'raise {error}')
+  assert [members[failing].says() for _ in range(2)] == [error, 'exit 1']
+  assert {m.says() for m in others} == {f'1 process {failing} of 3 ended with exit code 1'}
+
+
 def test_one_that_is_late_or_done_is_not_lost(start):
   members = start(3, late=1.5, _PATIENCE=1, _BEAT=0.1)
   for member in reversed(members):
     member.does('pass')
     assert member.says() == 'left'
+  begin = time.monotonic()
+  assert [member.says() for member in members] == ['exit 0'] * 3
+  assert time.monotonic() - begin < 4  # the service would wait 5 seconds for open connections
 
 
 @pytest.mark.parametrize('victim', [0, 1])
@@ -141,8 +164,7 @@ def test_killed_while_training_and_saving_they_go_on_with_the_same_bits(tmp_path
 
   for kill in range(6):
     processes = start_two('killed')
-    while 'step' not in processes[0].stdout.readline():
-      pass
+    assert any('step' in line for line in iter(processes[0].stdout.readline, ''))
     time.sleep(kill / 10)
     processes[victim].kill()
     errors = [process.communicate()[1] for process in processes]
