@@ -108,6 +108,7 @@ def test_a_run_with_flags_of_a_task_that_the_file_does_not_have(train, tmp_path)
     '--config.task=localization',
     '--config.loss.box=l1',
     '--config.model.head.hidden_size=8',
+    '--config.optimizer.no_decay=',
     '--config.data.name=yolo',
     f'--config.data.dir={folder}',
     '--config.batch_size=8',
@@ -125,6 +126,7 @@ def test_a_run_with_flags_of_a_task_that_the_file_does_not_have(train, tmp_path)
     'box': 'l1',
     'class_divisor': 1.0,
   }
+  assert config['optimizer']['no_decay'] == ''
   options = {'hidden_size': 8, 'dropout_rate': 0.2, 'box_sigmoid': True}
   assert config['model']['head'] == {'name': 'localization', **options}
 

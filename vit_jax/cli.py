@@ -235,8 +235,10 @@ def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[st
     fail(_explain_value(e))
   except (flags.Error, ValueError) as e:
     fail(' '.join(str(e).split()))
+  fields = tuple(f'{name}.' for name in _experiments())  # '' is a value of some
   for flag in (flag for own in flags.FLAGS.flags_by_module_dict().values() for flag in own):
-    if flag.present and flag.value == '' and flag.default is None:
+    is_empty = flag.present and flag.value == '' and flag.default is None
+    if is_empty and not flag.name.startswith(fields):
       fail(f'--{flag.name}: empty; give a value, or leave it out')
     if isinstance(flag.value, float) and math.isnan(flag.value):  # which no bound keeps out
       fail(f'--{flag.name}: nan is not a number')
@@ -343,8 +345,8 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   of its module, which --help shows with all flags, says how it is called: 'python ...'.
 
   Exit codes: what `command` returns, 2 for mistakes (UsageError), 1 for a loss that isn't finite,
-  128 plus the signal's number for SIGTERM, Ctrl-C and a closed pipe, 75 where another process of
-  the run was lost. Everything unforeseen keeps its traceback.
+  128 plus the signal's number for SIGTERM, SIGHUP, Ctrl-C and a closed pipe, 75 where another
+  process of the run was lost. Everything unforeseen keeps its traceback, and has 1.
   """
   # Names of files and classes may be none that the terminal's encoding has.
   sys.stdout.reconfigure(errors='backslashreplace')
