@@ -34,7 +34,8 @@ def peak_mib() -> float | None:
 def total() -> int | None:
   """Returns how many bytes this process may have at most, None where nothing tells.
 
-  That is the least of the machine's memory and what a container or `ulimit -v` leaves of it.
+  That is the least of the machine's memory and what a container or `ulimit -v` leaves of it. Limits
+  of control groups inside of these aren't seen, as those of Slurm's jobs and systemd's services.
   """
   limits = []
   with contextlib.suppress(AttributeError, ValueError):  # Windows

@@ -91,6 +91,7 @@ class TimedExperiment:
         'first_step_seconds': seconds,
         **sides.peak_memory(),
       }
+    self._experiment.check_memory()
     self._feed = self._experiment.train_feed()
     self._state = feeds.put_on_devices(self._experiment.initial_state(), self._experiment.layout)
     jax.block_until_ready(self._dispatch(1))

@@ -181,7 +181,6 @@ class Experiment:
       self._check_frozen(frozen)
     self._schedule = make_schedule(config, config.num_steps)
     self._tx = make_optimizer(config, self.model, self._param_shapes, self._schedule)
-    self._check_memory()
 
   def _plan_views(self, example: np.ndarray) -> dict[str, step.Views]:
     """Returns split -> the augmentations of the views that the task takes, by groups.
@@ -271,19 +270,30 @@ class Experiment:
       self.layout,
     )
 
-  def _check_memory(self) -> None:
-    """Raises UsageError where a device can't hold the state and its part of a batch at once."""
-    c, devices = self.config, jax.local_devices()
-    trained = shard.device_bytes(self.batch_shapes())
-    evaluated = c.eval_batch_size // jax.device_count() * math.prod(self._input_shape)
-    needed = shard.device_bytes(self.state_shapes) + max(trained, evaluated)
+  def check_memory(self, trains: bool = True) -> None:
+    """To be called before the state is made.
+
+    Args:
+      trains: else the model is only evaluated.
+
+    Raises:
+      UsageError: a device can't hold the state, or the variables that are evaluated, and its part
+        of a batch at once.
+    """
+    c, devices, state = self.config, jax.local_devices(), self.state_shapes
+    batch = c.eval_batch_size // jax.device_count() * math.prod(self._input_shape)
+    if trains:
+      batch = max(batch, shard.device_bytes(self.batch_shapes()))
+    needed = shard.device_bytes(state if trains else state.eval_variables) + batch
     present = (devices[0].memory_stats() or {}).get('bytes_limit')
-    if present is None and (total := host_memory.total()):
+    is_host = present is None and devices[0].platform == 'cpu'
+    if is_host and (total := host_memory.total()):
       present = total // len(devices)
     if present is not None and needed > present:
+      what = 'parameters, optimiser' if trains else 'parameters'
       raise UsageError(
-        f'config.model: parameters, optimiser and a batch need {needed:,} bytes of each device, '
-        f'which has {present:,}'
+        f'config.model: {what} and a batch need {needed:,} bytes of each device, which has '
+        f'{present:,}'
       )
 
   def _check_frozen(self, frozen: Any) -> None:

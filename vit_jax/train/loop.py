@@ -333,6 +333,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     NonFiniteError: loss or gradients weren't finite; the last good checkpoint is kept.
   """
   experiment = Experiment(config, workdir)
+  experiment.check_memory()
   with contextlib.ExitStack() as stack:
     stack.enter_context(_disk_errors(workdir))
     if _is_main():
@@ -416,6 +417,7 @@ def evaluate(config: ConfigDict, workdir: Path, path: str | None = None) -> dict
   """
   directory.check_folders(workdir)
   experiment = Experiment(config, workdir)
+  experiment.check_memory(trains=False)
   with predictions.writer(experiment, path) as write:
     if _is_main():
       only = _READ_BACK + (_HELD_OUT if experiment.judged == 'val' else ())
