@@ -1,6 +1,8 @@
 """A run in this process: what it writes, when it stops, what moves its learning rate."""
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -321,6 +323,15 @@ def test_a_disk_that_fills_is_one_line_and_costs_no_bit(finished, tmp_path, monk
   assert results['final'] == json.loads((expected / 'results.json').read_text())['final']
   found, wanted = (read_variables(path / 'checkpoints') for path in (workdir, expected))
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+  ('code', 'is_disk'), [(errno.ENOSPC, True), (errno.EISDIR, True), (errno.ENOENT, False)]
+)
+def test_only_what_a_disk_does_is_told_of_a_file_of_the_run(tmp_path, code, is_disk):
+  error = OSError(code, os.strerror(code), str(tmp_path / 'notes.txt'))
+  with pytest.raises(UsageError if is_disk else OSError), loop._disk_errors(tmp_path):
+    raise error
 
 
 def test_results_that_are_damaged_are_written_anew(finished, tmp_path, capsys):

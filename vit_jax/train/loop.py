@@ -31,9 +31,10 @@ from vit_jax.train.state import make_plateau
 # What the shapes of a checkpoint depend on.
 _READ_BACK = ('model', 'task', 'optimizer', 'plateau', 'ema_decay', 'freeze', 'grad_clip_norm')
 
-# Of writing alone, which Orbax's errors name in words; and of a file that is open.
+# Of writing alone, which Orbax's errors name in words; and beside them, with a file in place of a
+# folder or the other way round.
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG
-_DISK_ERRORS = *_FULL, errno.EIO, errno.EACCES
+_DISK_ERRORS = *_FULL, errno.EIO, errno.EACCES, errno.ENOTDIR, errno.EISDIR
 
 # What examples are no part of training depends on.
 _HELD_OUT = ('data.train_split', 'data.val_split', 'seed')
@@ -51,11 +52,10 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
   except UsageError:
     raise
   except OSError as e:
-    file = e.filename and Path(os.fsdecode(e.filename))
-    ours = workdir.resolve()
-    if file and ours != file.resolve() and ours not in file.resolve().parents:
+    if e.errno not in _DISK_ERRORS:
       raise
-    if not file and e.errno not in _DISK_ERRORS:
+    file = e.filename and Path(os.fsdecode(e.filename))
+    if file and not file.resolve().is_relative_to(workdir.resolve()):
       raise
     raise _unwritable(file or workdir, e.strerror) from e
   except (ValueError, RuntimeError) as e:
