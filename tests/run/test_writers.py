@@ -1,6 +1,7 @@
 """Writers: metrics.jsonl, TensorBoard, Weights & Biases and the user's own."""
 
 import json
+import math
 import shutil
 import struct
 import sys
@@ -176,17 +177,28 @@ LINE = b'{"step": 2, "train/loss": 0.5}'
     b'{"train/loss": 0.5}',
     b'{"step": "2", "train/loss": 0.5}',
     b'{"step": 2, "train/loss": "x"}',
-    b'{"step": 2, "train/loss": NaN}',
+    b'{"step": 2, "train/loss": 0' + b' ' * 999 + b'}',
     b'{"step": 2, "train/loss": 1' + b'0' * 400 + b'}',
     LINE.replace(b'loss', b'lo\xffs'),
   ],
 )
-def test_a_damaged_line_costs_no_other(tmp_path, damage):
+def test_a_damaged_line_costs_no_other(tmp_path, monkeypatch, damage):
+  monkeypatch.setattr(writers, 'MAX_JSON', 900)
   path = tmp_path / 'metrics.jsonl'
   path.write_bytes(b'\n'.join([LINE, damage, LINE, LINE[:9]]))
   with pytest.warns(UsageWarning, match=rf'^{path}: damaged, and left out: line 2$'):
     history = writers.read_history(path)
   assert history == [{'step': 2, 'train/loss': 0.5}] * 2
+
+
+def test_what_a_writer_wrote_is_read(tmp_path):
+  """Also what has no value, as the recall of a class of which there are no examples."""
+  values = {'test/recall': math.nan, 'test/distance': math.inf}
+  with writers.MetricWriter(tmp_path, tiny_config(), 0) as writer:
+    writer.write(1, values)
+  assert writers.read_history(tmp_path / 'metrics.jsonl') == [
+    {'step': 1, **{name: pytest.approx(value, nan_ok=True) for name, value in values.items()}}
+  ]
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path):

@@ -11,16 +11,16 @@ import time
 import types
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vit_jax import user_code
 from vit_jax.errors import FieldError, UsageError, UsageWarning, check_choice
-from vit_jax.regular_files import MAX_TEXT, read_bytes, read_text
+from vit_jax.regular_files import MAX_JSON, open_regular, read_text
 from vit_jax.run import directory
 from vit_jax.run.metrics import Descriptions, format_values
 
@@ -39,24 +39,41 @@ def read_history(path: Path) -> list[dict[str, Any]]:
   """
   if not path.exists():
     return []
+  found, damaged = [], []
   try:
-    *lines, rest = read_bytes(path, MAX_TEXT).split(b'\n')
+    with open_regular(path) as file:
+      for number, line in enumerate(_lines(file), 1):
+        if (values := _parse(line)) is not None:
+          found.append(values)
+        elif line.endswith(b'\n'):
+          damaged.append(str(number))
   except OSError as e:
     raise UsageError(f'{path}: cannot be read ({e.strerror})') from e
-  found = [_parse(line) for line in lines]
-  if damaged := [str(i) for i, line in enumerate(found, 1) if line is None]:
+  if damaged:
     shown = ', '.join(damaged[:_MAX_SHOWN]) + (', ...' if len(damaged) > _MAX_SHOWN else '')
     text = f'{path}: damaged, and left out: line {shown}'
     warnings.warn(text, UsageWarning, stacklevel=2)
-  return [line for line in [*found, _parse(rest)] if line is not None]
+  return found
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+  """Yields the lines of a file, of any length; of a line that is too long, its end after a NUL."""
+  while line := file.readline(MAX_JSON):
+    while len(line) == MAX_JSON and not line.endswith(b'\n'):
+      line = b'\0' + file.readline(MAX_JSON - 1)
+    yield line
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-  """Returns a line of metrics.jsonl: its step, and numbers by name; None of anything else."""
+  """Returns a line of metrics.jsonl: its step, and numbers by name; None of anything else.
+
+  Numbers may be NaN and infinite, as metrics are that have no value.
+  """
   try:
     found = json.loads(line)
-    is_line = type(found['step']) is int and all(map(math.isfinite, found.values()))
-    return found if is_line else None
+    for value in found.values():
+      math.isnan(value)  # raises for what isn't a number, or larger than any float
+    return found if type(found['step']) is int else None
   except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OverflowError):
     return None
 
