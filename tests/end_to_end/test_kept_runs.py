@@ -118,7 +118,7 @@ def test_fields_that_a_run_lacks_have_their_defaults(train, mode, flag, message)
 def test_results_that_record_no_units_are_formatted_by_the_metrics_names():
   assert results.read_descriptions(KEPT / 'resnet') == {}
   folder = KEPT / 'resnet'
-  table = results.table(json.loads((folder / 'results.json').read_text()), folder)
+  table = results.table(results.read(folder), folder)
   assert 'test/accuracy 10.00 %  test/loss 6.568  test/top5_accuracy 50.00 %' in table
 
 

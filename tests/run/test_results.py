@@ -31,7 +31,8 @@ def test_no_file_is_no_results(tmp_path):
 
 def test_those_of_earlier_versions_are_read(tmp_path):
   write(tmp_path, {})
-  assert results.read(tmp_path)['step'] == 2
+  found = results.read(tmp_path)
+  assert (found['step'], found['start'], found['command']) == (2, {}, None)
   assert results.read_descriptions(tmp_path) == {}
 
 

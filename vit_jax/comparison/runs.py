@@ -11,15 +11,7 @@ from vit_jax.run import directory
 from vit_jax.run import results as results_lib
 from vit_jax.run.metrics import format_value
 
-# What results.json of older versions lack.
-_NOT_THERE = {
-  'model': None,
-  'dataset': None,
-  'epochs': None,
-  'reference': {},
-  'flops_per_image': {'forward': None, 'training': None},
-}
-_ALWAYS = ('step', 'parameters', 'device', 'dtype', 'versions')
+_KEPT = ('model', 'dataset', 'epochs', 'flops_per_image', 'step', 'parameters', 'device', 'dtype')
 _LEFT = ('run', 'model', 'data set', 'metric', 'device')  # these columns are text
 _DASH = '—'
 
@@ -42,9 +34,8 @@ def read(workdir: str) -> dict[str, Any]:
   Raises:
     UsageError: no finished run is there, or its results can't be read or are damaged.
   """
-  if (found := results_lib.read(Path(workdir))) is None:
+  if (results := results_lib.read(Path(workdir))) is None:
     raise UsageError(f'--runs: {workdir} holds no finished run (no {results_lib.FILE})')
-  results = _NOT_THERE | found
   metrics = results_lib.against_reference(results)
   if not metrics:
     name = results_lib.reported(results)
@@ -52,10 +43,10 @@ def read(workdir: str) -> dict[str, Any]:
   return {
     'run': Path(workdir).resolve().name,
     'metrics': {k: {'ours': ours, 'published': value} for k, (ours, value) in metrics.items()},
-    'descriptions': results.get('metrics', {}),
+    'descriptions': results['metrics'],
     'source': results['reference'].get('source'),
     'images_per_second': results['training']['images_per_second'],
-  } | {name: results[name] for name in (*_NOT_THERE, *_ALWAYS) if name != 'reference'}
+  } | {name: results[name] for name in (*_KEPT, 'versions')}
 
 
 def over_seeds(workdirs: Sequence[str]) -> list[dict[str, Any]]:

@@ -35,21 +35,23 @@ _REQUIRED = {
   'dtype': str,
   'versions': {str: str},
 }
-# Which runs of earlier versions lack.
+# Types of what runs of earlier versions lack, and what stands for it.
 _LATER = {
-  'command': str,
-  'model': str,
-  'dataset': str,
-  'epochs': _Number,
-  'start': _Metrics,
-  'metrics': {str: {'unit': str, 'higher_is_better': bool, 'label': str}},
-  'reference': {str: _Number | str},
-  'flops_per_image': {str: _Measured},
+  'command': (str, None),
+  'model': (str, None),
+  'dataset': (str, None),
+  'epochs': (_Number, None),
+  'start': (_Metrics, {}),
+  'metrics': ({str: {'unit': str, 'higher_is_better': bool, 'label': str}}, {}),
+  'reference': ({str: _Number | str}, {}),
+  'flops_per_image': ({str: _Measured}, {'forward': None, 'training': None}),
 }
 
 
 def read(workdir: Path) -> dict[str, Any] | None:
   """Returns the content of results.json, None where there is none.
+
+  What runs of earlier versions lack is None in it, or empty.
 
   Raises:
     UsageError: it can't be read, or isn't what the end of a run leaves.
@@ -58,10 +60,10 @@ def read(workdir: Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   found = read_json(path)
-  there = {name: kind for name, kind in _LATER.items() if name in found}
+  there = {name: kind for name, (kind, _) in _LATER.items() if name in found}
   if name := _misfit(found, _REQUIRED | there):
     raise UsageError(f"{path}: damaged: {name} is not what a run's end leaves")
-  return found
+  return {name: value for name, (_, value) in _LATER.items()} | found
 
 
 def _misfit(value: Any, kind: Any) -> str:
@@ -86,7 +88,7 @@ def read_descriptions(workdir: Path) -> Descriptions:
   Raises:
     UsageError: as `read` does.
   """
-  return (read(workdir) or {}).get('metrics', {})
+  return (read(workdir) or {'metrics': {}})['metrics']
 
 
 def _versions() -> dict[str, str]:
@@ -174,7 +176,7 @@ def reported(results: dict[str, Any]) -> str:
 
 
 def _published(results: dict[str, Any]) -> str:
-  parts, metrics = [], results.get('metrics', {})
+  parts, metrics = [], results['metrics']
   for name, (ours, published) in against_reference(results).items():
     here = '' if ours is None else f' (here {format_value(name, ours, metrics)})'
     parts.append(f'{name} {format_value(name, published, metrics)}{here}')
@@ -200,15 +202,14 @@ def _rows(
 def table(results: dict[str, Any], workdir: Path) -> str:
   """Returns the summary that a run in `workdir` ends with."""
   speed = results['training']['images_per_second']
-  start = results.get('start')  # runs of earlier versions recorded none
   final, best = (_of_evaluation(results[name]) for name in ('final', 'best'))
-  device, metrics = results['device'], results.get('metrics', {})
+  device, metrics = results['device'], results['metrics']
   rows = {
     'steps': f'{results["step"]}' + (' (stopped early)' if results['stopped_early'] else ''),
-    **({'start': format_values(start, metrics)} if start else {}),
+    **({'start': format_values(results['start'], metrics)} if results['start'] else {}),
     **_rows('final', final, '', metrics),
     **_rows('best', best, f'  (step {results["best"]["step"]})', metrics),
-    **({'published': _published(results)} if results.get('reference') else {}),
+    **({'published': _published(results)} if results['reference'] else {}),
     'parameters': f'{results["parameters"]:,}',
     'speed': f'{speed:,.0f} images/s' if speed else 'not measured: one dispatch, which compiled',
     'device': f'{device["count"]} x {device["kind"]}, {results["dtype"]}',
