@@ -41,6 +41,7 @@ def there(tmp_path):
     (FORMER, '', False),
     (FORMER, 'bias', False),
     ('bias', Backbone.NO_DECAY, False),
+    (None, 'None', False),
   ],
 )
 def test_the_former_default_of_no_decay_is_the_model_s(there, old, new, alike):

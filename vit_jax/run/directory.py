@@ -170,8 +170,9 @@ def check(
     before, now = old[name], new[name]
     if name != 'optimizer.no_decay' or before == now:
       return before == now
-    former = str(before)  # heads add to their backbone's
-    return former.replace(_FORMER_NO_DECAY, own_no_decay, 1) == now
+    if not isinstance(before, str):
+      return False
+    return before.replace(_FORMER_NO_DECAY, own_no_decay, 1) == now  # heads add to their backbone's
 
   names = [
     name
