@@ -11,6 +11,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models import registry
 from vit_jax.models.backbone import AXES, DESCRIPTION, Backbone, Shape
 from vit_jax.models.heads.head import Head
+from vit_jax.ranges import MAX_FLOAT
 
 # What a model takes, in words, by its kind of data.
 _TAKES = {'image': 'single images', 'video': 'videos', 'points': 'points'}
@@ -20,7 +21,7 @@ MARGIN_CROPS = ('central', 'squash', 'border')  # those with a crop_fraction
 INTERPOLATIONS = ('bicubic', 'bilinear', 'nearest', 'lanczos', 'box', 'hamming')
 ROUNDINGS = ('down', 'nearest')
 # Of float32, in which pixels are computed with.
-_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Preprocessing:
 
 
 def _is_finite(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) <= _LARGEST  # which NaN is not
+  return type(value) in (int, float) and abs(value) <= MAX_FLOAT  # which NaN is not
 
 
 def check_image_size(value: Any) -> tuple[int, int]:
