@@ -415,7 +415,7 @@ def test_version_2_has_nothing_to_resize():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'depths': (2, 0)}, r'^depths: \(2, 0\) is not a tuple, of each'),
+    ({'depths': (2, 0)}, r'^depths: \(2, 0\) is not a tuple of whole numbers'),
     ({'num_heads': (3, 6)}, r'^num_heads: \(3, 6\) is not one for each'),
     ({'num_heads': (5, 6, 12, 24)}, r'^num_heads: 5 heads do not divide the 96 channels'),
     ({'window_size': (7, 8)}, r"^window_size: \(7, 8\) is not square, .*windowing='timm'"),

@@ -152,7 +152,7 @@ def test_the_config_is_the_recipe_of_the_paper():
       r'config\.ema_decay_end: 0\.5 is not between config\.ema_decay=0\.99',
     ),
     ({'loss.local_size': 5}, r'config\.model\.patches\.size: '),
-    ({'loss.blur': (2.0, 0.0, 0.0)}, r'config\.loss\.blur: .* is not a tuple of 3, of each'),
+    ({'loss.blur': (2.0, 0.0, 0.0)}, r'config\.loss\.blur: .* is not 3 numbers'),
     ({'model.head.out_dim': 0}, r'config\.model\.head\.out_dim: 0 is not a whole number from 1 to'),
     ({'model.classifier': 'none'}, r'config\.model: prototypes are compared with one vector'),
     ({'augment.solarize.probability': 0.5}, r'config\.augment\.solarize\.probability: 0\.5, but e'),

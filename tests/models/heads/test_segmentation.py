@@ -127,7 +127,7 @@ def test_logits_of_overlapping_windows_are_averaged(stride):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'window': (8,)}, r'^head\.window: \(8,\) is not \(\) or a tuple of 2'),
+    ({'window': (8,)}, r'^head\.window: \(8,\) is not \(\) or 2 whole numbers'),
     ({'stride': (4, 4)}, r'^head\.stride: \(4, 4\), but window is \(\)'),
     ({'window': (8, 8), 'stride': (4, 9)}, r'^head\.stride: \(4, 9\) is more than window'),
     ({'window': (16, 8)}, r'^head\.window: \(16, 8\) is larger than images of \(12, 20\)'),
