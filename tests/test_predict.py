@@ -324,7 +324,7 @@ MISTAKES = {
   ),
   'no fraction': (
     ['WEIGHTS', 'IMAGE', '--crop=central', '--crop_fraction=2.5'],
-    '--crop_fraction: 2.5 is not over 0 and up to 2',
+    '--crop_fraction: 2.5 is not a number above 0 and up to 2',
   ),
   'no number': (['WEIGHTS', 'IMAGE', '--mean=0.5,x'], "--mean: '0.5,x' is not a number or one per"),
   'not finite': (['WEIGHTS', 'IMAGE', '--std=inf'], "--std: 'inf' is not a number"),

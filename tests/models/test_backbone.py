@@ -181,11 +181,14 @@ def test_weights_of_other_backbones_are_not_taken():
   ('entries', 'message'),
   [
     ({'image_size': (8,)}, r'^image_size: \(8,\) is not \(height, width\)'),
-    ({'channels': 0}, r'^channels: 0 is not a number from 1 on'),
+    ({'channels': 0}, r'^channels: 0 is not a whole number from 1 on'),
     ({'class_names': ['a', 'b']}, r'^class_names: 2 names for 5 classes'),
     ({'class_names': 'abcde'}, r"^class_names: 'abcde' is not a list of texts"),
     ({'preprocess': {'mean': [0.5, 0.5], 'std': [1.0]}}, r'^preprocess\.mean: 2 values, .* 1 chan'),
-    ({'preprocess': {'std': [0.0]}}, r'^preprocess\.std: \(0\.0,\) has a value that is not'),
+    (
+      {'preprocess': {'std': [0.0]}},
+      r'^preprocess\.std: \(0\.0,\) is not a tuple of numbers above 0',
+    ),
     ({'preprocess': {'crop': 'centre'}}, r"^preprocess\.crop: 'centre' is not one of"),
     ({'preprocess': {'crop_fraction': 0.9}}, r"^preprocess\.crop_fraction: crop 'resize' has none"),
     ({'preprocess': {'means': [1.0]}}, r"^preprocess\.means: no such field .*did you mean 'mean'"),

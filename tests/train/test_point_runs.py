@@ -328,5 +328,5 @@ def test_a_config_says_how_many_points_a_model_takes():
   vit = ModelConfig.from_dict(models.default_config('vit').to_dict() | {'image_size': (32, 32)})
   with pytest.raises(FieldError, match='num_points: 4, but the model takes single images'):
     vit.replace(num_points=4)
-  with pytest.raises(FieldError, match='num_points: 0 is not a number from 1 on'):
+  with pytest.raises(FieldError, match='num_points: 0 is not a whole number from 1 on'):
     config.replace(num_points=0)

@@ -262,5 +262,5 @@ def test_a_config_says_how_many_frames_a_model_takes():
   ):
     vit.replace(preprocess=Preprocessing(frame_stride=2))
   for frames in (0, 2.0, True):
-    with pytest.raises(FieldError, match=r'num_frames: .* is not a number from 1 on'):
+    with pytest.raises(FieldError, match=r'num_frames: .* is not a whole number from 1 on'):
       dataclasses.replace(config, num_frames=frames)

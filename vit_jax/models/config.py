@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from vit_jax.models import fields as fields_lib
 from vit_jax.models import registry
 from vit_jax.models.backbone import AXES, DESCRIPTION, Backbone, Shape
 from vit_jax.models.heads.head import Head
-from vit_jax.ranges import MAX_FLOAT
+from vit_jax.ranges import Count, Positive, Range, Real
 
 # What a model takes, in words, by its kind of data.
 _TAKES = {'image': 'single images', 'video': 'videos', 'points': 'points'}
@@ -20,8 +20,7 @@ CROPS = ('resize', 'central', 'squash', 'border', 'cut', 'none')
 MARGIN_CROPS = ('central', 'squash', 'border')  # those with a crop_fraction
 INTERPOLATIONS = ('bicubic', 'bilinear', 'nearest', 'lanczos', 'box', 'hamming')
 ROUNDINGS = ('down', 'nearest')
-# Of float32, in which pixels are computed with.
-_SMALLEST = float(np.finfo(np.float32).tiny)
+_SMALLEST = float(np.finfo(np.float32).tiny)  # of float32, in which pixels are computed with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +51,22 @@ class Preprocessing:
     FieldError: on construction, naming the field that has another value.
   """
 
-  mean: tuple[float, ...] = (0.5,)
-  std: tuple[float, ...] = (0.5,)
+  mean: tuple[Real, ...] = (0.5,)
+  std: tuple[Positive, ...] = (0.5,)
   crop: str = 'resize'
-  crop_fraction: float | None = None
+  crop_fraction: Annotated[float, Range(0, 2, above=True)] | None = None
   interpolation: str = 'bicubic'
   rounding: str = 'down'
-  frame_stride: int | None = None
-  temporal_views: int | None = None
+  frame_stride: Count | None = None
+  temporal_views: Count | None = None
   spatial_crops: int | None = None
 
   def __post_init__(self):
+    fields_lib.check_ranges(self)
     for name in ('mean', 'std'):
-      values = getattr(self, name)
-      if not isinstance(values, Sequence) or not values or not all(map(_is_finite, values)):
-        raise FieldError(name, f'{values!r} is not a number per channel, or one for all')
-      object.__setattr__(self, name, tuple(map(float, values)))
+      if not getattr(self, name):
+        raise FieldError(name, '() is not a number per channel, or one for all')
+      object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
     if min(self.std) < _SMALLEST:
       raise FieldError('std', f'{self.std} has a value that is not positive')
     for name, choices in (
@@ -76,15 +75,8 @@ class Preprocessing:
       ('rounding', ROUNDINGS),
     ):
       check_choice(name, getattr(self, name), choices)
-    fraction = self.crop_fraction
-    if fraction is not None and not (_is_finite(fraction) and 0 < fraction <= 2):
-      raise FieldError('crop_fraction', f'{fraction!r} is not over 0 and up to 2')
-    if fraction is not None and self.crop not in MARGIN_CROPS:
+    if self.crop_fraction is not None and self.crop not in MARGIN_CROPS:
       raise FieldError('crop_fraction', f'crop {self.crop!r} has none')
-    for name in ('frame_stride', 'temporal_views'):
-      value = getattr(self, name)
-      if value is not None and (type(value) is not int or value < 1):
-        raise FieldError(name, f'{value!r} is not a number from 1 on')
     if self.spatial_crops not in (None, 1, 3):
       raise FieldError('spatial_crops', f'{self.spatial_crops!r} is not 1 or 3')
     if self.spatial_crops == 3 and self.crop not in ('central', 'squash'):
@@ -107,10 +99,6 @@ class Preprocessing:
       raise FieldError('preprocess', f'{entries!r} is not a dict')
     with field_prefix('preprocess.'):
       return cls(**fields_lib.check(cls, {n: v for n, v in entries.items() if v is not None}))
-
-
-def _is_finite(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) <= MAX_FLOAT  # which NaN is not
 
 
 def check_image_size(value: Any) -> tuple[int, int]:
@@ -154,16 +142,17 @@ class ModelConfig(Mapping[str, Any]):
   """
 
   model: Backbone | Head
-  channels: int = 3
+  channels: Count = 3
   image_size: tuple[int, int] | None = None
-  num_frames: int | None = None
-  num_points: int | None = None
+  num_frames: Count | None = None
+  num_points: Count | None = None
   class_names: tuple[str, ...] | None = None
   preprocess: Preprocessing | None = None
   task: Mapping[str, Any] | None = None
   origin: str | None = None
 
   def __post_init__(self):
+    fields_lib.check_ranges(self)
     if self.task is not None and not (
       isinstance(self.task, Mapping)
       and {*self.task} == {'name', 'options'}
@@ -183,10 +172,6 @@ class ModelConfig(Mapping[str, Any]):
         continue
       if axis not in AXES[self.model.INPUT]:
         raise FieldError(name, f'{value!r}, but the model takes {_TAKES[self.model.INPUT]}')
-      if name != 'image_size' and (type(value) is not int or value < 1):
-        raise FieldError(name, f'{value!r} is not a number from 1 on')
-    if type(self.channels) is not int or self.channels < 1:
-      raise FieldError('channels', f'{self.channels!r} is not a number from 1 on')
     if self.class_names is not None:
       names = check_class_names(self.class_names)
       if len(names) != self.num_classes:

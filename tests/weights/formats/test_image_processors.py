@@ -232,7 +232,10 @@ def test_grey_palettes_and_what_is_transparent_become_rgb_alike(tmp_path, mode):
       r'cannot be read as .* \(crop_pct is \[0\.8, 0\.9\]\)',
     ),
     ({'do_center_crop': True}, r'cannot be read as .* \(crop_size is None\)'),
-    ({'do_center_crop': True, 'crop_size': 640}, r'crop_fraction: 2\.8\d* is not over 0 and up'),
+    (
+      {'do_center_crop': True, 'crop_size': 640},
+      r'crop_fraction: 2\.8\d* is not a number above 0 and up',
+    ),
     ({'do_center_crop': True, 'crop_size': [224, 56]}, r'crop_size: \(224, 56\) is not of the'),
     ({'image_processor_type': 'Siglip2ImageProcessor'}, "image_processor_type: 'Siglip2Image"),
     (

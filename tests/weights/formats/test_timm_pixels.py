@@ -189,7 +189,7 @@ def test_a_side_that_is_whole_but_for_floating_point_stays():
     ({'interpolation': 3}, 'config.json: interpolation: 3 is not one of bicubic, '),
     ({'crop_pct': 2.1}, r'config.json: crop_pct: 2\.1 is not over 0 and up to 2'),
     ({'crop_pct': '1'}, "config.json: crop_pct: '1' is not over 0 and up to 2"),
-    ({'mean': 'x'}, "config.json: mean: 'x' is not a number per channel"),
+    ({'mean': 'x'}, "config.json: mean: 'x' is not a tuple of numbers"),
   ],
 )
 def test_what_is_not_read_is_named(cfg, message):
