@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UsageError
-from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
 from vit_jax.ranges import Layers, Rate, Width
 
@@ -68,10 +67,6 @@ class DINOHead(Head, kw_only=True):
   num_layers: Layers = 3
   norm_last_layer: bool = True
   center_momentum: Rate = 0.9
-
-  def __post_init__(self) -> None:
-    fields_lib.check_ranges(self)
-    super().__post_init__()
 
   @nn.compact
   def __call__(

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vit_jax.models import fields
 from vit_jax.models.backbone import Backbone, Shape, trace_shapes
 
 _BACKBONE = 'backbone/'
@@ -21,6 +22,9 @@ class Head(nn.Module, kw_only=True):
     num_classes: number of classes.
     dtype: dtype of the computation.
     axis_name: of the mapped axis over which running statistics are synchronised in training.
+
+  Raises:
+    FieldError: on construction, for a field out of the range of its type.
   """
 
   backbone: Backbone
@@ -36,6 +40,10 @@ class Head(nn.Module, kw_only=True):
     'name',
     'parent',
   )
+
+  def __post_init__(self) -> None:
+    fields.check_ranges(self)
+    super().__post_init__()
 
   @property
   def INPUT(self) -> str:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UsageError
-from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
 from vit_jax.ranges import Rate, Width
 
@@ -54,10 +53,6 @@ class Localizer(Head, kw_only=True):
   hidden_size: Width = 512
   dropout_rate: Rate = 0.2
   box_sigmoid: bool = True
-
-  def __post_init__(self) -> None:
-    fields_lib.check_ranges(self)
-    super().__post_init__()
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import FieldError, UsageError, check_choice
-from vit_jax.models import fields as fields_lib
 from vit_jax.models import layers
 from vit_jax.models.backbone import Layout
 from vit_jax.models.heads.head import Head
@@ -122,7 +121,7 @@ class MAE(Head, kw_only=True):
   norm_pixels: bool = True
 
   def __post_init__(self) -> None:
-    fields_lib.check_ranges(self)
+    super().__post_init__()
     check_choice('positional_embedding', self.positional_embedding, POSITIONAL_EMBEDDINGS)
     check_choice('activation', self.activation, layers.ACTIVATIONS)
     if self.hidden_size % self.num_heads:
@@ -133,7 +132,6 @@ class MAE(Head, kw_only=True):
       raise FieldError(
         'hidden_size', f"{self.hidden_size} is no multiple of 4, for 'sinusoidal_2d'"
       )
-    super().__post_init__()
 
   @nn.compact
   def __call__(

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UsageError
-from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
 from vit_jax.ranges import Rate, Width
 
@@ -33,10 +32,6 @@ class PartSegmenter(Head, kw_only=True):
   hidden_size: Width = 128
   dropout_rate: Rate = 0.0
   category: bool = False
-
-  def __post_init__(self) -> None:
-    fields_lib.check_ranges(self)
-    super().__post_init__()
 
   @nn.compact
   def __call__(

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import FieldError, UsageError
-from vit_jax.models import fields as fields_lib
 from vit_jax.models.heads.head import Head
 from vit_jax.models.layers.resize import interpolate
 from vit_jax.ranges import Side
@@ -48,12 +47,11 @@ class Segmenter(Head, kw_only=True):
   stride: tuple[()] | tuple[Side, Side] = ()
 
   def __post_init__(self) -> None:
-    fields_lib.check_ranges(self)
+    super().__post_init__()
     if self.stride and not self.window:
       raise FieldError('stride', f'{self.stride}, but window is (), the whole image')
     if any(step > side for step, side in zip(self.stride, self.window, strict=False)):
       raise FieldError('stride', f'{self.stride} is more than window={self.window}')
-    super().__post_init__()
 
   @nn.nowrap
   def seen_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
