@@ -77,6 +77,14 @@ def test_values_out_of_range(field, value):
     experiment_config.check(config)
 
 
+def test_rare_values_that_are_meant():
+  config = tiny_config()
+  config.data.image_size = (2**15, 2**15)
+  config.augment.gaussian_blur.sigma = (0.1, 64.0)
+  config.init_options.norm_epsilon = 0.0
+  experiment_config.check(config)
+
+
 def test_fields_that_are_missing_or_of_the_user_s_own_are_left_alone():
   config = tiny_config()
   with config.unlocked():
