@@ -65,22 +65,29 @@ def read_bytes(
   """Returns what is in a regular file.
 
   Args:
-    path: of the file.
+    path: of the file; or of a remote one, as gs://, an `epath.Path`.
     max_bytes: that it may have.
     take: called with its size, before as much memory is taken.
 
   Raises:
     OSError: as for `open_regular`, or it has more than `max_bytes`.
   """
+  if '://' in os.fspath(path) and hasattr(path, 'read_bytes'):  # an epath.Path elsewhere
+    _check_size(path, path.stat().length, max_bytes)
+    return path.read_bytes()
   with open_regular(path) as file:
     size, content = os.fstat(file.fileno()).st_size, bytearray()
     while not size and len(content) <= max_bytes and (piece := file.read(_MIB)):
       content += piece  # of a file system that doesn't tell the size, as /proc and some of FUSE
-    if (found := max(size, len(content))) > max_bytes:
-      problem = f'{found:,} bytes, more than the {max_bytes:,} that are read of such a file'
-      raise OSError(errno.EFBIG, problem, os.fspath(path))
+    _check_size(path, max(size, len(content)), max_bytes)
     take(size)
     return bytes(content) or file.read(size)  # it may be growing, and memory is taken for `size`
+
+
+def _check_size(path: str | os.PathLike, size: int, most: int) -> None:
+  if size > most:
+    problem = f'{size:,} bytes, more than the {most:,} that are read of such a file'
+    raise OSError(errno.EFBIG, problem, os.fspath(path))
 
 
 def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> str:
@@ -92,7 +99,7 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> str:
   try:
     return read_bytes(path, max_bytes).decode('utf-8-sig')
   except OSError as e:
-    raise UsageError(f'{os.fspath(path)}: cannot be read ({e.strerror})') from e
+    raise UsageError(f'{os.fspath(path)}: cannot be read ({e.strerror or e})') from e
   except UnicodeDecodeError as e:
     raise UsageError(f'{os.fspath(path)}: damaged: not UTF-8 at byte {e.start}') from e
 

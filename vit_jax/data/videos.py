@@ -89,7 +89,7 @@ class VideoFile(Frames):
       super().__init__((count, *self._pixels(first).shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    clip, last, places = _Clip(len(indices)), None, {}
+    clip, last, places = Clip(len(indices)), None, {}
     for place, i in enumerate(np.asarray(indices).tolist()):
       places.setdefault(i, []).append(place)
     with _open(self._path) as container:
@@ -128,7 +128,7 @@ class FrameFiles(Frames):
     super().__init__((len(files), *first.shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    clip = _Clip(len(indices))
+    clip = Clip(len(indices))
     with decoding.reading(self._files[0].parent):
       for place, i in enumerate(indices.tolist()):
         clip.put(images.decode_image(self._files[i], self._channels), [place])
@@ -256,7 +256,7 @@ def _decode(container):
       yield from packet.decode()
 
 
-class _Clip:
+class Clip:
   """Frames that are put together one by one, so that they are in memory once.
 
   Attributes:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 from image_files import one_line, pixels
 from PIL import Image
 from tfds_files import image_feature, label_feature, labels_feature, png, video_feature, write_tfds
 
-from vit_jax.data import load_source, make_preprocess, train_loader
+from vit_jax import regular_files
+from vit_jax.data import decoding, load_source, make_preprocess, train_loader
 from vit_jax.data.loader import epoch_order
+from vit_jax.data.sources import array_records
 from vit_jax.errors import FieldError, UsageError
 
 TFDS_DATA_DIR = os.environ.get('TFDS_DATA_DIR', '')
@@ -227,7 +231,7 @@ def test_sizes_are_compared_with_what_is_there(tmp_path):
 @pytest.mark.parametrize(
   ('example', 'problem'),
   [
-    ({'image': EXAMPLES[0]['image']}, 'record 2: cannot be read as an example (TypeError: '),
+    ({'image': EXAMPLES[0]['image']}, 'record 2: the label is None, of 3 classes'),
     ({'image': EXAMPLES[0]['image'], 'label': [3]}, 'the label is 3, of 3 classes'),
     ({'image': EXAMPLES[0]['image'], 'label': [-2]}, 'the label is -2, of 3 classes'),
     ({'image': EXAMPLES[0]['image'], 'label': [0, 1]}, 'record 2: cannot be read as an example ('),
@@ -242,6 +246,61 @@ def test_a_damaged_record_is_named(tmp_path, example, problem):
     source[1]
   assert f'{SHARD}, record 2: ' in one_line(error)
   assert problem in str(error.value)
+  if 'the label is' in problem:
+    with pytest.raises(UsageError, match=rf'{SHARD}, {problem}' if 'rec' in problem else problem):
+      source.labels()
+
+
+def test_files_beside_a_data_set_are_left_alone_and_shards_are_opened_once(tmp_path, monkeypatch):
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  (tmp_path / 'tiny/1.0.0/notes.txt').write_bytes(b'\xff')
+  opened = []
+
+  def record(path):
+    opened.append(path)
+    return regular_files.open_regular(path)
+
+  monkeypatch.setattr(array_records, 'open_regular', record)
+  for split in ('train', 'train[2:]', 'train[:2]'):
+    load_source('tiny', split, root)
+  assert len(opened) == 1
+
+
+def test_a_damaged_video_is_named(tmp_path):
+  features = {'clip': video_feature(-1, -1, -1, 3), 'label': label_feature(3)}
+  clips = [[b'none'], [png(pixels(4, 6)), b'none'], [png(pixels(4, 6)), png(pixels(5, 6))]]
+  examples = [{'clip': clip, 'label': [0]} for clip in clips]
+  records = load_source('tiny', 'train', write_tfds(tmp_path, examples, features))
+  for i in range(3):
+    with pytest.raises(decoding.UnreadableFile, match=rf'{SHARD}, record {i}: '):
+      np.asarray(records[i]['video'])
+
+
+class Remote(MemoryFileSystem):
+  """Files of this process that stand for those of another machine."""
+
+  protocol = ('gs', 'gcs')
+  store, pseudo_dirs = {}, ['']
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return MemoryFileSystem._strip_protocol(path.removeprefix('gs:/'))
+
+
+def test_remote_data_sets_open(tmp_path, monkeypatch):
+  """Their shards are opened by the library of array_record, when they are read."""
+  root = write_tfds(tmp_path, EXAMPLES, FEATURES)
+  monkeypatch.setattr(type(epath.backend.fsspec_backend), '_get_filesystem', lambda *_: Remote())
+  Remote().put(root, 'gs://bucket', recursive=True)
+  source = load_source('tiny', 'train', 'gs://bucket')
+  assert (len(source), source.image_shape, source.num_classes) == (7, (None, None, 3), 3)
+  features = 'gs://bucket/tiny/1.0.0/features.json'
+  Remote().pipe(features, b'{')
+  with pytest.raises(UsageError, match='^' + features + ': damaged: not valid JSON'):
+    load_source('tiny', 'train', 'gs://bucket')
+  monkeypatch.setattr(regular_files, 'MAX_JSON', 0)
+  with pytest.raises(UsageError, match='more than the 0 that are read'):
+    load_source('tiny', 'train', 'gs://bucket')
 
 
 def test_a_record_damaged_since_the_start_ends_the_batches_and_changes_none(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vit_jax.data import images, videos
+from vit_jax.data import decoding, images, videos
 from vit_jax.data.kinds import KINDS
 from vit_jax.data.sources.array_records import ArrayRecords
 from vit_jax.data.sources.records import MAX_NAMES, Record, Source, check_num_classes
@@ -49,41 +49,47 @@ class TfdsSource(Source):
     return len(self._records)
 
   def labels(self) -> np.ndarray:
-    return KINDS['label'].stack(
-      [
-        label
-        for start in range(0, len(self), _READ_AT_ONCE)
-        for label in self._records.parse(
-          range(len(self))[start : start + _READ_AT_ONCE],
-          lambda record, _: self._label(self._label_alone.deserialize_example_np(record)),
-        )
-      ]
-    )
+    labels = []
+    for start in range(0, len(self), _READ_AT_ONCE):
+      indices = range(len(self))[start : start + _READ_AT_ONCE]
+      examples = self._records.parse(indices, self._label_alone.deserialize_example_np)
+      labels += self._labels(indices, [example[self._label_key] for example in examples])
+    return KINDS['label'].stack(labels)
 
-  def _label(self, example: Mapping[str, Any]) -> int | np.ndarray:
-    label = np.asarray(example[self._label_key], np.int64)
+  def _labels(self, indices: Sequence[int], stored: Sequence[Any]) -> Sequence[int | np.ndarray]:
+    """Returns the labels of records; UsageError for the first that is none."""
     lowest = 0 if self._multi_label else -1  # which TFDS gives to what has no label
-    is_label = lowest <= label.min(initial=0) and label.max(initial=0) < self.num_classes
-    if not is_label or label.ndim != self._multi_label:
-      raise ValueError(f'the label is {label}, of {self.num_classes} classes')
+
+    def are_labels(found):
+      has_all = found.dtype != object  # None stands where there is no label at all
+      return has_all and lowest <= found.min(initial=0) <= found.max(initial=0) < self.num_classes
+
+    together = np.hstack(stored)  # since it takes long to look at each
+    if not are_labels(together):
+      bad = next(i for i, label in enumerate(stored) if not are_labels(np.asarray(label)))
+      place, known = self._records.place(indices[bad]), f'of {self.num_classes} classes'
+      raise UsageError(f'{place}: the label is {stored[bad]}, {known}')
     if not self._multi_label:
-      return int(label)
-    classes = np.zeros(self.num_classes, np.float32)
-    classes[label] = 1
-    return classes
+      return together.tolist()
+    classes = np.zeros((len(stored), self.num_classes), np.float32)
+    for row, label in zip(classes, stored, strict=True):
+      row[np.asarray(label, np.int64)] = 1
+    return list(classes)
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    return self._records.parse(indices, self._parse)
+    examples = self._records.parse(indices, self._features.deserialize_example_np)
+    for i, example in zip(indices, examples, strict=True):
+      yield self._record(example, i)
 
-  def _parse(self, record: bytes, place: str) -> Record:
-    example = self._features.deserialize_example_np(record)
-    files, channels = example[self._input_key], self.image_shape[2]
+  def _record(self, example: Mapping[str, Any], i: int) -> Record:
+    files, channels, place = example[self._input_key], self.image_shape[2], self._records.place(i)
     if self._is_video:
       name, value = 'video', _Video(files, channels, place)
     else:
       name, value = 'image', open_image(files, channels, place)
-    check_shape(value.shape[:-1], self._shape)
-    return {name: value, 'label': self._label(example)}
+    check_shape(value.shape[:-1], self._shape, place)
+    (label,) = self._labels([i], [example[self._label_key]])
+    return {name: value, 'label': label}
 
 
 class _Video(videos.Frames):
@@ -91,12 +97,15 @@ class _Video(videos.Frames):
 
   def __init__(self, files: Sequence[bytes], channels: int, place: str):
     self._files, self._place = files, place
-    super().__init__((len(files), *open_image(files[0], channels, place).shape))
+    with decoding.reading(place):
+      super().__init__((len(files), *open_image(files[0], channels, place).shape))
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    with reading(self._place, 'a video'):
-      files = [self._files[i] for i in indices.tolist()]
-      return np.stack([open_image(file, self.shape[-1], self._place) for file in files])
+    clip = videos.Clip(len(indices))
+    with decoding.reading(self._place):
+      for place, i in enumerate(indices.tolist()):
+        clip.put(open_image(self._files[i], self.shape[-1], self._place), [place])
+      return clip.frames
 
 
 class StoredFile(io.BytesIO):
@@ -115,10 +124,10 @@ def open_image(file: bytes, channels: int, place: str) -> images.EncodedImage:
   return images.EncodedImage(StoredFile(file, place), channels, exif=False)
 
 
-def check_shape(found: Sequence[int], stated: Sequence[int | None]) -> None:
-  """Raises ValueError where features.json states a length that an image or video hasn't."""
+def check_shape(found: Sequence[int], stated: Sequence[int | None], place: str) -> None:
+  """Raises UsageError where features.json states a length that an image or video hasn't."""
   if any(given not in (None, length) for given, length in zip(stated, found, strict=True)):
-    raise ValueError(f'it is {found}, and by {_FEATURES} {stated}')
+    raise UsageError(f'{place}: it is {found}, and by {_FEATURES} {stated}')
 
 
 def load(name: str, split: str, directory: str, other_names: Sequence[str]) -> TfdsSource:
@@ -176,7 +185,7 @@ def _read_info(folder: epath.Path) -> Any:
   for name in _feature_classes(read_json(features)):
     if not name.startswith('tensorflow_datasets.'):  # TFDS would import the module
       raise UsageError(f'{features}: {name!r} is no feature of TFDS')
-  for path in folder.glob('*.txt'):  # names of classes
+  for path in folder.glob('*.labels.txt'):  # names of classes
     read_text(path, MAX_NAMES)
   # Where a dtype is damaged, TFDS asks TensorFlow for it, and prints what to do about that.
   with _videos_as_sequences(), contextlib.redirect_stdout(io.StringIO()):

@@ -3,7 +3,7 @@
 TFDS doesn't tell what the ids in a mask are; the options do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from vit_jax.data.sources import tfds
 from vit_jax.data.sources.array_records import ArrayRecords
 from vit_jax.data.sources.masks import NO_CLASS, label_table
 from vit_jax.data.sources.records import Record, Source
-from vit_jax.errors import FieldError, field_prefix
+from vit_jax.errors import FieldError, UsageError, field_prefix
 
 # The options of the data set and their defaults.
 OPTIONS = {
@@ -48,16 +48,17 @@ class TfdsMaskSource(Source):
     return len(self._records)
 
   def read(self, indices: Sequence[int]) -> Iterator[Record]:
-    return self._records.parse(indices, self._parse)
+    examples = self._records.parse(indices, self._features.deserialize_example_np)
+    for i, example in zip(indices, examples, strict=True):
+      yield self._record(example, self._records.place(i))
 
-  def _parse(self, record: bytes, place: str) -> Record:
-    example = self._features.deserialize_example_np(record)
+  def _record(self, example: Mapping[str, Any], place: str) -> Record:
     image, mask = (example[key] for key in self._keys)
     image = tfds.open_image(image, self.image_shape[2], place)
     mask = self._labels[KINDS['mask'].decode(tfds.StoredFile(mask, place))]
-    tfds.check_shape(image.shape[:2], self._shape)
+    tfds.check_shape(image.shape[:2], self._shape, place)
     if mask.shape != image.shape[:2]:
-      raise ValueError(f'a mask of {mask.shape} on an image of {image.shape[:2]}')
+      raise UsageError(f'{place}: a mask of {mask.shape} on an image of {image.shape[:2]}')
     return {'image': image, 'mask': mask}
 
 
