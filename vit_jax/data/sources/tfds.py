@@ -67,8 +67,8 @@ class TfdsSource(Source):
     together = np.hstack(stored)  # since it takes long to look at each
     if not are_labels(together):
       bad = next(i for i, label in enumerate(stored) if not are_labels(np.asarray(label)))
-      place, known = self._records.place(indices[bad]), f'of {self.num_classes} classes'
-      raise UsageError(f'{place}: the label is {stored[bad]}, {known}')
+      place = self._records.place(indices[bad])
+      raise UsageError(f'{place}: the label is {stored[bad]}, of {self.num_classes} classes')
     if not self._multi_label:
       return together.tolist()
     classes = np.zeros((len(stored), self.num_classes), np.float32)
