@@ -79,7 +79,8 @@ def _default(field: dataclasses.Field) -> Any:
 
 def has_default(field: dataclasses.Field) -> bool:
   """Whether a field has a default, or a function that makes it."""
-  return not field.default is field.default_factory is dataclasses.MISSING
+  missing = dataclasses.MISSING
+  return field.default is not missing or field.default_factory is not missing
 
 
 def _type(value: Any) -> type:
