@@ -48,11 +48,11 @@ WIDE = ModelConfig.from_dict(
 
 
 def random_variables(config, seed=0):
-  """Variables of this config, normally distributed."""
+  """Variables of this config, normally distributed; variances are above 0."""
   rng = np.random.default_rng(seed)
   shapes = config.variable_shapes()
   flat = {name: 0.3 * rng.normal(size=s).astype(np.float32) for name, s in sorted(shapes.items())}
-  return models.unflatten(flat)
+  return models.unflatten({n: abs(x) + 0.1 if n.endswith('/var') else x for n, x in flat.items()})
 
 
 def random_tensor(name, shape):
