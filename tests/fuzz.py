@@ -183,7 +183,7 @@ def problem(case, ending, marker):
     if not own or (own[-1] != lines[-1] and not is_table):
       return f'ends with: {lines[-1][:120]}'
     if not any(name in ending.errors for name in case.names) and not re.search(
-      r'--\w|config\.', own[-1]
+      r"--\w|config\.|command line flag '|: give [A-Z_]+ ", own[-1]
     ):
       return f'names nothing: {own[-1][:160]}'
   return None
