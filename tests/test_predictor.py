@@ -168,7 +168,7 @@ def test_faults_of_code_are_no_damage_and_lack_of_memory_is_told(monkeypatch):
     ({'image_size': None}, 'image_size: .* give HEIGHT,WIDTH'),
     ({'channels': 4}, 'images of 4 channels; image files have 1 or 3'),
     ({'preprocess': {'mean': (0.1, 0.2)}}, 'mean: 2 values, but images have 3 channels'),
-    ({'preprocess': {'std': (0.1, 0.0, 0.1)}}, 'std: .* not positive'),
+    ({'preprocess': {'std': (0.1, 0.0, 0.1)}}, 'std: .* is not a tuple of numbers above 0'),
     ({'preprocess': {'crop': 'centre'}}, "'centre' is not one of resize, central, "),
   ],
 )
