@@ -54,7 +54,7 @@ def _convert(source: str, destination: str) -> None:
   with field_prefix('--'):
     if _PUSH.value is not None:
       hub.check_push(_PUSH.value)
-  variables, config = weight_flags.load(source)
+  variables, config = weight_flags.load(source, applied=False)
   remark = ''
   try:
     with field_prefix('--', {'format': 'to'}):

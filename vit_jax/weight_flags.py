@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from vit_jax import models, weights
-from vit_jax.errors import FieldError, UsageError, UsageWarning, field_prefix
+from vit_jax.errors import FieldError, UsageError, field_prefix
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.models.config import CROPS, INTERPOLATIONS, MARGIN_CROPS, ROUNDINGS
 from vit_jax.models.layers import ACTIVATIONS
@@ -67,12 +66,13 @@ def format() -> str | None:
 Loaded = tuple[Variables, ModelConfig]
 
 
-def load(path: str, adapt: Callable[..., Loaded] | None = None) -> Loaded:
+def load(path: str, adapt: Callable[..., Loaded] | None = None, applied: bool = True) -> Loaded:
   """Returns what `weights.load` does; flags take precedence over the files' metadata.
 
   Args:
     path: as for `weights.load`.
     adapt: makes another model of variables and config, which --class_names is about.
+    applied: whether the model is, for which the weights have to be finite.
 
   Raises:
     UsageError: a wrong flag, or what `weights.load` raises.
@@ -87,7 +87,8 @@ def load(path: str, adapt: Callable[..., Loaded] | None = None) -> Loaded:
     variables, config = weights.load(path, format=_FROM.value, allow=_ALLOW.value, **known)
     if _ALLOW.value is not None:
       _check_whole(variables, config, path)
-    _warn_of_nonfinite(variables, path)
+    if applied:
+      _check_finite(variables, path)
     if adapt is not None:
       variables, config = adapt(variables, config)
     if pixels or crop:
@@ -110,11 +111,11 @@ def _check_whole(variables: Variables, config: ModelConfig, path: str) -> None:
     )
 
 
-def _warn_of_nonfinite(variables: Variables, path: str) -> None:
-  """Warns of arrays of which not all numbers are finite, as bits that flipped leave them."""
+def _check_finite(variables: Variables, path: str) -> None:
+  """Raises UsageError for numbers that aren't finite, as bits that flipped leave them."""
   if bad := [n for n, array in models.flatten(variables).items() if not np.isfinite(array).all()]:
     names = ', '.join([*bad[:3], *['...'][: len(bad) - 3]])
-    warnings.warn(f'{path}: numbers that are not finite in {names}', UsageWarning, stacklevel=3)
+    raise UsageError(f'{path}: the weights have numbers that are not finite, in {names}')
 
 
 def _with_preprocessing(config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:

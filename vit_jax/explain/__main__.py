@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
@@ -102,8 +100,6 @@ def main(*paths: str) -> int:
   variables, config = weight_flags.load(source)
   kind = kinds.kind_of(config.model.INPUT)
   files = [file for path in paths for file in kind.find_files(path)]
-  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-    raise UsageError(f'{source}: the weights have numbers that are not finite')
   with field_prefix('--'):
     preprocessing = preparation(config)
   options = _options(variables, config)
