@@ -27,6 +27,7 @@ COMMANDS = {
     '--config.model.num_layers=2',
     '--config.model.num_heads=2',
     '--config.data.image_size=(16,16)',
+    '--config.augment.shift=2',
   ),
 }
 
