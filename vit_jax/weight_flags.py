@@ -155,11 +155,7 @@ def _loss_options(workdir: str | None, weights_path: str | None) -> dict[str, An
   path = Path(workdir or weights_path)
   if workdir is None and not (path / 'model.json').exists():
     return {}
-  try:
-    return {**directory.read_config(path)['loss']}
-  except (KeyError, TypeError) as e:
-    advice = '; weights go to --weights' if workdir else ''
-    raise UsageError(f'{path} holds no run (config.json names no loss){advice}') from e
+  return directory.read_section(path, 'loss', '; weights go to --weights' if workdir else '')
 
 
 def _pair(sides: list[str]) -> tuple[int, int]:

@@ -84,15 +84,16 @@ def read_config(workdir: Path) -> dict[str, Any]:
   return read_json(path)
 
 
-def read_section(workdir: Path, name: str) -> dict[str, Any]:
+def read_section(workdir: Path, name: str, advice: str = '') -> dict[str, Any]:
   """Returns a group of fields of the run in `workdir`, as 'model'.
 
   Raises:
-    UsageError: there is no run, it can't be read, or has no such group.
+    UsageError: there is no run, it can't be read, or has no such group, where `advice` ends the
+      message.
   """
   section = read_config(workdir).get(name)
   if not isinstance(section, dict):
-    raise UsageError(f'{workdir} holds no run ({CONFIG} names no {name})')
+    raise UsageError(f'{workdir} holds no run ({CONFIG} names no {name}){advice}')
   return section
 
 
