@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data import augment, kinds
-from vit_jax.errors import UsageError, check_choice
+from vit_jax.errors import check_choice
 from vit_jax.models import ModelConfig
 from vit_jax.models.features import POOLING, read_features, read_tokens
-from vit_jax.predictor import map_batches, preparation
+from vit_jax.predictor import check_finite, map_batches, preparation
 
 ALL = 'all'
 
@@ -108,6 +108,5 @@ class FeatureReader:
     batch[: len(inputs)] = inputs
     rows = jax.device_get(self._read(self._variables, jax.device_put(batch, self._split)))
     rows = rows[: len(inputs)]
-    if not np.isfinite(rows).all():
-      raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+    check_finite(rows)
     return rows

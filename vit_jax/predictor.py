@@ -185,8 +185,7 @@ class Predictor:
     for row, prepared in zip(batch, inputs, strict=False):
       row[...] = prepared.taken
     values = jax.device_get(self._predict(self._variables, jax.device_put(batch, self._split)))
-    if not all(np.isfinite(x[: len(inputs)]).all() for x in jax.tree.leaves(values)):
-      raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+    check_finite(jax.tree.map(lambda x: x[: len(inputs)], values))
     return [prepared.restore(_row(values, row)) for row, prepared in enumerate(inputs)]
 
 
@@ -242,6 +241,12 @@ def _map_ahead(
     result = futures.popleft().result()
     futures.extend(pool.submit(function, i) for i in itertools.islice(items, 1))
     yield result
+
+
+def check_finite(outputs: Any) -> None:
+  """Raises UsageError for numbers that aren't finite in a model's outputs, a tree of arrays."""
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(outputs)):
+    raise UsageError('the model gives numbers that are not finite; its weights are damaged')
 
 
 def with_dtype(model: Backbone | Head, dtype: Any) -> Backbone | Head:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from vit_jax.data import Preprocess, augment, kinds
-from vit_jax.errors import UsageError
 from vit_jax.explain import attention, panels
 from vit_jax.explain.evaluation import Evaluation
 from vit_jax.explain.masks import MaskEvaluation
@@ -23,6 +22,7 @@ from vit_jax.models.backbone import (
   TokenMaps,
 )
 from vit_jax.models.config import ModelConfig, Preprocessing
+from vit_jax.predictor import check_finite
 from vit_jax.tasks import task_for
 
 NOT_OF_MODEL = 'not of this model'
@@ -124,8 +124,7 @@ class Context:
     run, keys = jax.jit(run), jax.random.split(jax.random.key(0), len(self.inputs))
     rows = [jax.device_get(run(self.inputs[i : i + 1], keys[i : i + 1])) for i in range(len(keys))]
     outputs = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(outputs)):
-      raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+    check_finite(outputs)
     return outputs
 
   @functools.cached_property

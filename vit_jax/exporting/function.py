@@ -13,7 +13,7 @@ from vit_jax.data import augment, kinds
 from vit_jax.errors import UsageError
 from vit_jax.models import ModelConfig, Preprocessing
 from vit_jax.models.backbone import AXES
-from vit_jax.predictor import preparation, with_dtype
+from vit_jax.predictor import check_finite, preparation, with_dtype
 from vit_jax.tasks import task_for
 from vit_jax.tasks.task import Outputs
 
@@ -84,8 +84,7 @@ class Function:
         if share > _DIFFERING_LABELS:
           raise UsageError(f'{share:.2g} of {name} are other labels than here')
         continue
-      if not np.isfinite(ours).all():
-        raise UsageError('the model gives numbers that are not finite; its weights are damaged')
+      check_finite(ours)
       scale = max(np.abs(ours).max(), np.finfo(np.float32).tiny)
       difference = float(np.abs(array - ours).max() / scale)
       limit = TOLERANCES[self.compute_dtype]
