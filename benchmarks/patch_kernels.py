@@ -10,9 +10,12 @@ what they differ from their mean by.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vit_jax.data import decode_image
 from vit_jax.data.images import find_images
