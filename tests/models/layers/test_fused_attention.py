@@ -16,7 +16,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from vit_jax.models import vit
-from vit_jax.models.layers import attention, cpu, fused_attention
+from vit_jax.models.layers import attention, cpu, devices, fused_attention
 from vit_jax.train import flops
 
 CALLS = {'cuda': ('__cudnn$fmhaSoftmax(', '__cudnn$fmhaSoftmaxBackward('), 'tpu': ('@tpu_custom',)}
@@ -26,7 +26,7 @@ CALLS = {'cuda': ('__cudnn$fmhaSoftmax(', '__cudnn$fmhaSoftmaxBackward('), 'tpu'
 def accelerators(monkeypatch):
   """As JAX finds on a machine with a GPU and a TPU, where it asks at all."""
   gpu = types.SimpleNamespace(compute_capability='9.0')
-  monkeypatch.setattr(fused_attention, '_devices', lambda platform: [gpu])
+  monkeypatch.setattr(devices, 'at_hand', lambda platform: [gpu])
   for name, answer in (
     ('check_cudnn_version', 91000),
     ('check_compute_capability', True),
@@ -161,6 +161,62 @@ def test_nothing_of_the_size_of_the_weights_is_kept_for_gradients(accelerators):
   assert any(leaf.shape.count(1024) == 2 for leaf in jax.tree.leaves(kept))
 
 
+def module_step(module, x, **options):
+  """(values, gradients) of a module, compiled for tokens [B, N, D], and its arguments."""
+  variables = module.init(jax.random.key(1), x)
+
+  def loss(variables, x):
+    y = module.apply(variables, x, **options).astype(jnp.float32)
+    return jnp.square(y).mean(), y
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)), (variables, x)
+
+
+def test_a_module_adds_tokens_to_its_input_and_not_to_queries_keys_and_values(accelerators):
+  module = attention.MultiHeadDotProductAttention(num_heads=2, dtype=jnp.bfloat16)
+  step, args = module_step(module, jax.random.normal(jax.random.key(0), (2, 131, 16)))
+  text = step.trace(*args).lower(lowering_platforms=('cuda',)).as_text()
+  assert [text.count(call) for call in CALLS['cuda']] == [1, 1]
+  assert '131x16x' in text
+  assert '131x2x8x' not in text
+
+
+@pytest.mark.parametrize(
+  'options', [{}, {'qk_norm': True, 'attention_norm': True, 'num_kv_heads': 1}]
+)
+def test_added_tokens_change_nothing(accelerators, monkeypatch, options):
+  module = attention.MultiHeadDotProductAttention(num_heads=2, dtype=jnp.bfloat16, **options)
+  x = jax.random.normal(jax.random.key(0), (2, 131, 16))
+  padded, args = module_step(module, x)
+  assert module.bind({}).padding(x, deterministic=True) == 1
+  ours = padded(*args)
+  monkeypatch.undo()
+  assert module.bind({}).padding(x, deterministic=True) == 0
+  usual, _ = module_step(module, x)
+  (value, gradients), (expected, expected_gradients) = ours, usual(*args)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=2**-6, atol=2**-8), value, expected
+  )
+  scale = max(np.abs(x).max() for x in jax.tree.leaves(expected_gradients))
+  close = functools.partial(np.testing.assert_allclose, rtol=2**-6, atol=2**-6 * scale)
+  jax.tree.map(close, gradients, expected_gradients)
+
+
+def test_captured_weights_are_of_the_tokens_alone(accelerators):
+  module = attention.MultiHeadDotProductAttention(num_heads=2, dtype=jnp.bfloat16)
+  x = jax.random.normal(jax.random.key(0), (2, 131, 16))
+  _, kept = module.apply(module.init(jax.random.key(1), x), x, mutable=['intermediates'])
+  assert kept['intermediates']['attention_weights'][0].shape == (2, 2, 131, 131)
+
+
+def test_keys_of_padding_are_not_seen():
+  query, key, value, _ = inputs(9, dtype=jnp.float32)
+  padded = attention.dot_product_attention(query, key, value, padding=2)
+  np.testing.assert_allclose(
+    padded, attention.attend(query, key[:, :7], value[:, :7]), rtol=1e-6, atol=1e-6
+  )
+
+
 def assert_as_exact(kernel, *args):
   """A kernel's values and gradients are as close to those in float32 as the usual operations'."""
   wide = [x.astype(jnp.float32) for x in args]
@@ -176,6 +232,14 @@ def test_pallas_kernel_with_padding_against_the_usual_operations():
   with pltpu.force_tpu_interpret_mode():
     assert_as_exact(
       fused_attention._pallas, query[..., :100, :, :], key, value, cotangent[..., :100, :, :]
+    )
+    padded = functools.partial(fused_attention._pallas, padding=30)
+    seen = (x.astype(jnp.float32)[..., :100, :, :] for x in (key, value))
+    np.testing.assert_allclose(
+      np.float32(padded(query, key, value)),
+      attention.attend(query.astype(jnp.float32), *seen),
+      rtol=2**-7,
+      atol=2**-7,
     )
 
 

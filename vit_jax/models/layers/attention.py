@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from vit_jax.models.layers import cpu, fused_attention
 
+WEIGHTS = 'attention_weights'  # the name of captured ones, unless another is given
+
 
 def dot_product_attention(
   query: jax.Array,
@@ -24,8 +26,9 @@ def dot_product_attention(
   dropout_rng: jax.Array | None = None,
   dropout_rate: float = 0.0,
   deterministic: bool = True,
+  padding: int = 0,
   module: nn.Module | None = None,
-  name: str = 'attention_weights',
+  name: str = WEIGHTS,
 ) -> jax.Array:
   """Computes softmax(q k^T / sqrt(d) + bias) v per head.
 
@@ -49,23 +52,24 @@ def dot_product_attention(
     dropout_rng: key for dropout, one draw for each weight.
     dropout_rate: share of the weights that are zeroed unless `deterministic`.
     deterministic: turns dropout off.
+    padding: how many of the keys, the last ones, no query sees.
     module: where the weights are sown, and perturbations looked up.
     name: under which they are.
 
   Returns:
     [batch..., queries, heads, d'] in the inputs' dtype.
   """
-  observed = module is not None and (
-    module.is_mutable_collection('intermediates') or module.has_variable('perturbations', name)
-  )
   drops = dropout_rate > 0 and not deterministic
   kernels = {}
-  if not (observed or drops) and bias is None and mask is None and cpu.rewrites():
-    kernels = fused_attention.implementations(query, key, value)
+  if bias is None and mask is None and not (drops or _is_observed(module, name)):
+    kernels = fused_attention.implementations(query, key, value, padding)
+  if padding:
+    seen = jnp.arange(key.shape[-3]) < key.shape[-3] - padding
+    mask = seen if mask is None else mask & seen
   if kernels:
     # Gradients keep what any of the branches needs of the forward pass, whichever was lowered; the
     # weights mustn't be among it.
-    usual = jax.checkpoint(attend)
+    usual = jax.checkpoint(functools.partial(attend, mask=mask))
     return jax.lax.platform_dependent(query, key, value, default=usual, **kernels)
 
   def change(weights):
@@ -79,6 +83,13 @@ def dot_product_attention(
     return weights
 
   return attend(query, key, value, bias=bias, mask=mask, change=change)
+
+
+def _is_observed(module: nn.Module | None, name: str) -> bool:
+  """Whether the weights are captured, or perturbed."""
+  return module is not None and (
+    module.is_mutable_collection('intermediates') or module.has_variable('perturbations', name)
+  )
 
 
 def attend(
@@ -175,8 +186,12 @@ class MultiHeadDotProductAttention(nn.Module):
       rotation: applied to queries and keys, [B, N, heads, d] each, such as `rotary.Rotation`.
       deterministic: turns dropout off.
     """
+    tokens, width, padding = *queries.shape[-2:], 0
+    if keys is None and bias is None and mask is None and rotation is None:
+      padding = self.padding(queries, deterministic)
+    if padding:
+      queries = jnp.pad(queries, ((0, 0), (0, padding), (0, 0)))
     keys = queries if keys is None else keys
-    width = queries.shape[-1]
     dense = functools.partial(
       nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
     )
@@ -186,16 +201,30 @@ class MultiHeadDotProductAttention(nn.Module):
     key = dense(kv_shape, use_bias=self.qkv_bias is True, name='key')(keys)
     value = dense(kv_shape, use_bias=bool(self.qkv_bias), name='value')(keys)
     inputs = {'bias': bias, 'mask': mask, 'rotation': rotation, 'deterministic': deterministic}
-    x = self.attend(query, key, value, **inputs)  # [B, Q, heads, D / heads]
+    x = self.attend(query, key, value, padding=padding, **inputs)  # [B, Q, heads, D / heads]
     if self.attention_norm:
       x = self.norm(name='norm')(x.reshape(queries.shape)).reshape(x.shape)
-    return dense(
+    x = dense(
       width,
       axis=(-2, -1),
       kernel_init=self.out_kernel_init,
       use_bias=self.use_bias,
       name='out',
     )(x)
+    return x[:, :tokens] if padding else x
+
+  @nn.nowrap
+  def padding(self, tokens: jax.Array, deterministic: bool) -> int:
+    """Returns how many tokens to add to [B, N, D] for a kernel that takes no other number of them.
+
+    Here they cost nothing: what makes the tokens writes them, too. Added to queries, keys and
+    values, and cut from the result, they are passes over each of these.
+    """
+    drops = self.dropout_rate > 0 and not deterministic
+    if self.attention_fn is not dot_product_attention or drops or _is_observed(self, WEIGHTS):
+      return 0
+    shape = (*tokens.shape[:-1], self.num_heads, tokens.shape[-1] // self.num_heads)
+    return fused_attention.padding(jax.ShapeDtypeStruct(shape, self.dtype))
 
   @nn.nowrap
   def attend(
@@ -208,10 +237,12 @@ class MultiHeadDotProductAttention(nn.Module):
     mask: jax.Array | None,
     rotation: Callable[[jax.Array], jax.Array] | None,
     deterministic: bool,
+    padding: int,
   ) -> jax.Array:
     """Attends with queries [B, Q, heads, d] to keys, likewise, and values [B, K, heads, d'].
 
-    Keys and values may have fewer heads; the other inputs are those of the call.
+    Keys and values may have fewer heads; the last `padding` of them aren't seen. The other inputs
+    are those of the call.
     """
     if self.qk_norm:
       query, key = self.norm(name='query_norm')(query), self.norm(name='key_norm')(key)
@@ -230,4 +261,5 @@ class MultiHeadDotProductAttention(nn.Module):
       dropout_rate=self.dropout_rate,
       deterministic=deterministic,
       module=self,
+      **({'padding': padding} if padding else {}),
     )

@@ -29,6 +29,11 @@ class DifferentialAttention(MultiHeadDotProductAttention):
   layer: int | jax.Array = 0
 
   @nn.nowrap
+  def padding(self, tokens: jax.Array, deterministic: bool) -> int:
+    del tokens, deterministic
+    return 0  # values are wider than keys, which no kernel takes
+
+  @nn.nowrap
   def attend(
     self, query: jax.Array, key: jax.Array, value: jax.Array, **inputs: jax.Array | bool | None
   ) -> jax.Array:

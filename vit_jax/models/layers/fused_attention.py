@@ -6,10 +6,13 @@ write the [queries, keys] weights to memory. Their speed was not measured here;
 `python -m vit_jax.models.layers.attention_times` compares them with XLA's on the present device.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from vit_jax.models.layers import cpu, devices
 
 # Below a tile of cuDNN's kernel, 128 x 128, much of the tile is padding, and XLA's products of
 # short sequences keep the logits in the cache.
@@ -18,12 +21,16 @@ _CUDNN_TOKENS = 128
 # vector memory (16 MiB up to v4) holds, so that XLA would write them out. Below, padding tokens to
 # blocks and heads of 64 to the 128 lanes costs what the kernel saves.
 _PALLAS_TOKENS = 1024
+# JAX differentiates no odd number of tokens on cuDNN: it takes a missing bias for one (up to 0.12).
+_MULTIPLE = 2
 _LANES, _LARGEST_BLOCK = 128, 768
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def implementations(query: jax.Array, key: jax.Array, value: jax.Array) -> dict[str, Attend]:
+def implementations(
+  query: jax.Array, key: jax.Array, value: jax.Array, padding: int = 0
+) -> dict[str, Attend]:
   """Returns the kernels that take these inputs, by the platform in JAX's words ('cuda', 'tpu').
 
   There are none on a machine without such a device: JAX asks the GPU and its cuDNN where it traces
@@ -35,6 +42,7 @@ def implementations(query: jax.Array, key: jax.Array, value: jax.Array) -> dict[
     query: [batch..., queries, heads, d].
     key: [batch..., keys, heads, d].
     value: as `key`; kernels don't take another width.
+    padding: how many of the keys, the last ones, no query sees.
 
   Returns:
     Functions of (query, key, value), as `attention.dot_product_attention` without bias, mask and
@@ -44,24 +52,27 @@ def implementations(query: jax.Array, key: jax.Array, value: jax.Array) -> dict[
   sides = (*query.shape, *key.shape)
   if len({x.dtype for x in inputs}) > 1 or not all(isinstance(side, int) for side in sides):
     return found
-  if key.shape != value.shape:
+  if key.shape != value.shape or not cpu.rewrites():
     return found
   tokens = min(query.shape[-3], key.shape[-3])
+  cudnn, pallas = (functools.partial(kernel, padding=padding) for kernel in (_cudnn, _pallas))
   if query.dtype in (jnp.bfloat16, jnp.float16) and tokens >= _CUDNN_TOKENS:
-    capabilities = [_capability(device) for device in _devices('cuda')]
-    if capabilities and min(capabilities) >= (8, 0) and _takes(_cudnn, *inputs):
-      found['cuda'] = _cudnn
+    capabilities = [_capability(device) for device in devices.at_hand('cuda')]
+    if capabilities and min(capabilities) >= (8, 0) and _takes(cudnn, *inputs):
+      found['cuda'] = cudnn
   is_long = query.dtype == jnp.bfloat16 and tokens >= _PALLAS_TOKENS
-  if is_long and _devices('tpu') and _takes(_pallas, *inputs):
-    found['tpu'] = _pallas
+  if is_long and devices.at_hand('tpu') and _takes(pallas, *inputs):
+    found['tpu'] = pallas
   return found
 
 
-def _devices(platform: str) -> list[jax.Device]:
-  try:
-    return jax.local_devices(backend=platform)
-  except RuntimeError:  # no such backend
-    return []
+def padding(query: jax.ShapeDtypeStruct) -> int:
+  """Returns how many tokens, added to queries and keys alike, save a kernel from adding them.
+
+  Args:
+    query: shape [batch..., tokens, heads, d] and dtype.
+  """
+  return query.shape[-3] % _MULTIPLE if 'cuda' in implementations(query, query, query) else 0
 
 
 def _capability(device: jax.Device) -> tuple[int, ...]:
@@ -78,16 +89,16 @@ def _takes(kernel: Attend, *inputs: jax.Array) -> bool:
   return True
 
 
-def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  # JAX differentiates no odd number of tokens, as it takes a missing bias for one (0.7 to 0.12).
-  query_, key_, value_ = (_pad(x.reshape(-1, *x.shape[-3:]), 1, 2) for x in (query, key, value))
-  lengths = {}
-  if key_.shape[1] > key.shape[-3]:  # keys of padding aren't seen; its query is cut off
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, padding: int = 0) -> jax.Array:
+  inputs = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+  query_, key_, value_ = (_pad(x, 1, _MULTIPLE) for x in inputs)
+  lengths, count = {}, key.shape[-3] - padding
+  if key_.shape[1] > count:  # keys of padding aren't seen; its query is cut off
     # With a sum over nothing of the keys, as JAX's rule for vmap wants lengths that depend on them.
     none = jnp.sum(key_[:, :0, 0, 0], axis=1).astype(jnp.int32)  # [batch]
     lengths = {
       'query_seq_lengths': none + query_.shape[1],
-      'key_value_seq_lengths': none + key.shape[-3],
+      'key_value_seq_lengths': none + count,
     }
   out = jax.nn.dot_product_attention(query_, key_, value_, implementation='cudnn', **lengths)
   return out[:, : query.shape[-3]].reshape(query.shape)
@@ -99,16 +110,20 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
   return jnp.pad(x, padding)
 
 
-def _pallas(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _pallas(query: jax.Array, key: jax.Array, value: jax.Array, padding: int = 0) -> jax.Array:
   # Importing it takes a while, and few need it.
   from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
-  def prepare(x):  # [batch, heads, tokens + padding, d], and which tokens are padding
-    tokens = x.shape[-3]
+  def prepare(x, padding=0):  # [batch, heads, whole lanes, d], and which of them are padding
+    tokens = x.shape[-3] - padding
     x = _pad(x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2), 2, _LANES)
     return x, jnp.broadcast_to(jnp.arange(x.shape[2]) >= tokens, (len(x), x.shape[2]))
 
-  (query_, queries), (key_, keys), (value_, _) = (prepare(x) for x in (query, key, value))
+  (query_, queries), (key_, keys), (value_, _) = (
+    prepare(query),
+    prepare(key, padding),
+    prepare(value),
+  )
   q, k = _block(query_.shape[2]), _block(key_.shape[2])
   out = flash.flash_attention(
     query_,
