@@ -201,7 +201,8 @@ class SwinBlock(nn.Module):
     width = y.shape[-1]
     dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_normal)
     y = dense(int(self.mlp_ratio * width), name='mlp_fc1')(y)
-    y = nn.Dropout(self.dropout_rate)(layers.ACTIVATIONS[self.activation](y), deterministic)
+    y = layers.activate(layers.ACTIVATIONS[self.activation], y, deterministic=deterministic)
+    y = nn.Dropout(self.dropout_rate)(y, deterministic)
     y = nn.Dropout(self.dropout_rate)(dense(width, name='mlp_fc2')(y), deterministic)
     y = norm2(y) if self.version == 2 else y
     return x + drop_path(y, deterministic)

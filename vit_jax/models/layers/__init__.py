@@ -6,7 +6,7 @@ from vit_jax.models.layers.conv_norm import ConvNorm, kaiming_normal, make_divis
 from vit_jax.models.layers.differential import DifferentialAttention
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.layer_scale import LayerScale
-from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock
+from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock, activate
 from vit_jax.models.layers.native import Patches, patchify
 from vit_jax.models.layers.neck import Neck
 from vit_jax.models.layers.norms import NORMS, norm_layer
@@ -92,6 +92,7 @@ __all__ = [
   'TokenLearnerModule',
   'TokenLearnerModuleV11',
   'Tokenizer',
+  'activate',
   'adapt_channels',
   'as_pair',
   'check_prefix',
