@@ -47,7 +47,7 @@ installed() {
 
 for row in "${rows[@]}"; do
   case $row in
-    vit_b | vit_l | swin | resnet | mnist | token_learner | batches | attention | digits | cifar10) ;;
+    vit_b | vit_l | swin | resnet | mnist | token_learner | batches | cublas | attention | digits | cifar10) ;;
     *) echo "accelerator.sh: no row $row" >&2; exit 2 ;;
   esac
 done
@@ -102,6 +102,14 @@ if wanted batches; then
   done
   measure "$python" -m vit_jax.benchmark --config=configs/vit.py:L/16,digits "${photographs[@]}" \
     --config.batch_size=128 "${turns[@]}"
+fi
+if wanted cublas; then
+  (
+    export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false"
+    echo -e "\nXLA_FLAGS=$XLA_FLAGS"
+    measure "$python" -m vit_jax.benchmark --config=configs/vit.py:B/16,digits "${photographs[@]}" \
+      --config.batch_size=256 "${turns[@]}"
+  )
 fi
 if wanted attention; then
   measure "$python" -m vit_jax.models.layers.attention_times

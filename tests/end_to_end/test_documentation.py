@@ -119,11 +119,11 @@ def test_the_script_for_accelerators_names_what_exists(all_flags, tmp_path):
     return script.returncode, re.findall(r'^\+ true (.*)$', script.stdout, re.MULTILINE)
 
   code, found = started()
-  assert (code, len(found)) == (0, 15)
+  assert (code, len(found)) == (0, 16)
   for name in ('mnist', 'cifar10'):  # as digits, and left out
     (tmp_path / name).rmdir()
   found += started()[1]
-  assert len(found) == 26
+  assert len(found) == 28
   for command in found:
     test_commands_name_what_exists(f'python {command}', all_flags)
   assert [command.split()[2] for command in started('swin')[1]] == [
