@@ -368,6 +368,9 @@ def many_train_steps(train_step: Callable, max_steps: int, layout: Whole = WHOLE
   `max_steps` is 1 there is no loop.
   """
 
+  # Traced once, though its shapes are needed before the loop.
+  train_step = jax.jit(train_step, inline=True)
+
   def steps(state, rows, shared):
     arrays, n = shared
     if max_steps == 1:
