@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import importlib.machinery
 import importlib.util
 import itertools
@@ -354,6 +355,8 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
   # Pillow's, of images that are within the bound that `vit_jax.data.decoding` sets.
   warnings.filterwarnings('ignore', 'Image size .* exceeds limit')
   _quieten_tracker()
+  # By default Python looks for garbage after each 700 new objects; JAX makes millions that stay.
+  gc.set_threshold(10_000)
 
   def main(argv):
     from vit_jax import compilation_cache  # imports JAX, which --help needs not
