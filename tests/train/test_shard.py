@@ -29,6 +29,7 @@ CASES = {
   'lamb': CLIPPED | {'optimizer.name': 'lamb', 'data.resident': 'no'},
   'micro-batches': CLIPPED | {'grad_accum_steps': 2, 'freeze': ('embedding',)},
   'remat in bfloat16': WIDE | SGD | {'model.remat': True, 'dtype': 'bfloat16'},
+  'layers in a loop': WIDE | SGD | {'model.scan': True, 'model.remat': True, 'model.num_layers': 2},
 }
 
 
