@@ -147,6 +147,15 @@ def test_virtual_devices(benchmark):
   assert report['train']['ratios'][0]['by_flops'] == 1
 
 
+def test_two_experiments_on_virtual_devices_of_their_own(benchmark):
+  args = *TINY, *AGAINST, '--config.batch_size=32', '--against.batch_size=16', '--devices=2,1'
+  report = json_of(benchmark(*args, *QUICK, '--json'))
+  counts = {name: side['device_count'] for name, side in report['sides'].items()}
+  assert counts == {'config, 2 devices': 2, 'against, 1 device': 1}
+  batches = [side['batch_size'] for side in report['sides'].values()]
+  assert batches == [32, 16]
+
+
 MISTAKES = [
   ([], '--config: give an experiment'),
   ([*TINY, '--against=configs/digit.py'], r"--against: .* did you mean 'configs/digits.py'\?"),
@@ -164,7 +173,7 @@ MISTAKES = [
   ([*TINY, '--what=train,start', '--devices=1'], r'--devices: not with --what=start'),
   ([*TINY, '--devices=1,x'], r"--devices: '1,x' is not numbers of devices, as 1,8"),
   ([*TINY, '--devices=99999999'], r"--devices: '99999999' is not numbers of devices.* up to 999"),
-  ([*TINY, '--devices=1', *AGAINST], r'--devices, --against: give one of them'),
+  ([*TINY, '--devices=1', *AGAINST], r'--devices: give two numbers, of --config and of --against'),
   ([*TINY, '--torch=compile'], r'--torch: is for --against=torch'),
 ]
 MISTAKES_WITH_PYTORCH = [

@@ -14,7 +14,8 @@ process, for the first that a process measures. Operations are those of products
 of the device's peak is told.
 
 --against=CONFIG measures a second experiment in turns with the first, in the same process; fields
-of it are set by --against.FIELD. --devices=1,8 measures one on so many virtual devices of a CPU.
+of it are set by --against.FIELD. --devices=1,8 measures one on so many virtual devices of a CPU;
+with --against, the first experiment is on 1 and the second on 8.
 --against=torch measures the same model in PyTorch, in a process of its own, from timm or
 transformers; logits have to agree first. PyTorch trains on one batch without augmentation: forward,
 softmax cross-entropy, backward, fused AdamW; 'plain' is the same here. In bfloat16 it computes
@@ -91,7 +92,9 @@ def _device_counts() -> list[int]:
     raise UsageError(
       f'--devices: {",".join(counts)!r} is not numbers of devices, as 1,8, up to 999'
     )
-  return [int(count) for count in dict.fromkeys(counts)]
+  if _AGAINST.value is not None and len(counts) != 2:
+    raise UsageError('--devices: give two numbers, of --config and of --against')
+  return [int(count) for count in (dict.fromkeys(counts) if _AGAINST.value is None else counts)]
 
 
 def _check_flags(whats: Sequence[str]) -> None:
@@ -104,8 +107,8 @@ def _check_flags(whats: Sequence[str]) -> None:
   for flag in (_AGAINST, _DEVICES):
     if flag.value is not None and 'start' in whats:
       raise UsageError(f'--{flag.name}: not with --what=start')
-  if _AGAINST.value is not None and _DEVICES.value is not None:
-    raise UsageError('--devices, --against: give one of them')
+  if _against_torch() and _DEVICES.value is not None:
+    raise UsageError('--devices: not with --against=torch')
   if _against_torch():
     _check_torch(whats)
   for flag in (_TORCH, _TORCH_FROM, _TORCH_LOADER):
@@ -160,15 +163,25 @@ def _own_rows(
   return rows
 
 
-def _on_devices(count: int) -> Remote:
-  """Returns the experiment in a process with so many virtual devices."""
+def _on_devices(counts: Sequence[int]) -> list[Remote]:
+  """Returns the experiment in processes with so many virtual devices, or each of two in its own."""
+  if _AGAINST.value is None:
+    return [_on_device(_name_of(count), _CONFIG.value, count) for count in counts]
+  pairs = zip(('config', 'against'), (_CONFIG.value, _AGAINST.value), counts, strict=True)
+  return [_on_device(f'{name}, {_name_of(n)}', config, n) for name, config, n in pairs]
+
+
+def _name_of(count: int) -> str:
+  return f'{count} device{"s" if count > 1 else ""}'
+
+
+def _on_device(name: str, config: ConfigDict, count: int) -> Remote:
   flags_given = os.environ.get('XLA_FLAGS', '')
   environment = {
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': f'{flags_given} --xla_force_host_platform_device_count={count}'.strip(),
   }
-  name = f'{count} device{"s" if count > 1 else ""}'
-  config = _CONFIG.value.copy_and_resolve_references()
+  config = config.copy_and_resolve_references()
   return Remote(name, timed_experiment.start, config, environment=environment)
 
 
@@ -215,7 +228,7 @@ def _time(whats: Sequence[str], report: dict[str, Any]) -> None:
   """Opens the sides, times what is asked for, and writes all of it into the report."""
   with contextlib.ExitStack() as stack:
     if counts := _device_counts():
-      remotes = [stack.enter_context(_on_devices(count)) for count in counts]
+      remotes = [stack.enter_context(remote) for remote in _on_devices(counts)]
       rows = _own_rows(whats, {remote.name: remote.call for remote in remotes}, report)
     else:
       if _against_torch():
