@@ -34,10 +34,14 @@ def reading(path: object, what: str) -> Iterator[None]:
     raise UsageError(f'{path}: cannot be read as {what} ({told})') from e
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
   """Opens a regular file to read its bytes.
 
   A pipe, a socket or a device, or a link to one, would be waited for, or has no end.
+
+  Args:
+    path: of the file.
+    buffering: as of `open`.
 
   Raises:
     OSError: there is no such file, it can't be read, or it is no regular file.
@@ -52,7 +56,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
       raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
       raise OSError(errno.EINVAL, 'not a regular file', os.fspath(path))
-    file = os.fdopen(descriptor, 'rb')
+    file = os.fdopen(descriptor, 'rb', buffering)
   finally:
     if file is None:
       os.close(descriptor)
@@ -75,13 +79,18 @@ def read_bytes(
   if '://' in os.fspath(path) and hasattr(path, 'read_bytes'):  # an epath.Path elsewhere
     _check_size(path, path.stat().length, max_bytes)
     return path.read_bytes()
-  with open_regular(path) as file:
+  with open_regular(path, buffering=0) as file:
     size, content = os.fstat(file.fileno()).st_size, bytearray()
     while not size and len(content) <= max_bytes and (piece := file.read(_MIB)):
       content += piece  # of a file system that doesn't tell the size, as /proc and some of FUSE
     _check_size(path, max(size, len(content)), max_bytes)
     take(size)
-    return bytes(content) or file.read(size)  # it may be growing, and memory is taken for `size`
+    if content:
+      return bytes(content)
+    read = file.read(size)  # it may be growing, and memory is taken for `size`
+    while len(read) < size and (piece := file.read(size - len(read))):
+      read += piece  # some file systems give less at a time
+    return read
 
 
 def _check_size(path: str | os.PathLike, size: int, most: int) -> None:
