@@ -23,6 +23,7 @@ CENTRAL_CROPS = ('central', 'inception')  # that evaluate on the middle of an im
 _CROP_FRACTION = 224 / 256  # as big_vision and torchvision evaluate on ImageNet
 _AREA = (0.08, 1.0)  # fraction of the image, as torchvision
 _ASPECT = (3 / 4, 4 / 3)  # width / height
+_LOG_ASPECT = tuple(map(float, np.log(_ASPECT)))
 _SCALES = (0.5, 2.0)  # of the sides, as mmsegmentation's RandomResize
 _ATTEMPTS = 10
 
@@ -354,7 +355,7 @@ def inception_box(
   """
   for _ in range(_ATTEMPTS):
     pixels = height * width * rng.uniform(*area)
-    aspect = math.exp(rng.uniform(*np.log(_ASPECT)))
+    aspect = math.exp(rng.uniform(*_LOG_ASPECT))
     w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
     if 0 < w <= width and 0 < h <= height:
       left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
