@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_image
 from vit_jax.data import load_source, make_preprocess, train_loader
 from vit_jax.data.decoding import UnreadableFile
 from vit_jax.data.images import EncodedImage, decode_image
+from vit_jax.data.views import Views
 from vit_jax.errors import FieldError
 
 CROPS = {
@@ -62,9 +63,9 @@ def test_a_file_becomes_what_its_pixels_become(tmp_path, name, crop):
     np.testing.assert_array_equal(of_file, of_array)
 
 
-def photograph(size, quality=92):
-  file = io.BytesIO()
-  Image.fromarray(load_sample_image('china.jpg')).resize(size).save(file, 'JPEG', quality=quality)
+def photograph(size, quality=92, **options):
+  file, image = io.BytesIO(), Image.fromarray(load_sample_image('china.jpg')).resize(size)
+  image.save(file, 'JPEG', quality=quality, **options)
   return file.getvalue()
 
 
@@ -104,7 +105,56 @@ def test_the_part_has_no_fewer_pixels_than_the_result(part, size, scale):
   image = EncodedImage(io.BytesIO(photograph((641, 425))))
   assert image.max_scale(part, size) == scale
   if scale > 1:
-    assert image.reduce(scale).size == (-(-641 // scale), -(-425 // scale))
+    assert image.reduce(scale, 425).size == (-(-641 // scale), -(-425 // scale))
+
+
+STORED = {
+  'whole': {'subsampling': '4:4:4'},
+  'halves': {'subsampling': '4:2:0'},
+  'wide halves': {'subsampling': '4:2:2'},
+  'progressive': {'progressive': True},
+  'restarts': {'restart_marker_rows': 1, 'optimize': True},
+  'exif': {'exif': exif(1), 'comment': b'\xff\xc0' * 20},
+}
+
+
+@pytest.mark.parametrize('stored', STORED)
+def test_rows_below_a_part_are_left_out_and_change_nothing_above(stored):
+  file = photograph((203, 157), **STORED[stored])
+  pillow = Image.open(io.BytesIO(file))
+  pillow.load()
+  for bottom in range(1, 158):
+    part = (3, 0, 203, bottom)
+    assert EncodedImage(io.BytesIO(file)).crop(part).tobytes() == pillow.crop(part).tobytes()
+  for scale, bottom in itertools.product((2, 4, 8), (1, 8, 40, 77, 155)):
+    image, part = EncodedImage(io.BytesIO(file)), (0, 0, 203 // scale, -(-bottom // scale))
+    top, whole = (image.reduce(scale, rows).crop(part) for rows in (bottom, 157))
+    assert top.tobytes() == whole.tobytes()
+
+
+def test_rows_below_a_part_are_not_even_needed():
+  file, part = photograph((203, 157)), (10, 5, 90, 60)
+  whole, half = (EncodedImage(io.BytesIO(f)) for f in (file, file[: len(file) // 2]))
+  assert half.crop(part) == half.crop(part) == whole.decoded.crop(part)
+  half.keep_whole()
+  with pytest.raises(UnreadableFile, match='truncated'):
+    half.crop(part)
+  with pytest.raises(UnreadableFile, match='truncated'):
+    EncodedImage(io.BytesIO(file[: len(file) // 2])).crop((10, 5, 90, 157))
+
+
+def test_views_of_a_file_are_those_of_its_pixels(monkeypatch):
+  decoded, file = [], photograph((203, 157))
+  take = EncodedImage._take
+  monkeypatch.setattr(EncodedImage, '_take', lambda *a: decoded.append(a) or take(*a))
+  views = Views({'global': (CROPS['inception'], 3), 'local': (CROPS['grey'], 2)})
+  image = EncodedImage(io.BytesIO(file))
+  of_file, of_array = (
+    views({'image': i}, np.random.default_rng(0)) for i in (image, decode_image(io.BytesIO(file)))
+  )
+  assert len(decoded) == 2  # that of the array, and one for all views
+  for name in of_array:
+    np.testing.assert_array_equal(of_file[name], of_array[name])
 
 
 def test_what_is_no_plain_jpeg_is_not_reduced(tmp_path):

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import struct
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,7 @@ _MOST_OF_A_SIDE = 2**20  # pixels: what resizes them needs up to 48 bytes for ea
 
 _SCAN = b'\xff\xda'  # begins a scan of a progressive JPEG: a few bytes that go over all its pixels
 _MOST_SCANS = 256  # files have about ten
+_FRAMES = (0xFFC0, 0xFFC1, 0xFFC2)  # markers in front of a JPEG's size
 
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
@@ -68,6 +70,7 @@ class EncodedImage:
       width, height = self._image.size
     size = (width, height) if self._orientation in _TURNED else (height, width)
     self.shape = (*size, len(self._mode))
+    self._is_whole = False
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return np.asarray(self.decoded, dtype).reshape(self.shape)
@@ -91,6 +94,33 @@ class EncodedImage:
       if self._image.format != 'PNG':
         self._take(self._image)
       return _convert(self._image, self._orientation, self._mode)
+
+  @property
+  def _is_plain(self) -> bool:
+    """Whether it is a JPEG that needs neither be turned nor converted."""
+    image = self._image
+    return image.format == 'JPEG' and image.mode == self._mode and self._orientation == 1
+
+  def keep_whole(self) -> None:
+    """Has `crop` decode the whole image, once, since several parts are going to be taken."""
+    self._is_whole = True
+
+  def crop(self, part: tuple[int, int, int, int]) -> Image.Image:
+    """Returns what `decoded.crop(part)` does; of a JPEG, rows below the part aren't decoded.
+
+    Args:
+      part: (left, top, right, bottom) in pixels.
+
+    Raises:
+      UnreadableFile: it is damaged.
+    """
+    if self._is_whole or 'decoded' in self.__dict__ or not self._is_plain:
+      return self.decoded.crop(part)
+    with decoding.reading(self._name):
+      image = self.__dict__.pop('_image')  # which can be decoded no second time
+      _leave_out(image, self._file, part[3])
+      self._take(image)
+      return image.crop(part)
 
   def probe(self) -> None:
     """Decodes as little as shows that `decoded` can be, after which that isn't available.
@@ -119,20 +149,21 @@ class EncodedImage:
       converted; or where the part reaches beyond the image.
     """
     left, top, right, bottom = part
-    is_plain = self._image.format == 'JPEG' and self._image.mode == self._mode
     is_inside = min(left, top) >= 0 and bottom <= self.shape[0] and right <= self.shape[1]
-    if not is_plain or self._orientation != 1 or not is_inside:
+    if not self._is_plain or not is_inside:
       return 1
     most = min((bottom - top) // size[0], (right - left) // size[1])
     return max(scale for scale in (1, 2, 4, 8) if scale <= max(most, 1))
 
-  def reduce(self, scale: int) -> Image.Image:
+  def reduce(self, scale: int, bottom: int) -> Image.Image:
     """Returns the image decoded at 1 / `scale` of its size, 2, 4 or 8, rounded up.
 
-    Each block of 8x8 pixels is decoded to fewer, from its lower frequencies alone.
+    Each block of 8x8 pixels is decoded to fewer, from its lower frequencies alone. Rows of the file
+    from `bottom` on needn't be decoded.
     """
     with decoding.reading(self._name):
       image, (height, width) = _open(self._file), self.shape[:2]
+      _leave_out(image, self._file, bottom + scale)
       image.draft(None, (width // scale, height // scale))
       self._take(image)
       image.load()
@@ -197,6 +228,35 @@ def _open(file: bytes, formats: Sequence[str] = _FORMATS) -> Image.Image:
   if image.info.get('progressive') and (count := file.count(_SCAN)) > _MOST_SCANS:
     raise UsageError(f'{count:,} scans of its pixels; {_MOST_SCANS} are decoded')
   return image
+
+
+def _leave_out(image: Image.Image, file: bytes, bottom: int) -> None:
+  """Has a JPEG, of which nothing is decoded yet, decoded to a row `bottom`, where that can be.
+
+  Its header then says that it ends there; what is stored of the rest is skipped, unread.
+  """
+  width, height = image.size
+  rows = max(bottom, 0) + 2  # colours may be stored at half of the size, and see the next row
+  at = _height_at(file, image.size) if rows < height else None
+  if at is not None:
+    image.fp.seek(at)
+    image.fp.write(rows.to_bytes(2, 'big'))
+    decoder, _, offset, arguments = image.tile[0]
+    image.tile = [(decoder, (0, 0, width, rows), offset, arguments)]
+
+
+def _height_at(file: bytes, size: tuple[int, int]) -> int | None:
+  """Returns where in a JPEG its height is, of a (width, height); None where it isn't found."""
+  at = 2
+  while at + 9 <= len(file):
+    marker, length = struct.unpack_from('>HH', file, at)
+    if marker in _FRAMES:
+      height, width = struct.unpack_from('>HH', file, at + 5)
+      return at + 5 if (width, height) == size else None
+    if not 0xFFC0 < marker < 0xFFFF or marker == 0xFFDA:  # fill bytes, or the pixels
+      return None
+    at += 2 + length
+  return None
 
 
 def _bytes_per_pixel(image: Image.Image) -> int:

@@ -53,6 +53,8 @@ class Views:
     result = {name: value for name, value in record.items() if name not in spatial}
     num_views = sum(count for _, count in self.groups.values())
     streams = iter(rng.spawn(num_views) if self.random else [None] * num_views)
+    for _, kind, value in kinds.entries(spatial):
+      kind.keep_whole(value)
     for group, (preprocess, count) in self.groups.items():
       views = kinds.stack([preprocess(spatial, next(streams)) for _ in range(count)])
       result |= {f'{name}/{group}': value for name, value in views.items()}

@@ -121,6 +121,10 @@ class Kind(abc.ABC):
     """Returns the array of one picture that a file may stand for; others as they are."""
     return value
 
+  def keep_whole(self, value: Any) -> None:
+    """Has a file that stands for a value decoded once, for several views of it."""
+    del value
+
   def num_frames(self, value: np.ndarray) -> int | None:
     """Returns how many frames a value has, None where it has no time."""
     del value

@@ -66,12 +66,16 @@ class Image(_Picture):
   def load(self, value: np.ndarray | images.EncodedImage) -> np.ndarray:
     return np.asarray(value)
 
+  def keep_whole(self, value: np.ndarray | images.EncodedImage) -> None:
+    if isinstance(value, images.EncodedImage):
+      value.keep_whole()
+
   def fit(self, value: np.ndarray, geometry: Geometry, channels: int = 0) -> np.ndarray:
     """Resizes by one of Pillow's interpolations, with antialiasing."""
     if channels in (0, value.shape[-1]) and not geometry.changes(value.shape[:2]):
       return np.asarray(value)
     image = _resize(value, geometry, is_grey=channels == 1)
-    if channels == 3:
+    if channels == 3 and image.mode != 'RGB':  # or it would be copied
       image = image.convert('RGB')
     array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
@@ -180,12 +184,16 @@ def _resize(
     first, size = (0, 0, width, height), geometry.resized
   is_encoded = isinstance(value, images.EncodedImage)
   scale = value.max_scale(first, size) if is_encoded and geometry.reduced else 1
-  box = None
+  box, is_whole = None, first == (0, 0, width, height)
   if scale > 1:  # the part then needn't end at whole pixels
-    image, box = value.reduce(scale), tuple(side / scale for side in first)
+    # Of each pixel that comes out, interpolations see three times as much as it stands for at most.
+    seen = first[3] + 3 * -(-(first[3] - first[1]) // size[0])
+    image, box = value.reduce(scale, seen), tuple(side / scale for side in first)
+  elif is_encoded:
+    image = value.decoded if is_whole else value.crop(first)
   else:
-    image = value.decoded if is_encoded else _from_array(value)
-    image = image if first == (0, 0, *image.size) else image.crop(first)
+    image = _from_array(value)
+    image = image if is_whole else image.crop(first)
   if is_grey:
     image = image.convert('L')
   if geometry.resized:
