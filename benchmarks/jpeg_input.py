@@ -1,12 +1,14 @@
-"""Measures input from JPEG photographs: ours, and PyTorch's DataLoader with Pillow, in turns.
+"""Measures input from JPEG photographs: ours, PyTorch's DataLoader with Pillow, tf.data, in turns.
 
-    python benchmarks/jpeg_input.py --photos=FOLDER
+    python benchmarks/jpeg_input.py --photos=FOLDER --tensorflow_python=OTHER_VENV/bin/python
 
 Photographs from the folder are written as JPEGs of 500x375 pixels, and each side makes batches of
 them: decoded, a random part cut out as RandomResizedCrop does, resized by Pillow's bicubic with
 antialiasing to 224x224, as uint8. PyTorch's float32 rows have ToTensor besides, as its examples.
-Every side is a process of its own that keeps its loader; they run one at a time, in turns. Images
-a core are those in a second of processor time, of a side's process and its workers (Linux).
+tf.data decodes the part alone, and resizes by TensorFlow's bicubic with antialiasing; it runs where
+`--tensorflow_python` names an interpreter that has TensorFlow and Pillow. Every side is a process
+of its own that keeps its loader; they run one at a time, in turns. Images a core are those in a
+second of processor time, of a side's process and its workers (Linux).
 """
 
 import argparse
@@ -89,6 +91,34 @@ def _torch_batches(folder: Path, side: dict):
   return iter(DataLoader(dataset, side['batch_size'], shuffle=True, num_workers=side['workers']))
 
 
+def _tensorflow_batches(folder: Path, side: dict):
+  """Returns tf.data's batches, made by as many threads as there are "workers"."""
+  import tensorflow as tf
+
+  def load(file, label):
+    data = tf.io.read_file(file)
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+      tf.io.extract_jpeg_shape(data),
+      tf.zeros((1, 0, 4)),
+      area_range=_AREA,
+      aspect_ratio_range=_ASPECT,
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
+    part = tf.concat([begin[:2], size[:2]], 0)
+    # As accurate as Pillow's decoder is.
+    image = tf.io.decode_and_crop_jpeg(data, part, channels=3, dct_method='INTEGER_ACCURATE')
+    image = tf.image.resize(image, (_SIZE, _SIZE), 'bicubic', antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), label
+
+  files, threads = sorted(map(str, folder.rglob('*.jpg'))), side['workers']
+  data = tf.data.Dataset.from_tensor_slices((files, [i % 2 for i in range(len(files))]))
+  data = data.shuffle(len(files)).repeat().map(load, threads).batch(side['batch_size'], True)
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = threads
+  return data.prefetch(2).with_options(options).as_numpy_iterator()
+
+
 def _our_batches(folder: Path, side: dict):
   from vit_jax import host_memory
   from vit_jax.data import load_source, make_preprocess, train_loader
@@ -112,8 +142,8 @@ def _our_batches(folder: Path, side: dict):
 
 def _serve(folder: Path, side: dict) -> None:
   """For each line that is read, makes batches for some seconds; prints images/s, and a core."""
-  make = _torch_batches if side['name'].startswith('torch') else _our_batches
-  batches = make(folder, side)
+  makers = {'torch': _torch_batches, 'tf.data': _tensorflow_batches, 'ours': _our_batches}
+  batches = makers[side['name'].partition(',')[0]](folder, side)
   next(batches)
   print('ready', flush=True)
   for line in sys.stdin:
@@ -149,7 +179,14 @@ class _Side:
 
   def __init__(self, folder: Path, side: dict):
     self.rates = []
-    command = [sys.executable, __file__, '--serve', json.dumps(side), '--photos', str(folder)]
+    command = [
+      side.pop('python', sys.executable),
+      __file__,
+      '--serve',
+      json.dumps(side),
+      '--photos',
+      str(folder),
+    ]
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
     self._process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     self._read()
@@ -169,8 +206,11 @@ class _Side:
     self._process.wait()
 
 
-def _sides(workers: list[int], threads: list[int], decodings: list[str]):
+def _sides(workers: list[int], threads: list[int], decodings: list[str], tensorflow_python: str):
   """Yields the sides to compare."""
+  for count in filter(None, workers if tensorflow_python else ()):
+    name = f'tf.data, {count} threads'
+    yield {'name': name, 'workers': count, 'is_float': False, 'python': tensorflow_python}
   for count in workers:
     for is_float in (False, True):
       name = f'torch, {count} workers, {"float32" if is_float else "uint8"}'
@@ -193,6 +233,7 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=64)
   parser.add_argument('--turns', type=int, default=5)
   parser.add_argument('--seconds', type=float, default=1.0, help='of a turn of a side')
+  parser.add_argument('--tensorflow_python', default='', help='an interpreter with TensorFlow')
   parser.add_argument('--serve', help=argparse.SUPPRESS)
   flags = parser.parse_args()
   if flags.serve:
@@ -202,7 +243,7 @@ def main() -> None:
     size = _write_photographs(flags.photos, Path(temporary), flags.count, flags.stored)
     sides = {
       side['name']: _Side(Path(temporary), side | {'batch_size': flags.batch_size})
-      for side in _sides(flags.workers, flags.threads, flags.decodings)
+      for side in _sides(flags.workers, flags.threads, flags.decodings, flags.tensorflow_python)
     }
     for _ in range(flags.turns):
       for side in sides.values():
