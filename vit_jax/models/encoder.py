@@ -169,7 +169,9 @@ class Encoder(nn.Module):
     """
     layer = jnp.arange(self.num_layers)
     rate = jnp.linspace(0, self.stochastic_depth, self.num_layers)
-    params = [self.variables['params'][f'encoderblock_{i}'] for i in range(self.num_layers)]
+    names = [f'encoderblock_{i}' for i in range(self.num_layers)]
+    paths = ['/'.join((*self.path, name)) for name in names]
+    params = [self.variables['params'][name] for name in names]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     # Without a name or a place in this module, and without its own `nn.remat`.
     block = self.clone(remat=False, parent=None).block(0).clone(parent=None, name=None)
@@ -182,6 +184,7 @@ class Encoder(nn.Module):
       own = {'stochastic_depth': rate} if self.stochastic_depth else {}
       if self.options.differential:
         own['layer'] = layer
+      params = layers.gather_looped(paths, params)
       x = block.clone(**own).apply({'params': params}, x, deterministic, rngs=rngs, **shared(layer))
       return x, None
 

@@ -4,15 +4,18 @@
 the update (ZeRO stages 1 and 2, arXiv 1910.02054); 'all' the parameters too, which are gathered for
 the forward and again for the backward pass (ZeRO stage 3; PyTorch's FSDP, arXiv 2304.11277).
 
+Layers that a model runs in a loop (`config.model.scan`) are gathered one by one, within the loop.
+
 An array is spread along its first axis that the devices divide. It keeps its shape, so that
 checkpoints know nothing of it. Loss and gradients are those of `jax.shard_map` under the axis
 'batch', as under `jax.pmap`; XLA partitions the optimiser's update by the places of its arguments,
 so that any optax transformation gives what it gives of whole arrays.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from vit_jax.errors import check_choice
+from vit_jax.models import layers
 from vit_jax.train import partition
 from vit_jax.train.step import WHOLE, Whole
 
@@ -42,7 +46,11 @@ def make_layout(config: ConfigDict) -> Whole:
   check_choice('shard', config.shard, MODES)
   if config.shard == 'none' or jax.device_count() == 1:
     return WHOLE
-  return Spread(params=config.shard == 'all', average=bool(config.ema_decay))
+  return Spread(
+    params=config.shard == 'all',
+    average=bool(config.ema_decay),
+    loops=bool(config.model.get('scan')),
+  )
 
 
 def device_bytes(tree: Any) -> int:
@@ -63,14 +71,15 @@ def without_places(shapes: Any) -> Any:
 class Spread(Whole):
   """Arrays that are large enough and that the devices divide are spread, the others whole."""
 
-  def __init__(self, params: bool, average: bool):
+  def __init__(self, params: bool, average: bool, loops: bool):
     """Takes the devices of all processes.
 
     Args:
       params: whether parameters are spread.
       average: whether there is a moving average of them, which is then what is evaluated.
+      loops: whether the model may run layers in loops.
     """
-    self._params, self._evaluates_spread = params, params or average
+    self._params, self._evaluates_spread, self._loops = params, params or average, loops
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     self._mesh = Mesh(np.array(devices), (_AXIS,))
 
@@ -159,7 +168,7 @@ class Spread(Whole):
     specs = self._param_specs(trainable), (self._param_specs(frozen), self._specs(teacher))
     grads = self._specs(trainable)
     return self._map(
-      lambda carry, batch: gradients(_Parts(specs, grads), carry, _own(batch)),
+      lambda carry, batch: gradients(_Parts(specs, grads, self._loops), carry, _own(batch)),
       ((P(), *specs, P()), P(_AXIS)),
       ((grads, P()), P()),
     )(carry, batch)
@@ -185,7 +194,14 @@ class Spread(Whole):
       }
 
       def local(variables, mapped, shared):
-        return step(_gather(variables, specs), _own(mapped), shared)
+        def evaluate(variables):
+          return step(variables, _own(mapped), shared)
+
+        params = specs['params']
+        paths = _looped(evaluate, variables, specs) if self._loops else ()
+        with _gathering(params, paths):
+          outside = specs | {'params': _outside(params, paths)}
+          return evaluate(_gather(variables, outside))
 
       return self._map(local, (specs, P(_AXIS), P()), P())(variables, mapped, shared)
 
@@ -214,27 +230,34 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
 class _Parts:
   """What `Whole.on_each_device` gives to gradients of parameters of which a device has parts."""
 
-  def __init__(self, specs: Any, grads: Any):
-    """Takes the specs of (trainable, fixed) parameters, and those of the gradients."""
-    self._specs, self._grads = specs, grads
+  def __init__(self, specs: Any, grads: Any, loops: bool):
+    """Takes the specs of (trainable, fixed) parameters, and of the gradients.
+
+    `loops` says whether the model may run layers in a loop.
+    """
+    self._specs, self._grads, self._loops, self._scattered = specs, grads, loops, ()
 
   def gradient(self, loss_fn: Callable) -> Callable:
     """Gathers parameters for the forward pass, and again for the backward pass."""
-    trainable, (frozen, _) = self._specs
-    is_whole = not any(map(len, jax.tree.leaves((trainable, frozen))))
+    trainable_specs, (frozen_specs, _) = self._specs
+    is_whole = not any(map(len, jax.tree.leaves((trainable_specs, frozen_specs))))
 
     def gradient(trainable, fixed, *args):
-      parts = trainable, fixed
-      whole = _gather(parts, self._specs)
+      parts, specs = (trainable, fixed), self._specs
       if is_whole:
-        return jax.grad(loss_fn, has_aux=True)(*whole, *args)
-      loss, pullback, aside = jax.vjp(
-        lambda trainable: loss_fn(trainable, whole[1], *args), whole[0], has_aux=True
-      )
+        return jax.grad(loss_fn, has_aux=True)(*_gather(parts, specs), *args)
+      if self._loops:
+        self._scattered = _looped(lambda parts: loss_fn(*parts, *args), parts, specs)
+        specs = _outside(specs, self._scattered)
+      whole = _gather(parts, specs)
+      with _gathering(partition.merge(trainable_specs, frozen_specs), self._scattered):
+        loss, pullback, aside = jax.vjp(
+          lambda trainable: loss_fn(trainable, whole[1], *args), whole[0], has_aux=True
+        )
       # Else what waits for the backward pass has whole parameters, or the two gathers are made one.
       # jax.checkpoint around all would undo what the model's own do.
       parts, loss = jax.lax.optimization_barrier((parts, loss))
-      old, new = map(jax.tree.leaves, (whole, _gather(parts, self._specs)))
+      old, new = map(jax.tree.leaves, (whole, _gather(parts, specs)))
       replaced = {id(x): y for x, y in zip(old, new, strict=True)}
       pullback = jax.tree.map(lambda x: replaced.get(id(x), x), pullback)
       return pullback(jnp.ones_like(loss))[0], aside
@@ -242,7 +265,10 @@ class _Parts:
     return gradient
 
   def scatter(self, grads: Any) -> Any:
-    """Adds up over the devices what each keeps a part of."""
+    """Adds up over the devices what each keeps a part of.
+
+    The gradient of what was gathered in a loop is that already.
+    """
     return jax.tree.map(
       lambda grad, spec: (
         jax.lax.psum_scatter(grad, _AXIS, scatter_dimension=len(spec) - 1, tiled=True)
@@ -250,7 +276,7 @@ class _Parts:
         else grad
       ),
       grads,
-      self._grads,
+      _outside(self._grads, self._scattered),
     )
 
   def add_up(self, grads: Any, sums: Any) -> Any:
@@ -258,6 +284,39 @@ class _Parts:
     whole = jax.tree.map(lambda grad, spec: None if len(spec) else grad, grads, self._grads)
     whole, sums = jax.lax.psum((whole, sums), _AXIS)
     return partition.merge(whole, grads), sums
+
+
+def _looped(function: Callable, parts: Any, specs: Any) -> Collection[str]:
+  """Returns the paths of the layers that `function`, of whole arrays, runs in loops."""
+  found = set()
+
+  def note(paths, params):
+    found.update(paths)
+    return params
+
+  with layers.gather_looped_by(note):
+    jax.eval_shape(lambda parts: function(_gather(parts, specs)), parts)
+  return found
+
+
+def _outside(specs: Any, looped: Collection[str]) -> Any:
+  """Returns specs as if the parameters of layers in loops were whole, which gather their own."""
+
+  def outside(path, spec):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return P() if any(f'/{layer}/' in f'/{name}' for layer in looped) else spec
+
+  return jax.tree_util.tree_map_with_path(outside, specs)
+
+
+def _gathering(specs: Any, looped: Collection[str]) -> contextlib.AbstractContextManager:
+  """Returns a context in which layers in loops gather their parameters, of which `specs` are."""
+
+  def gather(paths, params):
+    layer = functools.reduce(lambda tree, key: tree[key], paths[0].split('/'), specs)
+    return _gather(params, layer)
+
+  return layers.gather_looped_by(gather) if looped else contextlib.nullcontext()
 
 
 def _gather(tree: Any, specs: Any) -> Any:

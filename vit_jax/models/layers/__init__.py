@@ -6,6 +6,7 @@ from vit_jax.models.layers.conv_norm import ConvNorm, kaiming_normal, make_divis
 from vit_jax.models.layers.differential import DifferentialAttention
 from vit_jax.models.layers.drop_path import StochasticDepth
 from vit_jax.models.layers.layer_scale import LayerScale
+from vit_jax.models.layers.looped import gather_looped, gather_looped_by
 from vit_jax.models.layers.mlp import ACTIVATIONS, MlpBlock, activate
 from vit_jax.models.layers.native import Patches, patchify
 from vit_jax.models.layers.neck import Neck
@@ -99,6 +100,8 @@ __all__ = [
   'check_remat',
   'check_tokenizer',
   'dot_product_attention',
+  'gather_looped',
+  'gather_looped_by',
   'interpolate_positions',
   'kaiming_normal',
   'learns_tokens',
