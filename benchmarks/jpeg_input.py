@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 _SIZE = 224
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
 _QUALITY = 95
