@@ -112,15 +112,32 @@ STORED = {
   'whole': {'subsampling': '4:4:4'},
   'halves': {'subsampling': '4:2:0'},
   'wide halves': {'subsampling': '4:2:2'},
+  'high halves': {'subsampling': '4:2:2'},
+  'quarters': {'subsampling': '4:2:0'},
   'progressive': {'progressive': True},
+  'progressive, cut off': {'progressive': True},
   'restarts': {'restart_marker_rows': 1, 'optimize': True},
   'exif': {'exif': exif(1), 'comment': b'\xff\xc0' * 20},
 }
+# As many blocks, of other places: by what a frame says of a colour's halves across and down.
+REPLACED = {
+  'high halves': (b'\x01\x21\0', b'\x01\x12\0'),
+  'quarters': (b'\x01\x22\0', b'\x01\x14\0'),
+}
+
+
+def stored_as(name):
+  file = photograph((203, 157), **STORED[name])
+  if name == 'progressive, cut off':  # from its third scan on
+    return b'\xff\xda'.join(file.split(b'\xff\xda')[:3]) + b'\xff\xd9'
+  changed = file.replace(*REPLACED.get(name, (b'', b'')))
+  assert (changed != file) == (name in REPLACED)
+  return changed
 
 
 @pytest.mark.parametrize('stored', STORED)
 def test_rows_below_a_part_are_left_out_and_change_nothing_above(stored):
-  file = photograph((203, 157), **STORED[stored])
+  file = stored_as(stored)
   pillow = Image.open(io.BytesIO(file))
   pillow.load()
   for bottom in range(1, 158):

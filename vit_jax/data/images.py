@@ -38,6 +38,9 @@ _MOST_OF_A_SIDE = 2**20  # pixels: what resizes them needs up to 48 bytes for ea
 _SCAN = b'\xff\xda'  # begins a scan of a progressive JPEG: a few bytes that go over all its pixels
 _MOST_SCANS = 256  # files have about ten
 _FRAMES = (0xFFC0, 0xFFC1, 0xFFC2)  # markers in front of a JPEG's size
+# Where scans of a progressive JPEG are missing, libjpeg smooths each block of at most 32 rows by
+# the two below it.
+_SMOOTHED = 64
 
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
@@ -237,6 +240,8 @@ def _leave_out(image: Image.Image, file: bytes, bottom: int) -> None:
   """
   width, height = image.size
   rows = max(bottom, 0) + 2  # colours may be stored at half of the size, and see the next row
+  if image.info.get('progressive'):
+    rows += _SMOOTHED
   at = _height_at(file, image.size) if rows < height else None
   if at is not None:
     image.fp.seek(at)
