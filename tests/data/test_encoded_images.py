@@ -160,6 +160,16 @@ def test_rows_below_a_part_are_not_even_needed():
     EncodedImage(io.BytesIO(file[: len(file) // 2])).crop((10, 5, 90, 157))
 
 
+def test_damage_below_a_part_is_no_error_where_the_whole_can_be_decoded():
+  file, part = photograph((203, 157), restart_marker_rows=1), (0, 0, 203, 20)
+  at = file.index(b'\xff\xd5')  # begins the seventh rows of blocks
+  file = file[: at + 20] + b'\xff\xb0' + file[at + 22 :]  # a marker that there is none of
+  of_whole, of_part = (EncodedImage(io.BytesIO(file)) for _ in range(2))
+  assert of_part.crop(part) == of_whole.decoded.crop(part)
+  part, whole = (EncodedImage(io.BytesIO(file)).reduce(2, bottom) for bottom in (20, 157))
+  assert part.crop((0, 0, 101, 10)) == whole.crop((0, 0, 101, 10))
+
+
 def test_views_of_a_file_are_those_of_its_pixels(monkeypatch):
   decoded, file = [], photograph((203, 157))
   take = EncodedImage._take

@@ -1,5 +1,6 @@
 """Image files: where they are, and what is stored in them, upright, in 8 bits."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -117,13 +118,15 @@ class EncodedImage:
     Raises:
       UnreadableFile: it is damaged.
     """
-    if self._is_whole or 'decoded' in self.__dict__ or not self._is_plain:
-      return self.decoded.crop(part)
-    with decoding.reading(self._name):
-      image = self.__dict__.pop('_image')  # which can be decoded no second time
-      _leave_out(image, self._file, part[3])
-      self._take(image)
-      return image.crop(part)
+    if not self._is_whole and 'decoded' not in self.__dict__ and self._is_plain:
+      with decoding.reading(self._name):
+        image = self.__dict__.pop('_image')  # which can be decoded no second time
+        _leave_out(image, self._file, part[3])
+        self._take(image)
+        # In what is skipped, damage may be an error that it isn't where the pixels are decoded.
+        with contextlib.suppress(OSError):
+          return image.crop(part)
+    return self.decoded.crop(part)
 
   def probe(self) -> None:
     """Decodes as little as shows that `decoded` can be, after which that isn't available.
@@ -169,7 +172,12 @@ class EncodedImage:
       _leave_out(image, self._file, bottom + scale)
       image.draft(None, (width // scale, height // scale))
       self._take(image)
-      image.load()
+      try:
+        image.load()
+      except OSError:
+        if bottom >= height:
+          raise
+        return self.reduce(scale, height)  # as in `crop`
     return image
 
   def _take(self, image: Image.Image) -> None:
@@ -258,7 +266,8 @@ def _height_at(file: bytes, size: tuple[int, int]) -> int | None:
     if marker in _FRAMES:
       height, width = struct.unpack_from('>HH', file, at + 5)
       return at + 5 if (width, height) == size else None
-    if not 0xFFC0 < marker < 0xFFFF or marker == 0xFFDA:  # fill bytes, or the pixels
+    # Fill bytes; the pixels, or a marker without a length.
+    if not 0xFFC0 < marker < 0xFFFF or 0xFFD0 <= marker <= 0xFFDA:
       return None
     at += 2 + length
   return None
