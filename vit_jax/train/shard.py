@@ -235,22 +235,28 @@ class _Parts:
 
     `loops` says whether the model may run layers in a loop.
     """
-    self._specs, self._grads, self._loops, self._scattered = specs, grads, loops, ()
+    self._specs, self._grads, self._loops = specs, grads, loops
 
   def gradient(self, loss_fn: Callable) -> Callable:
-    """Gathers parameters for the forward pass, and again for the backward pass."""
+    """Gathers parameters for the forward pass, and again for the backward pass.
+
+    Gradients are added up over the devices where each keeps a part.
+    """
     trainable_specs, (frozen_specs, _) = self._specs
     is_whole = not any(map(len, jax.tree.leaves((trainable_specs, frozen_specs))))
 
     def gradient(trainable, fixed, *args):
       parts, specs = (trainable, fixed), self._specs
       if is_whole:
-        return jax.grad(loss_fn, has_aux=True)(*_gather(parts, specs), *args)
+        grads, aside = jax.grad(loss_fn, has_aux=True)(*_gather(parts, specs), *args)
+        return _scatter(grads, self._grads), aside
+      paths = ()
       if self._loops:
-        self._scattered = _looped(lambda parts: loss_fn(*parts, *args), parts, specs)
-        specs = _outside(specs, self._scattered)
+        paths = _looped(lambda parts: loss_fn(*parts, *args), parts, specs)
+        outside = functools.partial(_outside, looped=paths)
+        specs = outside(specs[0]), tuple(map(outside, specs[1]))
       whole = _gather(parts, specs)
-      with _gathering(partition.merge(trainable_specs, frozen_specs), self._scattered):
+      with _gathering(partition.merge(trainable_specs, frozen_specs), paths):
         loss, pullback, aside = jax.vjp(
           lambda trainable: loss_fn(trainable, whole[1], *args), whole[0], has_aux=True
         )
@@ -260,27 +266,14 @@ class _Parts:
       old, new = map(jax.tree.leaves, (whole, _gather(parts, specs)))
       replaced = {id(x): y for x, y in zip(old, new, strict=True)}
       pullback = jax.tree.map(lambda x: replaced.get(id(x), x), pullback)
-      return pullback(jnp.ones_like(loss))[0], aside
+      (grads,) = pullback(jnp.ones_like(loss))
+      # Those of what a loop gathers are scattered by the gather's own gradient.
+      return _scatter(grads, _outside(self._grads, paths)), aside
 
     return gradient
 
-  def scatter(self, grads: Any) -> Any:
-    """Adds up over the devices what each keeps a part of.
-
-    The gradient of what was gathered in a loop is that already.
-    """
-    return jax.tree.map(
-      lambda grad, spec: (
-        jax.lax.psum_scatter(grad, _AXIS, scatter_dimension=len(spec) - 1, tiled=True)
-        if len(spec)
-        else grad
-      ),
-      grads,
-      _outside(self._grads, self._scattered),
-    )
-
   def add_up(self, grads: Any, sums: Any) -> Any:
-    """Adds up over the devices what `scatter` has left."""
+    """Adds up over the devices what `gradient` has left."""
     whole = jax.tree.map(lambda grad, spec: None if len(spec) else grad, grads, self._grads)
     whole, sums = jax.lax.psum((whole, sums), _AXIS)
     return partition.merge(whole, grads), sums
@@ -300,13 +293,16 @@ def _looped(function: Callable, parts: Any, specs: Any) -> Collection[str]:
 
 
 def _outside(specs: Any, looped: Collection[str]) -> Any:
-  """Returns specs as if the parameters of layers in loops were whole, which gather their own."""
+  """Returns specs of parameters as if those of layers in loops were whole, which gather their own.
 
-  def outside(path, spec):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return P() if any(f'/{layer}/' in f'/{name}' for layer in looped) else spec
-
-  return jax.tree_util.tree_map_with_path(outside, specs)
+  So they stay parts where the others are gathered, and where gradients are scattered.
+  """
+  prefixes = tuple(f'{path}/' for path in looped)
+  return jax.tree.map(
+    lambda name, spec: P() if name.startswith(prefixes) else spec,
+    partition.path_names(specs),
+    specs,
+  )
 
 
 def _gathering(specs: Any, looped: Collection[str]) -> contextlib.AbstractContextManager:
@@ -326,6 +322,19 @@ def _gather(tree: Any, specs: Any) -> Any:
       jax.lax.all_gather(x, _AXIS, axis=len(spec) - 1, tiled=True) if len(spec) else x
     ),
     tree,
+    specs,
+  )
+
+
+def _scatter(grads: Any, specs: Any) -> Any:
+  """Adds whole gradients up over the devices; returns the parts that each device keeps."""
+  return jax.tree.map(
+    lambda grad, spec: (
+      jax.lax.psum_scatter(grad, _AXIS, scatter_dimension=len(spec) - 1, tiled=True)
+      if len(spec)
+      else grad
+    ),
+    grads,
     specs,
   )
 

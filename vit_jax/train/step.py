@@ -68,14 +68,12 @@ class Whole:
   def gradient(self, loss_fn: Callable) -> Callable:
     """Returns the function of `loss_fn`'s arguments that gives its gradient, and what is aside.
 
+    It gives what a device keeps of the gradient.
+
     Args:
       loss_fn: (trainable, (frozen, teacher) parameters, *args) -> (loss, aside).
     """
     return jax.grad(loss_fn, has_aux=True)
-
-  def scatter(self, grads: Any) -> Any:
-    """Returns what a device keeps of a micro-batch's gradients."""
-    return grads
 
   def add_up(self, grads: Any, sums: Any) -> Any:
     """Returns both, added up over the devices."""
@@ -233,7 +231,7 @@ def make_train_step(
 
     def compute(model_state, batch, key):
       grads, (sums, model_state) = grad_fn(trainable, fixed, totals, model_state, batch, key)
-      return (parts.scatter(grads), sums), model_state
+      return (grads, sums), model_state
 
     found, model_state = add_up(compute, model_state, batch, dropout_key)
     return parts.add_up(*found), model_state
