@@ -28,10 +28,14 @@ ENTRY %main (a: bf16[8,4], b: bf16[4,2]) -> (f32[2], f32[2]) {
   %dot.1 = bf16[8,2]{1,0} fusion(%a, %b), kind=kCustom, calls=%fused_dot, metadata={op_name="dot"}
   %sum.1 = f32[2]{0} fusion(%dot.1), kind=kInput, calls=%fused_sum, metadata={op_name="sum"}
   %call.1 = (f32[2]{0}, u8[0]{0}) custom-call(%sum.1), custom_call_target="__cublas$lt"
+  %loop = (s32[], f32[2]{0}) while(%call.1), condition=%more, body=%round
   %first = f32[2]{0} get-tuple-element(%call.1), index=0
   ROOT %out = (f32[2]{0}, f32[2]{0}) tuple(%sum.1, %first)
 }
 """
+
+
+FILES = {'binary.txtpb': b'\xff\xfe', 'gpu.txtpb': b'gpu_device_info {}'}
 
 
 def test_bytes_are_those_that_kernels_read_and_write(monkeypatch):
@@ -48,10 +52,13 @@ def test_bytes_are_those_that_kernels_read_and_write(monkeypatch):
   }
 
 
-@pytest.mark.parametrize('target', ['nonsense:2x4', 'missing.txtpb'])
-def test_a_target_without_its_packages_is_told_in_a_line(target):
+@pytest.mark.parametrize('target', ['nonsense:2x4', 'missing.txtpb', 'binary.txtpb', 'gpu.txtpb'])
+def test_a_target_without_its_packages_is_told_in_a_line(target, tmp_path):
+  if target in FILES:
+    (tmp_path / target).write_bytes(FILES[target])
+    target = str(tmp_path / target)
   command = [sys.executable, SCRIPT, f'--target={target}', '--config=configs/digits.py']
   done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parent.parent)
   assert done.returncode == 1
-  assert done.stderr.startswith(f'compiled.py: --target: {target!r}: ')
+  assert done.stderr.startswith(f'compiled.py: --target: {target!r}')
   assert done.stderr.count('\n') == 1

@@ -224,7 +224,7 @@ def _explain_value(e: flags.IllegalFlagValueError) -> str:
   return f'--{found[1]}: {found[2]!r} is not {wanted}' if wanted else str(e)
 
 
-def _parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[str]:
+def parse_flags(argv: list[str], arguments: Sequence[str], doc: str) -> list[str]:
   """absl's parser, its complaints as one line; unknown fields are told before it sees them.
 
   `arguments` are as for `run`; `doc` is the docstring of the command's module.
@@ -377,4 +377,4 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
       host_memory.reuse_freed_memory()
       _compile_faster()
     doc = sys.modules[command.__module__].__doc__
-    app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments, doc=doc))
+    app.run(main, flags_parser=functools.partial(parse_flags, arguments=arguments, doc=doc))
