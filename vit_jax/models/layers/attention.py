@@ -186,7 +186,8 @@ class MultiHeadDotProductAttention(nn.Module):
       rotation: applied to queries and keys, [B, N, heads, d] each, such as `rotary.Rotation`.
       deterministic: turns dropout off.
     """
-    tokens, width, padding = *queries.shape[-2:], 0
+    tokens, width = queries.shape[-2:]
+    padding = 0
     if keys is None and bias is None and mask is None and rotation is None:
       padding = self.padding(queries, deterministic)
     if padding:
@@ -215,10 +216,10 @@ class MultiHeadDotProductAttention(nn.Module):
 
   @nn.nowrap
   def padding(self, tokens: jax.Array, deterministic: bool) -> int:
-    """Returns how many tokens to add to [B, N, D] for a kernel that takes no other number of them.
+    """Returns how many tokens to append to [B, N, D], for a kernel that takes even numbers alone.
 
-    Here they cost nothing: what makes the tokens writes them, too. Added to queries, keys and
-    values, and cut from the result, they are passes over each of these.
+    Appended here they cost nothing, since XLA writes them along with the tokens. A kernel that
+    appends them itself copies queries, keys, values and the result.
     """
     drops = self.dropout_rate > 0 and not deterministic
     if self.attention_fn is not dot_product_attention or drops or _is_observed(self, WEIGHTS):

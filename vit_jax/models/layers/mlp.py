@@ -23,10 +23,10 @@ ACTIVATIONS = {
 def activate(
   function: Callable[..., jax.Array], *inputs: jax.Array, deterministic: bool
 ) -> jax.Array:
-  """Returns function(*inputs), an elementwise one; on a GPU with less memory for its gradient.
+  """Returns function(*inputs), of an elementwise function; on a GPU, training takes less memory.
 
-  In training the gradient there keeps what goes in, and not what each operation gives: of GELU one
-  array in place of two, which cuBLAS writes along with the product before. ReLU's needs but a mask.
+  Its gradient there keeps what goes in and computes the rest again: GELU then keeps one array in
+  place of two, which cuBLAS writes along with the product before. ReLU's needs but a mask.
 
   Args:
     function: such as a value of `ACTIVATIONS`.
