@@ -164,18 +164,19 @@ def _own_rows(
 
 
 def _on_devices(counts: Sequence[int]) -> list[Remote]:
-  """Returns the experiment in processes with so many virtual devices, or each of two in its own."""
+  """Returns the experiment with each number of virtual devices, or each of two with its own."""
   if _AGAINST.value is None:
-    return [_on_device(_name_of(count), _CONFIG.value, count) for count in counts]
+    return [_remote(_name_of(count), _CONFIG.value, count) for count in counts]
   pairs = zip(('config', 'against'), (_CONFIG.value, _AGAINST.value), counts, strict=True)
-  return [_on_device(f'{name}, {_name_of(n)}', config, n) for name, config, n in pairs]
+  return [_remote(f'{name}, {_name_of(n)}', config, n) for name, config, n in pairs]
 
 
 def _name_of(count: int) -> str:
   return f'{count} device{"s" if count > 1 else ""}'
 
 
-def _on_device(name: str, config: ConfigDict, count: int) -> Remote:
+def _remote(name: str, config: ConfigDict, count: int) -> Remote:
+  """Returns an experiment in a process with so many virtual devices."""
   flags_given = os.environ.get('XLA_FLAGS', '')
   environment = {
     'JAX_PLATFORMS': 'cpu',
