@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, virtual_devices
 
 FAULTS = """
 import resource, sys, threading
@@ -24,6 +24,22 @@ thread.start()
 thread.join()
 """
 
+COMPUTED = """
+import resource
+from vit_jax import host_memory
+assert host_memory.reuse_freed_memory(in_calling_thread=True)
+host_memory.run_in_calling_thread()
+import jax
+import jax.numpy as jnp
+ones = jax.jit(lambda: jnp.ones(2**25))
+for i in range(24):
+  if i == 4:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  ones().block_until_ready()  # 128 MiB, freed at once
+assert not jax.config.read('jax_cpu_enable_async_dispatch')
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
 def test_large_pieces_are_not_mapped_anew():
@@ -32,6 +48,15 @@ def test_large_pieces_are_not_mapped_anew():
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
 
   assert page_faults('reuse') < page_faults('default') / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+@pytest.mark.parametrize('devices', [1, 2])
+def test_programs_allocate_where_freed_memory_is_used_again(devices):
+  command = [sys.executable, '-c', COMPUTED]
+  environment = virtual_devices(devices) if devices > 1 else None
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+  assert int(done.stdout) < 20 * 2**15 / 4  # pages of all, were they mapped anew
 
 
 @pytest.mark.parametrize(('platforms', 'expected'), [('cpu', True), ('cuda', False)])

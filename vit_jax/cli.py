@@ -362,6 +362,8 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
     from vit_jax import compilation_cache  # imports JAX, which --help needs not
 
     compilation_cache.use()
+    if host_memory.runs_on_cpu():
+      host_memory.run_in_calling_thread()
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().addFilter(_escape)
     # Orbax tells its every move to absl's logger, and raises its errors besides.
@@ -374,7 +376,7 @@ def run(command: Callable[..., int | None], arguments: Sequence[str] = ()) -> No
       print(_help(command), flush=True)
       sys.exit()
     if host_memory.runs_on_cpu():
-      host_memory.reuse_freed_memory()
+      host_memory.reuse_freed_memory(in_calling_thread=True)
       _compile_faster()
     doc = sys.modules[command.__module__].__doc__
     app.run(main, flags_parser=functools.partial(parse_flags, arguments=arguments, doc=doc))

@@ -18,9 +18,6 @@ except ImportError:  # Windows
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# In any arena but the first, glibc maps pieces over 64 MiB afresh whatever it is told. A step's
-# buffers are allocated by threads of XLA, and with more arenas it is chance which one those have.
-_ARENAS = 1
 
 
 def peak_mib() -> float | None:
@@ -99,7 +96,22 @@ def runs_on_cpu() -> bool:
   return not plugins and importlib.util.find_spec('libtpu') is None
 
 
-def reuse_freed_memory() -> bool:
+def run_in_calling_thread() -> None:
+  """Has JAX run programs on one CPU device in the thread that calls them; call it before any is.
+
+  By default threads of XLA run them, as they do those of several devices in any case.
+  """
+  import jax  # which not all that use this module need
+
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
+
+
+def _has_virtual_devices() -> bool:
+  flags = os.environ.get('XLA_FLAGS', '')
+  return 'host_platform_device_count' in flags or 'JAX_NUM_CPU_DEVICES' in os.environ
+
+
+def reuse_freed_memory(in_calling_thread: bool = False) -> bool:
   """Has malloc keep freed memory for later use; call it before any thread starts, as JAX's.
 
   The commands do so by themselves; in a program of your own that runs on CPU, call it first.
@@ -108,11 +120,20 @@ def reuse_freed_memory() -> bool:
   so large a piece afresh, and the kernel clears it page by page, for up to half of a step. Memory
   is not given back in between.
 
+  Args:
+    in_calling_thread: whether `run_in_calling_thread` is called, too, and by the main thread. What
+      steps allocate is then in its arena, and other threads have arenas of their own; in a single
+      one, those that compile wait for each other, and small models train slower.
+
   Returns:
     Whether it was done: only glibc has these settings.
   """
   if platform.libc_ver()[0] != 'glibc':
     return False
   libc = ctypes.CDLL(None)
-  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, _ARENAS))
+  settings = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]
+  # In any arena but the main thread's, glibc maps pieces over 64 MiB afresh whatever it is told,
+  # and with several it is chance which one has the thread of XLA that runs a step.
+  if not in_calling_thread or _has_virtual_devices():
+    settings.append((_M_ARENA_MAX, 1))
   return all(libc.mallopt(name, value) for name, value in settings)

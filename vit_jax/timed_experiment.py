@@ -281,6 +281,7 @@ class TimedExperiment:
 def start(config: ConfigDict) -> TimedExperiment:
   """Returns an experiment in a process of its own, which is set up as those of commands are."""
   if host_memory.runs_on_cpu():
-    host_memory.reuse_freed_memory()
+    host_memory.reuse_freed_memory(in_calling_thread=True)
+    host_memory.run_in_calling_thread()
   compilation_cache.use()
   return TimedExperiment(config)

@@ -124,7 +124,8 @@ class JaxSide(_Side):
       dtype: of the tasks' computation, float32 or bfloat16.
     """
     if host_memory.runs_on_cpu():
-      host_memory.reuse_freed_memory()  # as train.py does
+      host_memory.reuse_freed_memory(in_calling_thread=True)  # as train.py does
+      host_memory.run_in_calling_thread()
     import jax
 
     from vit_jax.models import ModelConfig
