@@ -7,7 +7,8 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import differing_schedules
 from vit_jax.train.profiler import Profiler
 from vit_jax.train.signals import StopSignal
-from vit_jax.train.state import make_plateau
+from vit_jax.train.state import TrainState, make_plateau
 
 # What the shapes of a checkpoint depend on.
 _READ_BACK = ('model', 'task', 'optimizer', 'plateau', 'ema_decay', 'freeze', 'grad_clip_norm')
@@ -116,7 +117,10 @@ class Run:
     moves: in words, what may make a step's bits others than where the run was before.
   """
 
-  def __init__(self, experiment: Experiment, workdir: Path):
+  def __init__(
+    self, experiment: Experiment, workdir: Path, initial_state: Callable[[], TrainState]
+  ):
+    """Takes what gives the state before the first step, where there is no checkpoint."""
     from vit_jax.run.checkpoints import Checkpointer  # Orbax, imported while the step is compiled
 
     self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
@@ -126,7 +130,7 @@ class Run:
     if found := self.checkpointer.restore(experiment.state_shapes):
       state, self.meta = found
     else:
-      state = experiment.initial_state()
+      state = initial_state()
     place = _place(experiment)
     self.moves = _moves(self.meta.get('place', place), place)  # earlier versions recorded none
     self.meta['place'] = place
@@ -313,6 +317,19 @@ def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
   return summary if summary and summary['step'] == step else None
 
 
+def _initial_state(experiment: Experiment, workdir: Path) -> Callable[[], TrainState]:
+  """Returns what gives the state before the first step.
+
+  Where there is no checkpoint, it is made in the background: it compiles while the step is traced.
+  """
+  if jax.process_count() > 1 or directory.has_checkpoints(workdir):
+    return experiment.initial_state
+  background = ThreadPoolExecutor(1)
+  state = background.submit(experiment.initial_state)
+  background.shutdown(wait=False)
+  return state.result
+
+
 def _unset_values(config: ConfigDict, given: ConfigDict) -> dict[str, Any]:
   return directory.unset_values(config, given, experiment_config.defaults(config))
 
@@ -345,9 +362,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       stack.enter_context(claimed)
     # Decodes and compiles in the background; a run with results has likely nothing left to train.
     is_new = not (workdir / results.FILE).exists()
+    initial_state = _initial_state(experiment, workdir)
     train_feed = experiment.train_feed() if is_new else None
     eval_feed = experiment.eval_feed(experiment.judged) if is_new else None
-    run = Run(experiment, workdir)
+    run = Run(experiment, workdir, initial_state)
     stack.callback(run.checkpointer.close)
     summary = _finished(workdir, run.step) if run.done and _is_main() else None
     is_complete = _agreed(summary is not None)
