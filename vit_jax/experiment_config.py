@@ -92,6 +92,8 @@ class Data(Section):
   # exact; or reduced: trains on JPEGs decoded at 1/2, 1/4 or 1/8 of their size where what is taken
   # of them still has at least image_size; faster for photographs that are far larger than that
   decoding: str = 'exact'
+  # exact; or fast: trains on images that cykooz-resizer resizes, Pillow's but for rounding
+  resizing: str = 'exact'
   # Of videos: frames that the model sees, to train from a random one on, to evaluate from the
   # middle; 0 = as stored. A video that is too short starts again at its end.
   num_frames: _Frames = 0

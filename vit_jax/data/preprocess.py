@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL.Image import Resampling
 
-from vit_jax.data import kinds
+from vit_jax.data import fast_resizing, kinds
 from vit_jax.data.clips import Clips
 from vit_jax.data.kinds import WHOLE, Geometry, Window
 from vit_jax.data.sources.records import Record
@@ -18,6 +18,7 @@ EVALUATION_CROPS = ('squash', 'border', 'cut', 'none')  # for models that were e
 INTERPOLATIONS = tuple(choice.name.lower() for choice in Resampling)
 ROUNDINGS = ('down', 'nearest')
 DECODING = ('exact', 'reduced')
+RESIZING = ('exact', 'fast')
 
 CENTRAL_CROPS = ('central', 'inception')  # that evaluate on the middle of an image
 _CROP_FRACTION = 224 / 256  # as big_vision and torchvision evaluate on ImageNet
@@ -50,6 +51,7 @@ class Preprocess:
   num_points: int = 0
   random_points: bool = False
   reduced: bool = False
+  fast: bool = False
   interpolation: str = 'bicubic'
   rounding: str = 'down'
   fill: tuple[int, ...] = ()
@@ -153,7 +155,7 @@ class Preprocess:
     """
     if self.crop not in (*CENTRAL_CROPS, *EVALUATION_CROPS):
       size = self.image_size or (height, width)
-      return [Geometry(WHOLE, size, reduced=self.reduced, interpolation=self.interpolation)]
+      return [Geometry(WHOLE, size, None, self.reduced, self.fast, self.interpolation)]
     new_height, new_width = self.image_size
     resized = self._resized(height, width)
     spare = resized[0] - new_height, resized[1] - new_width
@@ -163,7 +165,7 @@ class Preprocess:
       wide = spare[1] >= spare[0]
       corners = [(top, x) if wide else (x, left) for x in (0, (top, left)[wide], spare[wide])]
     parts = [(left, top, left + new_width, top + new_height) for top, left in corners]
-    rest = resized, self.reduced, self.interpolation, self.fill
+    rest = resized, self.reduced, self.fast, self.interpolation, self.fill
     return [Geometry(_fractions(part, *resized), self.image_size, *rest) for part in parts]
 
   def _resized(self, height: int, width: int) -> kinds.Size:
@@ -209,8 +211,8 @@ class Preprocess:
         part = inception_box(height, width, rng, self.area)
       window = _fractions(part, height, width)
       if kinds.shows_enough(record, window):
-        return Geometry(window, self.image_size, reduced=self.reduced)
-    return Geometry(WHOLE, self.image_size, reduced=self.reduced)
+        return Geometry(window, self.image_size, reduced=self.reduced, fast=self.fast)
+    return Geometry(WHOLE, self.image_size, reduced=self.reduced, fast=self.fast)
 
 
 def _fractions(part: tuple[int, int, int, int], height: int, width: int) -> Window:
@@ -237,6 +239,7 @@ def make_preprocess(
   train_size: Sequence[int] = (),
   num_points: int = 0,
   decoding: str = 'exact',
+  resizing: str = 'exact',
   interpolation: str = 'bicubic',
   rounding: str = 'down',
   fill: tuple[int, ...] = (),
@@ -273,6 +276,8 @@ def make_preprocess(
     decoding: 'exact', or 'reduced' to train on JPEGs that are decoded at 1/2, 1/4 or 1/8 of their
       size wherever what is resized then still has at least the size that it gets. That is faster,
       and pixels differ a little; evaluation is exact either way.
+    resizing: 'exact', or 'fast' to train on images that cykooz-resizer resizes, which has Pillow's
+      filters and other rounding; evaluation is exact either way.
     interpolation: of images, as in `models.Preprocessing`.
     rounding: likewise.
     fill: uint8 values of the channels around an image, for 'border'; () is zeros.
@@ -317,6 +322,11 @@ def make_preprocess(
   check_choice('decoding', decoding, DECODING)
   if decoding == 'reduced' and not image_size:
     raise FieldError('decoding', "'reduced', but image_size is (), as stored: nothing is resized")
+  check_choice('resizing', resizing, RESIZING)
+  if resizing == 'fast':
+    fast_resizing.check(interpolation)
+    if not image_size:
+      raise FieldError('resizing', "'fast', but image_size is (), as stored: nothing is resized")
   random_clip, views = train and num_frames > 0, 1 if train else temporal_views
   return Preprocess(
     image_size=train_size if train and train_size else image_size,
@@ -331,6 +341,7 @@ def make_preprocess(
     num_points=num_points,
     random_points=train and num_points > 0,
     reduced=train and decoding == 'reduced',
+    fast=train and resizing == 'fast',
     interpolation=interpolation,
     rounding=rounding,
     fill=fill,

@@ -68,6 +68,7 @@ def _preprocess(data: ConfigDict, split: str, stored: Sequence[int | None] = ())
       train_size=data.train_size,
       num_points=data.num_points,
       decoding=data.decoding,
+      resizing=data.resizing,
     )
   sides = preprocess.image_size or [side or 1 for side in stored]
   views = max(data.num_frames, 1) * data.temporal_views * data.spatial_crops
@@ -219,7 +220,7 @@ class Experiment:
           'its own'
         )
     if groups and train.random_crop:
-      clips = {name: data[name] for name in (*_CLIPS, 'decoding')}
+      clips = {name: data[name] for name in (*_CLIPS, 'decoding', 'resizing')}
       self._train_preprocess = Views(
         {
           name: (

@@ -28,6 +28,7 @@ class Geometry(NamedTuple):
       out; None cuts the window out first, at whole pixels, and resizes that.
     reduced: whether a file may be decoded at 1/2, 1/4 or 1/8 of its size where what is resized then
       still has at least the size that it gets.
+    fast: whether images are resized by `fast_resizing` in place of Pillow.
     interpolation: of the pixels of images, a name in Pillow's `Resampling` in small letters.
     fill: uint8 values of an image's channels outside the picture; () is zeros.
   """
@@ -36,6 +37,7 @@ class Geometry(NamedTuple):
   size: Size
   resized: Size | None = None
   reduced: bool = False
+  fast: bool = False
   interpolation: str = 'bicubic'
   fill: tuple[int, ...] = ()
 

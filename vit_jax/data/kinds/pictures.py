@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image as pillow
 
-from vit_jax.data import images, videos
+from vit_jax.data import fast_resizing, images, videos
 from vit_jax.data.kinds.kind import Geometry, Kind, Move, Size, Window
 
 _MOST_RESIZED = 2**26  # pixels of an image that is resized to be cut
@@ -75,8 +75,8 @@ class Image(_Picture):
     if channels in (0, value.shape[-1]) and not geometry.changes(value.shape[:2]):
       return np.asarray(value)
     image = _resize(value, geometry, is_grey=channels == 1)
-    if channels == 3 and image.mode != 'RGB':  # or it would be copied
-      image = image.convert('RGB')
+    if channels == 3 and value.shape[-1] == 1:
+      image = (pillow.fromarray(image) if geometry.fast else image).convert('RGB')
     array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
 
@@ -175,10 +175,12 @@ def as_fractions(images: jax.Array) -> jax.Array:
 
 def _resize(
   value: np.ndarray | images.EncodedImage, geometry: Geometry, is_grey: bool
-) -> pillow.Image:
-  """Cuts out and resizes, or resizes and cuts out, as `geometry` says; in grey where asked."""
+) -> pillow.Image | np.ndarray:
+  """Cuts out and resizes, or resizes and cuts out, as `geometry` says; in grey where asked.
+
+  What is resized fast is an array, [H, W] or [H, W, 3].
+  """
   height, width = value.shape[:2]
-  resampling = pillow.Resampling[geometry.interpolation.upper()]
   first, size = geometry.part((height, width)), geometry.size
   if geometry.resized:
     first, size = (0, 0, width, height), geometry.resized
@@ -205,10 +207,22 @@ def _resize(
       box = left + across * part[0], top + down * part[1]
       box = *box, left + across * part[2], top + down * part[3]
     else:
-      image, box = image.resize(size[::-1], resampling, box), None
+      image, box = _resample(image, size, geometry, box), None
+      image = pillow.fromarray(image) if geometry.fast else image
       image = image if part == (0, 0, *image.size) else _cut(image, part, geometry.fill)
-  size = geometry.size[::-1]
-  return image if image.size == size and not box else image.resize(size, resampling, box)
+  return _resample(image, geometry.size, geometry, box)
+
+
+def _resample(
+  image: pillow.Image, size: Size, geometry: Geometry, box: tuple[float, ...] | None
+) -> pillow.Image | np.ndarray:
+  """Resizes `box` of an image, None of which is the whole, as `_resize` says."""
+  size = size[::-1]
+  if geometry.fast:
+    return fast_resizing.resize(image, size, geometry.interpolation, box)
+  if image.size == size and not box:
+    return image
+  return image.resize(size, pillow.Resampling[geometry.interpolation.upper()], box)
 
 
 def _is_inside(part: tuple[int, int, int, int], size: Size) -> bool:
