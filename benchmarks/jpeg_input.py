@@ -4,11 +4,12 @@
 
 Photographs from the folder are written as JPEGs of 500x375 pixels, and each side makes batches of
 them: decoded, a random part cut out as RandomResizedCrop does, resized by Pillow's bicubic with
-antialiasing to 224x224, as uint8. PyTorch's float32 rows have ToTensor besides, as its examples.
-tf.data decodes the part alone, and resizes by TensorFlow's bicubic with antialiasing; it runs where
-`--tensorflow_python` names an interpreter that has TensorFlow and Pillow. Every side is a process
-of its own that keeps its loader; they run one at a time, in turns. Images a core are those in a
-second of processor time, of a side's process and its workers (Linux).
+antialiasing to 224x224, as uint8. `--resizings fast` has ours resized by cykooz-resizer. PyTorch's
+float32 rows have ToTensor besides, as its examples. tf.data decodes the part alone, and resizes by
+TensorFlow's bicubic with antialiasing; it runs where `--tensorflow_python` names an interpreter
+that has TensorFlow and Pillow. Every side is a process of its own that keeps its loader; they run
+one at a time, in turns. Images a core are those in a second of processor time, of a side's process
+and its workers (Linux).
 """
 
 import argparse
@@ -128,7 +129,7 @@ def _our_batches(folder: Path, side: dict):
   host_memory.reuse_freed_memory()  # as train.py does
   loader = train_loader(
     load_source('folder', 'train', str(folder)),
-    make_preprocess((_SIZE, _SIZE), 3, 'inception', train=True, decoding=side['decoding']),
+    make_preprocess((_SIZE, _SIZE), 3, 'inception', train=True, **side['options']),
     batch_size=side['batch_size'],
     seed=0,
     num_devices=1,
@@ -208,7 +209,13 @@ class _Side:
     self._process.wait()
 
 
-def _sides(workers: list[int], threads: list[int], decodings: list[str], tensorflow_python: str):
+def _sides(
+  workers: list[int],
+  threads: list[int],
+  decodings: list[str],
+  resizings: list[str],
+  tensorflow_python: str,
+):
   """Yields the sides to compare."""
   for count in filter(None, workers if tensorflow_python else ()):
     name = f'tf.data, {count} threads'
@@ -217,11 +224,12 @@ def _sides(workers: list[int], threads: list[int], decodings: list[str], tensorf
     for is_float in (False, True):
       name = f'torch, {count} workers, {"float32" if is_float else "uint8"}'
       yield {'name': name, 'workers': count, 'is_float': is_float}
-  for decoding, count in itertools.product(decodings, workers):
+  for decoding, resizing, count in itertools.product(decodings, resizings, workers):
+    options = {'decoding': decoding, 'resizing': resizing}
     for n in [1] if count else threads:
       name = f'ours, {count} workers' if count else f'ours, {n} threads'
-      name += ', reduced' if decoding == 'reduced' else ''
-      yield {'name': name, 'workers': count, 'threads': n, 'decoding': decoding}
+      name = ', '.join([name, *(value for value in options.values() if value != 'exact')])
+      yield {'name': name, 'workers': count, 'threads': n, 'options': options}
 
 
 def main() -> None:
@@ -232,6 +240,7 @@ def main() -> None:
   parser.add_argument('--threads', type=int, nargs='+', default=[1, 2, 8], help='without workers')
   parser.add_argument('--stored', type=int, nargs=2, default=[500, 375], help='width, height')
   parser.add_argument('--decodings', nargs='+', default=['exact'], help='exact, reduced')
+  parser.add_argument('--resizings', nargs='+', default=['exact'], help='exact, fast')
   parser.add_argument('--batch_size', type=int, default=64)
   parser.add_argument('--turns', type=int, default=5)
   parser.add_argument('--seconds', type=float, default=1.0, help='of a turn of a side')
@@ -245,7 +254,9 @@ def main() -> None:
     size = _write_photographs(flags.photos, Path(temporary), flags.count, flags.stored)
     sides = {
       side['name']: _Side(Path(temporary), side | {'batch_size': flags.batch_size})
-      for side in _sides(flags.workers, flags.threads, flags.decodings, flags.tensorflow_python)
+      for side in _sides(
+        flags.workers, flags.threads, flags.decodings, flags.resizings, flags.tensorflow_python
+      )
     }
     for _ in range(flags.turns):
       for side in sides.values():
