@@ -126,7 +126,7 @@ def _our_batches(folder: Path, side: dict):
   from vit_jax import host_memory
   from vit_jax.data import load_source, make_preprocess, train_loader
 
-  host_memory.reuse_freed_memory()  # as train.py does
+  host_memory.reuse_freed_memory()  # in one arena, as workers do; train.py has several
   loader = train_loader(
     load_source('folder', 'train', str(folder)),
     make_preprocess((_SIZE, _SIZE), 3, 'inception', train=True, **side['options']),
