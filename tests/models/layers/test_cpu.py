@@ -36,6 +36,16 @@ def test_a_convolution_whose_kernels_tile_the_map_is_one_product(shape, size):
   _check_convolution(x, kernel, (size, [(0, 0)] * 2))
 
 
+@pytest.mark.parametrize(('channels', 'filters'), [(2, 2), (5, 4), (40, 5)])
+@pytest.mark.parametrize('padding', [[(1, 1), (1, 1)], [(0, 3), (2, 0)]])
+@pytest.mark.parametrize('size', [(3, 3), (1, 4)])
+def test_a_convolution_to_few_filters_is_a_product_and_a_sum(size, padding, channels, filters):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 9, 12, channels)) / channels**0.5
+  kernel = rng.normal(size=(*size, channels, filters))
+  _check_convolution(x, kernel, ((1, 1), padding))
+
+
 def _check_convolution(x, kernel, how, groups=1):
   """Compares `cpu.convolve` and its gradients with the usual one; `how` has strides, padding."""
   axes = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': groups}
@@ -67,7 +77,7 @@ def test_gelu_is_x_times_the_normal_distribution(dtype, rtol):
 
 
 @pytest.mark.parametrize(
-  ('side', 'size', 'stride', 'groups'), [(4, 3, 1, 1), (20, 3, 1, 3), (20, 5, 5, 1)]
+  ('side', 'size', 'stride', 'groups'), [(4, 3, 1, 1), (20, 3, 1, 1), (20, 3, 1, 3), (20, 5, 5, 1)]
 )
 def test_other_devices_convolve_as_usual(side, size, stride, groups):
   """The choice is made where the program is lowered, not by the process."""

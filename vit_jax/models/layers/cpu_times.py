@@ -49,6 +49,7 @@ def main() -> None:
   print('exact GELU:', _ratio(exact, cpu.gelu_exact, hidden))
   for name, side, channels, groups, size, filters in (
     ('convolution of small maps', 2, 512, 1, 3, 512),
+    ('convolution to few filters', 14, 64, 1, 3, 2),
     ('depthwise convolution', 16, 256, 256, 3, 256),
     ('embedding of patches', 224, 3, 1, 16, 192),
   ):

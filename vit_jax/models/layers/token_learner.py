@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import FieldError, check_choice
+from vit_jax.models.layers import cpu
 from vit_jax.models.layers.mlp import MlpBlock
 from vit_jax.models.layers.positions import resolve_grid
 
@@ -40,7 +41,14 @@ class TokenLearnerModule(nn.Module):
     x = nn.LayerNorm(self.norm_epsilon, self.dtype)(inputs)
     for layer in range(4):
       x = nn.gelu(x) if layer else x
-      x = nn.Conv(self.num_tokens, (3, 3), use_bias=False, dtype=self.dtype)(x)  # [B, h, w, S]
+      x = nn.Conv(  # [B, h, w, S]
+        self.num_tokens,
+        (3, 3),
+        padding=1,
+        use_bias=False,
+        conv_general_dilated=cpu.convolve,
+        dtype=self.dtype,
+      )(x)
     maps = nn.sigmoid(x.astype(jnp.float32))
     return _pool(self, _flatten(maps).swapaxes(1, 2), _flatten(inputs), not self.use_sum_pooling)
 
