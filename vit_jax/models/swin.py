@@ -31,6 +31,7 @@ from vit_jax.models.backbone import (
   Positions,
   Shape,
 )
+from vit_jax.models.layers import cpu
 from vit_jax.ranges import Count, Entries, Factor, Layers, NonNegative, Number, Rate, Width
 
 WINDOWINGS = ('microsoft', 'timm')
@@ -101,6 +102,7 @@ class WindowAttention(nn.Module):
     to_heads = functools.partial(
       nn.DenseGeneral,
       (self.num_heads, width // self.num_heads),
+      dot_general=cpu.dot_general,
       dtype=self.dtype,
       kernel_init=_normal,
     )
@@ -129,7 +131,12 @@ class WindowAttention(nn.Module):
       module=self,
     )
     dense = nn.DenseGeneral(
-      width, axis=(-2, -1), dtype=self.dtype, kernel_init=_normal, name='proj'
+      width,
+      axis=(-2, -1),
+      dot_general=cpu.dot_general,
+      dtype=self.dtype,
+      kernel_init=_normal,
+      name='proj',
     )
     return nn.Dropout(self.dropout_rate)(dense(x), deterministic)  # [B, windows, N, C]
 
@@ -199,7 +206,9 @@ class SwinBlock(nn.Module):
 
     y = x if self.version == 2 else norm2(x)
     width = y.shape[-1]
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_normal)
+    dense = functools.partial(
+      nn.Dense, dot_general=cpu.dot_general, dtype=self.dtype, kernel_init=_normal
+    )
     y = dense(int(self.mlp_ratio * width), name='mlp_fc1')(y)
     y = layers.activate(layers.ACTIVATIONS[self.activation], y, deterministic=deterministic)
     y = nn.Dropout(self.dropout_rate)(y, deterministic)
@@ -274,7 +283,12 @@ class PatchMerging(nn.Module):
     x = x.reshape(batch, height // 2, width // 2, 4 * channels)
     norm = nn.LayerNorm(self.norm_epsilon, self.dtype, name='norm')
     reduction = nn.Dense(
-      2 * channels, use_bias=False, dtype=self.dtype, kernel_init=_normal, name='reduction'
+      2 * channels,
+      use_bias=False,
+      dot_general=cpu.dot_general,
+      dtype=self.dtype,
+      kernel_init=_normal,
+      name='reduction',
     )
     return norm(reduction(x)) if self.version == 2 else reduction(norm(x))
 

@@ -1,5 +1,7 @@
 """What is stated for a CPU computes what the usual statement does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,38 @@ def _check_convolution(x, kernel, how, groups=1):
   ours, expected = values_and_gradients(jnp.float32(x), jnp.float32(kernel))
   for array, its_expected in zip(ours, expected, strict=True):
     np.testing.assert_allclose(array, its_expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('axes', 'batch'), [((2, 3), ()), ((3,), ()), ((1, 2), ()), ((3,), (0,))])
+def test_a_dense_layers_product_is_the_usual_one(axes, batch):
+  """Of the last axes, which becomes a product of two matrices on a CPU, and of others."""
+  rng = np.random.default_rng(0)
+  x = jnp.float32(rng.normal(size=(2, 3, 4, 5)))
+  shape = [x.shape[i] for i in (*batch, *axes)]
+  kernel = jnp.float32(rng.normal(size=(*shape, 6, 7)))
+  kernel_axes = tuple(range(len(batch), len(shape)))
+  dimensions = ((axes, kernel_axes), (batch, batch))
+  usual = functools.partial(jax.lax.dot_general, dimension_numbers=dimensions)
+  ours = functools.partial(cpu.dot_general, dimension_numbers=dimensions)
+  inputs, changes = (x, kernel), (jnp.cos(x), jnp.sin(kernel))
+  for array, expected in zip(
+    *(_derivatives(f, inputs, changes) for f in (ours, usual)), strict=True
+  ):
+    np.testing.assert_allclose(array, expected, rtol=1e-4, atol=1e-4)
+  is_dense = not batch and axes[-1] == 3
+  (product,) = (
+    e for e in jax.make_jaxpr(ours)(x, kernel).eqns if e.primitive.name == 'dot_general'
+  )
+  assert product.outvars[0].aval.ndim == (2 if is_dense else usual(x, kernel).ndim)
+
+
+def test_a_dense_layer_is_left_alone_elsewhere(monkeypatch):
+  x, kernel = jnp.zeros((2, 3, 4)), jnp.zeros((4, 5))
+  count = functools.partial(cpu.dot_general, dimension_numbers=(((2,), (0,)), ((), ())))
+  with cpu.left_alone():
+    assert len(jax.make_jaxpr(count)(x, kernel).eqns) == 1
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert len(jax.make_jaxpr(count)(x, kernel).eqns) == 1
 
 
 @pytest.mark.parametrize(('dtype', 'rtol'), [('float32', 2e-6), ('bfloat16', 2**-8)])

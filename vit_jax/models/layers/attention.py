@@ -194,7 +194,10 @@ class MultiHeadDotProductAttention(nn.Module):
       queries = jnp.pad(queries, ((0, 0), (0, padding), (0, 0)))
     keys = queries if keys is None else keys
     dense = functools.partial(
-      nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
+      nn.DenseGeneral,
+      dot_general=cpu.dot_general,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
     )
     shape = (self.num_heads, width // self.num_heads)
     kv_shape = (self.num_kv_heads or self.num_heads, shape[1])

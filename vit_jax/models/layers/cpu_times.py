@@ -44,6 +44,13 @@ def main() -> None:
     jax.grad(lambda v, f=f: jnp.square(f(weights, v)).sum()) for f in (jnp.matmul, cpu.product)
   )
   print('product of small matrices, its gradient:', _ratio(*gradients, values))
+  tokens, kernel = jnp.ones((128, 196, 64)), jnp.ones((64, 128))
+  axes = ((2,), (0,)), ((), ())
+  gradients = (
+    jax.grad(lambda x, k, f=f: jnp.square(f(x, k, axes)).sum(), (0, 1))
+    for f in (jax.lax.dot_general, cpu.dot_general)
+  )
+  print('dense layer, its gradient:', _ratio(*gradients, tokens, kernel))
   hidden = jax.random.normal(jax.random.key(0), (32, 197, 768))
   exact = functools.partial(jax.nn.gelu, approximate=False)
   print('exact GELU:', _ratio(exact, cpu.gelu_exact, hidden))

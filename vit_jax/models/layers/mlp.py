@@ -68,6 +68,7 @@ class MlpBlock(nn.Module):
   def __call__(self, inputs: jax.Array, *, deterministic: bool) -> jax.Array:
     dense = functools.partial(
       nn.Dense,
+      dot_general=cpu.dot_general,
       use_bias=self.use_bias,
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
