@@ -224,9 +224,8 @@ def test_pytorch_that_is_missing_is_told(tmp_path):
 
 def test_the_time_to_the_first_step(benchmark):
   report = json_of(benchmark(*TINY, '--what', 'start', '--turns=1', '--json'))
-  cold, warm = (report['start']['rows'][name]['seconds'] for name in ('cold', 'warm'))
-  check_summary(cold, turns=1)
-  assert cold['median'] > warm['median'] > 0
+  for name in ('cold', 'warm'):
+    check_summary(report['start']['rows'][name]['seconds'], turns=1)
 
 
 def test_the_start_of_a_run_that_fails_is_told(benchmark):
