@@ -80,9 +80,10 @@ def dot_general(
 ) -> jax.Array:
   """jax.lax.dot_general, for `dot_general` of flax.linen's dense layers; on a CPU of two matrices.
 
-  XLA transposes both factors of the gradient to the kernel where x has more than one axis besides
-  those of the sum. A TPU would have to copy x, whose last two axes it keeps in tiles. A model has
-  many such layers, and a choice takes time to trace: so the default backend of the process chooses.
+  Where x has several axes besides those of the sum, XLA writes the gradient of the result a second
+  time, transposed, for that of the kernel. A TPU would have to copy x, whose last two axes it keeps
+  in tiles. A model has many such layers, and a choice takes time to trace: so the default backend
+  of the process chooses.
   """
   (x_axes, kernel_axes), batch_axes = dimension_numbers
   count = len(x_axes)
@@ -94,6 +95,12 @@ def dot_general(
   two = x.reshape(-1, size), kernel.reshape(size, -1)
   rows = jax.lax.dot_general(*two, (((1,), (0,)), ((), ())), **options)
   return rows.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
+
+
+def _multiply_rows(x, matrix, **options):
+  """jnp.matmul of [..., n] and [n, m] as that of two matrices, as in `dot_general`."""
+  rows = jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, **options)
+  return rows.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -191,15 +198,13 @@ def _has_few_filters(shape, strides):
 def _project_patches(x, kernel):
   height, width, *_, filters = kernel.shape
   batch, rows, columns, channels = x.shape
-  size = batch, rows // height, columns // width
-  x = x.reshape(*size[:2], height, size[2], width, channels).swapaxes(2, 3)
-  patches = x.reshape(math.prod(size), -1)
-  return (patches @ kernel.reshape(-1, filters)).reshape(*size, filters)
+  x = x.reshape(batch, rows // height, height, columns // width, width, channels).swapaxes(2, 3)
+  return _multiply_rows(x.reshape(*x.shape[:3], -1), kernel.reshape(-1, filters))
 
 
 def _convolve_by_product(x, kernel, *, strides, padding):
   parts = _shifted(x, kernel.shape[:2], strides, padding)
-  return jnp.concatenate(parts, -1) @ kernel.reshape(-1, kernel.shape[-1])
+  return _multiply_rows(jnp.concatenate(parts, -1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def _convolve_by_shifts(x, kernel, *, strides, padding):
@@ -215,7 +220,7 @@ def _convolve_by_projection(x, kernel, *, padding):
   kernel = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
   # What each pixel adds to the maps around it, as one product. Its gradient is one again: that of
   # the split is a concatenation.
-  parts = jnp.matmul(x, kernel, preferred_element_type=dtype)
+  parts = _multiply_rows(x, kernel, preferred_element_type=dtype)
   parts = jax.lax.split(parts, [filters] * (height * width), axis=3)
   (top, bottom), (left, right) = padding
   shifts = [
