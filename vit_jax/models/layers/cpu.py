@@ -91,16 +91,16 @@ def dot_general(
   is_dense &= tuple(kernel_axes) == tuple(range(count))
   if not (is_dense and _rewrites and jax.default_backend() == 'cpu'):
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-  size = math.prod(kernel.shape[:count])
-  two = x.reshape(-1, size), kernel.reshape(size, -1)
-  rows = jax.lax.dot_general(*two, (((1,), (0,)), ((), ())), **options)
-  return rows.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
+  axes, size = x.shape[: x.ndim - count], math.prod(kernel.shape[:count])
+  y = _multiply_rows(x.reshape(*axes, size), kernel.reshape(size, -1), **options)
+  return y.reshape(*axes, *kernel.shape[count:])
 
 
 def _multiply_rows(x, matrix, **options):
-  """jnp.matmul of [..., n] and [n, m] as that of two matrices, as in `dot_general`."""
-  rows = jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, **options)
-  return rows.reshape(*x.shape[:-1], matrix.shape[-1])
+  """Multiplies [..., n] by [n, m] as two matrices, as `dot_general` says."""
+  rows = x.reshape(-1, x.shape[-1])
+  result = jax.lax.dot_general(rows, matrix, (((1,), (0,)), ((), ())), **options)
+  return result.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
