@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import check_choice
 from vit_jax.models import layers
-from vit_jax.train import partition
+from vit_jax.train import collectives, partition
 from vit_jax.train.step import WHOLE, Whole
 
 MODES = ('none', 'optimizer', 'all')
@@ -275,7 +275,7 @@ class _Parts:
   def add_up(self, grads: Any, sums: Any) -> Any:
     """Adds up over the devices what `gradient` has left."""
     whole = jax.tree.map(lambda grad, spec: None if len(spec) else grad, grads, self._grads)
-    whole, sums = jax.lax.psum((whole, sums), _AXIS)
+    whole, sums = collectives.psum((whole, sums), _AXIS)
     return partition.merge(whole, grads), sums
 
 

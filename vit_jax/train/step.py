@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.data import augment
 from vit_jax.tasks import Apply, Sums, Task
-from vit_jax.train import partition
+from vit_jax.train import collectives, partition
 from vit_jax.train.schedules import cosine_between
 from vit_jax.train.state import TrainState
 
@@ -77,7 +77,7 @@ class Whole:
 
   def add_up(self, grads: Any, sums: Any) -> Any:
     """Returns both, added up over the devices."""
-    return jax.lax.psum((grads, sums), 'batch')
+    return collectives.psum((grads, sums), 'batch')
 
   def compile_training(self, steps: Callable, state: Any) -> Callable:
     """Compiles `steps(state, mapped, shared)` as `map_over_devices` does; the state is donated.
@@ -324,7 +324,7 @@ def make_eval_step(
     batch = augment.rotate(config.data.test_rotation, turns, batch)
     batch |= jax.lax.psum(task.totals(batch), 'batch')
     sums, rows = evaluate(model, task, variables, batch, rng)
-    return jax.lax.psum(sums, 'batch'), gather_rows(rows, batch) if with_rows else None
+    return collectives.psum(sums, 'batch'), gather_rows(rows, batch) if with_rows else None
 
   return eval_step
 
