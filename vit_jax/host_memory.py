@@ -106,11 +106,6 @@ def run_in_calling_thread() -> None:
   jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
-def _has_virtual_devices() -> bool:
-  flags = os.environ.get('XLA_FLAGS', '')
-  return 'host_platform_device_count' in flags or 'JAX_NUM_CPU_DEVICES' in os.environ
-
-
 def reuse_freed_memory(in_calling_thread: bool = False) -> bool:
   """Has malloc keep freed memory for later use; call it before any thread starts, as JAX's.
 
@@ -123,7 +118,8 @@ def reuse_freed_memory(in_calling_thread: bool = False) -> bool:
   Args:
     in_calling_thread: whether `run_in_calling_thread` is called, too, and by the main thread. What
       steps allocate is then in its arena, and other threads have arenas of their own; in a single
-      one, those that compile wait for each other, and small models train slower.
+      one, those that compile wait for each other, and small models train slower. Several virtual
+      devices run in threads of XLA in any case: of them, pieces over 64 MiB are mapped afresh.
 
   Returns:
     Whether it was done: only glibc has these settings.
@@ -134,6 +130,6 @@ def reuse_freed_memory(in_calling_thread: bool = False) -> bool:
   settings = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]
   # In any arena but the main thread's, glibc maps pieces over 64 MiB afresh whatever it is told,
   # and with several it is chance which one has the thread of XLA that runs a step.
-  if not in_calling_thread or _has_virtual_devices():
+  if not in_calling_thread:
     settings.append((_M_ARENA_MAX, 1))
   return all(libc.mallopt(name, value) for name, value in settings)
