@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from command_server import command_server
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, virtual_devices
 
 AGAINST = [arg.replace('--config', '--against') for arg in TINY]
 QUICK = ('--turns=2', '--seconds=0.01')
@@ -109,13 +109,16 @@ def test_two_experiments_with_the_ratio_of_their_flops(benchmark):
 
 
 @needs_pytorch
-def test_against_pytorch_with_its_loader(benchmark):
-  result = benchmark(
-    *(*TINY, *QUICK, '--config.model.classifier=token', '--config.augment.shift=0'),
-    *('--what=train,infer', '--against=torch', '--torch_from=transformers', '--torch_loader'),
-    '--json',
-  )
+def test_against_pytorch_with_its_loader_on_two_virtual_devices(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', virtual_devices(2)['XLA_FLAGS'])
+  with command_server('vit_jax.benchmark') as benchmark:
+    result = benchmark(
+      *(*TINY, *QUICK, '--config.model.classifier=token', '--config.augment.shift=0'),
+      *('--what=train,infer', '--against=torch', '--torch_from=transformers', '--torch_loader'),
+      '--json',
+    )
   report = json_of(result)
+  assert report['sides']['config']['device_count'] == 2
   logits = report['sides']['torch']['logits']
   assert logits['largest_difference'] < 1e-4 * logits['standard_deviation']
   assert report['sides']['torch']['parameters'] == report['sides']['config']['parameters']

@@ -15,7 +15,8 @@ of the device's peak is told.
 
 --against=CONFIG measures a second experiment in turns with the first, in the same process; fields
 of it are set by --against.FIELD. --devices=1,8 measures one on so many virtual devices of a CPU;
-with --against, the first experiment is on 1 and the second on 8.
+with --against, the first experiment is on 1 and the second on 8. JAX_NUM_CPU_DEVICES=8 in the
+environment has all experiments of this process on 8, with --against=torch, too.
 --against=torch measures the same model in PyTorch, in a process of its own, from timm or
 transformers; logits have to agree first. PyTorch trains on one batch without augmentation: forward,
 softmax cross-entropy, backward, fused AdamW; 'plain' is the same here. In bfloat16 it computes
@@ -157,7 +158,9 @@ def _own_rows(
   for what, (name, side) in itertools.product(whats, described.items()):
     if (what, name) == ('infer', 'streamed'):  # one model, wherever its data are
       continue
-    num_devices = side['device_count'] if what == 'train' else 1
+    # Those of a CPU share its cores, and its peak.
+    shares = what != 'train' or jax.default_backend() == 'cpu'
+    num_devices = 1 if shares else side['device_count']
     flops = side['flops_per_image'].get(what)
     rows[what][name] = Row(calls[name], what, side, flops, num_devices, is_ours=not rows[what])
   return rows
@@ -194,7 +197,7 @@ def _add_torch(
 ) -> None:
   """Adds PyTorch's rows, each side of which gives the logits of ours, and ours that do its work."""
   device = sides.torch_device(jax.default_backend())
-  if jax.device_count() > 1:
+  if jax.device_count() > 1 and device != 'cpu':
     raise UsageError(
       f'--against=torch: PyTorch is timed on one device, and JAX has {jax.device_count()}; '
       'CUDA_VISIBLE_DEVICES=0 leaves one'
