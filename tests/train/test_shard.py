@@ -1,6 +1,8 @@
 """A state spread over devices: the losses, parameters and checkpoints of one that is whole."""
 
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -46,15 +48,18 @@ def make_config(case, mode):
 
 
 def gathers(training):
-  """Returns how many arrays of parameters are spread, and how often a step gathers one."""
+  """Returns how many parameters are spread, and how many the program of a step gathers."""
   e = training.experiment
   batch = {
     n: jax.ShapeDtypeStruct((DEVICES, *x.shape), x.dtype) for n, x in e.batch_shapes().items()
   }
   steps = one_train_step(e._train_step(e.layout))
   lowered = e.layout.compile_training(steps, e.state_shapes).lower(e.state_shapes, batch, ())
-  spread = [share < 1 for _, share in shares(training.state.params)]
-  return sum(spread), lowered.as_text().count('stablehlo.all_gather')
+  params = jax.tree.leaves(training.state.params)
+  places = [share < 1 for _, share in shares(training.state.params)]
+  spread = sum(x.size for x, is_spread in zip(params, places, strict=True) if is_spread)
+  found = re.findall(r'stablehlo\.all_gather.*-> tensor<((?:\d+x)+)\w+>', lowered.as_text())
+  return spread, sum(math.prod(map(int, shape.split('x')[:-1])) for shape in found)
 
 
 class Training:

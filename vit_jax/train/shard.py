@@ -317,26 +317,22 @@ def _gathering(specs: Any, looped: Collection[str]) -> contextlib.AbstractContex
 
 def _gather(tree: Any, specs: Any) -> Any:
   """Returns whole arrays of the parts that each device has."""
-  return jax.tree.map(
-    lambda x, spec: (
-      jax.lax.all_gather(x, _AXIS, axis=len(spec) - 1, tiled=True) if len(spec) else x
-    ),
-    tree,
-    specs,
-  )
+  return _of_spread(collectives.all_gather, tree, specs)
 
 
 def _scatter(grads: Any, specs: Any) -> Any:
   """Adds whole gradients up over the devices; returns the parts that each device keeps."""
-  return jax.tree.map(
-    lambda grad, spec: (
-      jax.lax.psum_scatter(grad, _AXIS, scatter_dimension=len(spec) - 1, tiled=True)
-      if len(spec)
-      else grad
-    ),
-    grads,
-    specs,
-  )
+  return _of_spread(collectives.psum_scatter, grads, specs)
+
+
+def _of_spread(operation: Callable, tree: Any, specs: Any) -> Any:
+  """Applies `operation(arrays, axes, axis_name)` to the leaves that are spread."""
+  leaves, structure = jax.tree.flatten(tree)
+  axes = {i: len(s) - 1 for i, s in enumerate(structure.flatten_up_to(specs)) if len(s)}
+  found = operation([leaves[i] for i in axes], [*axes.values()], _AXIS)
+  for i, x in zip(axes, found, strict=True):
+    leaves[i] = x
+  return structure.unflatten(leaves)
 
 
 def _own(tree: Any) -> Any:
