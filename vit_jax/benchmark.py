@@ -159,8 +159,8 @@ def _own_rows(
     if (what, name) == ('infer', 'streamed'):  # one model, wherever its data are
       continue
     # Those of a CPU share its cores, and its peak.
-    shares = what != 'train' or jax.default_backend() == 'cpu'
-    num_devices = 1 if shares else side['device_count']
+    uses_all = what == 'train' and side['device'] != 'cpu'
+    num_devices = side['device_count'] if uses_all else 1
     flops = side['flops_per_image'].get(what)
     rows[what][name] = Row(calls[name], what, side, flops, num_devices, is_ours=not rows[what])
   return rows

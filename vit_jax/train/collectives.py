@@ -78,7 +78,7 @@ def _groups(arrays: Sequence[jax.Array]) -> list[list[int]]:
   groups, last = [], {}  # dtype -> its last group, and the bytes of that
   for i, x in enumerate(arrays):
     num_bytes = x.shape[-1] * x.dtype.itemsize
-    group, total = last.get(x.dtype, ([], _SIZE))
+    group, total = last.get(x.dtype, ([], _SIZE + 1))
     if total + num_bytes <= _SIZE:
       group.append(i)
       last[x.dtype] = group, total + num_bytes
