@@ -11,7 +11,7 @@ from conftest import ROOT, virtual_devices
 
 from vit_jax.train import collectives
 
-# Of four devices: an operation's name, that it is applied to a tree, and how often it is compiled.
+# Compares an operation on four devices with that of jax.lax, and counts both in their programs.
 CHECK = """
 import functools
 import sys

@@ -32,12 +32,12 @@ def all_gather(parts: Sequence[jax.Array], axes: Sequence[int], axis_name: str) 
   if jax.default_backend() != 'cpu':
     return [jax.lax.all_gather(x, axis_name, axis=axis, tiled=True) for x, axis in pairs]
   operation = functools.partial(jax.lax.all_gather, axis_name=axis_name)
-  found = iter(_side_by_side(operation, [x.ravel() for x in parts]))
+  gathered = _side_by_side(operation, [x.ravel() for x in parts])
   return [
-    jnp.moveaxis(next(found).reshape(-1, *x.shape), 0, axis).reshape(
+    jnp.moveaxis(y.reshape(-1, *x.shape), 0, axis).reshape(
       *x.shape[:axis], -1, *x.shape[axis + 1 :]
     )
-    for x, axis in pairs
+    for (x, axis), y in zip(pairs, gathered, strict=True)
   ]
 
 
