@@ -32,8 +32,8 @@ host_memory.run_in_calling_thread()
 import jax
 import jax.numpy as jnp
 ones = jax.jit(lambda: jnp.ones(2**25))
-for i in range(24):
-  if i == 4:
+for i in range(80):
+  if i == 40:  # till then small pieces may take a part of what was freed
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   ones().block_until_ready()  # 128 MiB, freed at once
 assert not jax.config.read('jax_cpu_enable_async_dispatch')
@@ -54,7 +54,7 @@ def test_large_pieces_are_not_mapped_anew():
 def test_programs_allocate_where_freed_memory_is_used_again():
   command = [sys.executable, '-c', COMPUTED]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-  assert int(done.stdout) < 20 * 2**15 / 4  # pages of all, were they mapped anew
+  assert int(done.stdout) < 40 * 2**15 / 4  # pages of all, were they mapped anew
 
 
 @pytest.mark.parametrize(('platforms', 'expected'), [('cpu', True), ('cuda', False)])
