@@ -210,6 +210,68 @@ def test_evaluation_shared_by_processes():
   assert sorted(seen.tolist()) == list(range(21))
 
 
+class Image:
+  """An image that calls a function when it is decoded, but for that which tells the shape."""
+
+  dtype, ndim = np.dtype(np.uint8), 3
+
+  def __init__(self, shape, decode):
+    self.shape, self._decode = shape, decode
+
+  def __array__(self, dtype=None, copy=None):
+    if threading.current_thread() != threading.main_thread():
+      self._decode()
+    return np.zeros(self.shape, self.dtype)
+
+
+class Undecoded(Labelled):
+  def __init__(self, count, decode, size):
+    super().__init__(count, size=size)
+    self._decode = decode
+
+  def read(self, indices):
+    for record in super().read(indices):
+      yield record | {'image': Image(self.image_shape, self._decode)}
+
+
+def test_resident_sets_are_decoded_in_the_order_in_which_they_are_made():
+  order, begun, may_go_on = [], threading.Event(), threading.Event()
+
+  def first():
+    begun.set()
+    assert may_go_on.wait(20)
+    order.append(1)
+
+  one = train(Undecoded(3, first, (2, 2)), resident=True)
+  assert begun.wait(20)
+  other = evaluate(Undecoded(5, lambda: order.append(2), (2, 2)), resident=True)
+  time.sleep(0.1)  # in which the other one is decoded unless it waits
+  may_go_on.set()
+  assert len(one.arrays['image']) == 3
+  assert len(other.arrays['image']) == 5
+  assert order == [1] * 3 + [2] * 5
+
+
+def test_one_thread_at_a_time_decodes_small_images():
+  found, at_once = [], []
+
+  def decode():
+    at_once.append(1)
+    found.append(len(at_once))
+    time.sleep(1e-4)  # lets other threads run
+    at_once.pop()
+
+  loader = train(Undecoded(600, decode, (32, 32)), resident=True)
+  assert len(loader.arrays['image']) == 600
+  assert max(found) == 1
+
+
+def test_threads_decode_larger_images_side_by_side():
+  both = threading.Barrier(2, timeout=20)
+  loader = train(Undecoded(512, both.wait, (40, 40)), resident=True, num_threads=2)
+  assert len(loader.arrays['image']) == 512
+
+
 def test_large_batches_in_chunks():
   """129 rows load as 3 chunks of 43, 256 as 4 of 64; a prime number of rows one by one."""
   source = Labelled(50, size=(1, 1))
